@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# On a fresh Debian 12: "make demo", or "make test".  Needs root or sudo, for apt
+# packages only; no kernel package is ever installed.
+
+PYTHON ?= python3
+
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+APT_PACKAGES := busybox-static gcc libc6-dev libelf1 lz4 make python3-venv qemu-system-x86
+
+.PHONY: help setup apt image demo test test-unit test-guest lint lock clean
+
+help:
+	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
+	@echo 'make image       the small guests that demo and tests boot'
+	@echo 'make demo        the daemon at work on a guest under load, about two minutes'
+	@echo 'make test        lint and all tests'
+	@echo 'make test-unit   the tests that need no QEMU'
+	@echo 'make test-guest  the tests that boot guests'
+	@echo 'make lint        ruff and mypy'
+	@echo 'make lock        pin the newest Python packages that pyproject.toml allows'
+	@echo 'make clean       remove build/, .venv and caches'
+
+setup: apt $(BIN)/installed
+
+# Asks dpkg each time, which is quick, and apt only where something is missing.  An old package
+# list may name versions that are gone: hence the second try.
+apt:
+	@missing=; for package in $(APT_PACKAGES); do \
+		dpkg-query -W -f '$${db:Status-Abbrev}' $$package 2>/dev/null | grep -q ^ii \
+			|| missing="$$missing $$package"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	as_root=; [ "$$(id -u)" = 0 ] || as_root=sudo; \
+	mkdir -p build; \
+	echo "setup: apt packages$$missing (about a minute; build/apt.log)"; \
+	install() { \
+		$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+			-o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 $$missing; \
+	}; \
+	{ install || { $$as_root apt-get update && install; }; } >build/apt.log 2>&1 \
+		|| { tail -n 20 build/apt.log; exit 1; }
+
+$(BIN)/locked: requirements.lock | apt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+		f"setup: {sys.executable} is older than Python 3.11: make PYTHON=...")'
+	@echo 'setup: Python packages into .venv (about a minute)'
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+$(BIN)/installed: $(BIN)/locked pyproject.toml
+	@echo 'setup: optpolined into .venv'
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+image: setup
+	@$(BIN)/python -m guest.image.build
+
+demo: image
+	@$(BIN)/python -m guest.demo
+
+# One pytest for all, so that its summary, the last lines, counts all.
+test: lint image
+	@$(PYTEST) tests/unit tests/guest
+
+test-unit: image
+	@$(PYTEST) tests/unit
+
+test-guest: image
+	@$(PYTEST) tests/guest
+
+lint: setup
+	@echo 'lint: ruff and mypy'
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy
+
+# What builds the package is pinned too: setup installs it without an environment of its own.
+lock:
+	@$(PYTHON) -m venv --clear build/lock
+	@build/lock/bin/pip install -qq --disable-pip-version-check uv
+	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
+		["build-system"]["requires"], sep="\n")' \
+	| build/lock/bin/uv pip compile --quiet --upgrade --generate-hashes --extra test \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml -
+
+clean:
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

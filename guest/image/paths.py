@@ -1,0 +1,32 @@
+"""Where the guest's parts stand, and the two kernels that we know."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, get_args
+
+__all__ = ("BUILD", "FLAVOURS", "GUEST", "PACKAGES", "Flavour", "locked")
+
+Flavour = Literal["cloud", "plain"]
+"""``cloud``: Debian's linux-image-cloud-amd64; ``plain``: linux-image-amd64."""
+
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+
+GUEST = Path(__file__).resolve().parent.parent
+"""The sources: this folder's parent."""
+
+PACKAGES = GUEST.parent / "build" / "packages"
+"""Debian packages, unpacked."""
+
+BUILD = GUEST.parent / "build" / "guest"
+"""What is built, one folder a flavour."""
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep every other process out of ``directory``, which is made where it does not exist."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
