@@ -1,0 +1,15 @@
+"""optpolined: makes the hot indirect calls of a running Linux guest direct, from the host.
+
+    attach -> observe -> learn -> plan -> poke -> verify -> report   (and again)
+
+    cli.py, config.py    the command and the settings
+    service/             the reconcile loop, and the guest as the other rooms see it
+    qemu/                QMP, gdbstub, process memory; knows nothing of optpolines
+    kernel/              what a Linux guest's memory means: page tables, symbols, sites, counters
+    codegen/             forms to machine code and back; pure
+    learning/            counts to forms; pure
+    poke/                changes to steps over a machine; pure
+    telemetry/           status, live view, metrics, report
+
+Imports go from the top of this list downwards, never up.
+"""
