@@ -1,0 +1,47 @@
+"""Which targets are worth a direct branch.
+
+Pure functions from counter snapshots to decisions: no I/O, no clock, no randomness.  All
+strategies stand behind one protocol (strategy.py); audit.py measures what any of them achieved.
+
+Hysteresis (hysteresis.py), one site::
+
+                        +-----------------> cold <------------------+
+                        |   too few calls     |    too few calls    |
+                        |                     | another window,     |
+                        |                     v in turn             |
+    first window --> learning <---------------+                     |
+                      |  | |                                        |
+         no agreement |  | | the same targets have promote_share    |
+                      v  | | for promote_epochs                     |
+            megamorphic  | +----------> promoted <--------------+   |
+              |          |               |     ^               |   |
+              +----------+        misses |     | chain good    |   |
+                 pause over              |     | enough, or    |   |
+                                         v     | challenger in |   |
+                                        missing                |   |
+                     too soon again      |     | more than     |   |
+                 +-----------------------+     | demote_share  |   |
+                 v                             v               |   |
+             quarantine ------------------> relearning --------+---+
+                 ^         pause over          |    agreement
+                 +-----------------------------+
+                         no agreement
+
+A first window whose targets keep changing, rather than being too many, ends in quarantine too.
+
+================================  ==================================================
+state                             what stands at the site
+================================  ==================================================
+learning, relearning              ``LEARNING``: all calls are counted by target
+promoted                          ``Chain(targets)``: only misses are counted
+missing                           ``Chain(targets, counts_hits=True)``: an audit
+cold, megamorphic, quarantine     ``ORIGINAL``
+================================  ==================================================
+
+Thresholds come in pairs: in at promote_share, out at demote_share.  An empty place in a chain goes
+to whoever takes add_share of the calls; a taken one only to a challenger that beats the weakest
+target by challenger_margin.  Every change of targets, every window that fails and every audit that
+found nothing is a strike (backoff.py): the next one of its kind must wait twice as long, until the
+site was calm for longer than it misbehaved.  So a site that alternates costs a number of pokes
+that grows with the logarithm of time, whatever its period.
+"""

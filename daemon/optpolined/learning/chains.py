@@ -1,0 +1,138 @@
+"""Promoted sites: watched by their misses alone, audited where those look wrong."""
+
+from dataclasses import replace
+
+from optpolined.addresses import GuestVirtual
+from optpolined.learning.shares import Seen, Share, blend, contest, estimate
+from optpolined.learning.state import Belief, Phase, SiteState, Window
+from optpolined.learning.windows import Now, open_window
+
+__all__ = ("audit_chain", "close_audit", "watch")
+
+_AGE_MAX = 1 << 20
+"""Epochs; a belief older than that has faded to nothing, and the age must stay a float."""
+
+
+def watch(site: SiteState, seen: Seen, now: Now) -> SiteState:
+    """One epoch of the misses of a promoted site, whose hits are not counted."""
+    belief = site.belief
+    if belief is None or seen.slow < now.few_calls:
+        return site
+    s = now.settings
+    misses = seen.slow / now.seconds
+    alarm = misses > s.demote_share * belief.calls_per_second
+    if alarm and now.epoch >= site.history.alarms.ready_at(now.flap_pauses):
+        return _open_audit(site, belief, now, misses, alarm=True)
+    if misses > _tolerated(belief, now) and now.epoch >= site.history.audits.ready_at(
+        now.audit_pauses
+    ):
+        return _open_audit(site, belief, now, misses, alarm=False)
+    return site
+
+
+def _tolerated(belief: Belief, now: Now) -> float:
+    """The misses per second that tell nothing new."""
+    s = now.settings
+    age = min(now.epoch - belief.measured, _AGE_MAX)
+    believed = belief.calls_per_second * float(0.5 ** (age / s.baseline_half_life_epochs))
+    expected = 1 - sum(share for _, share in belief.chain)
+    return believed * (expected + s.add_share)
+
+
+def _open_audit(
+    site: SiteState, belief: Belief, now: Now, misses: float, *, alarm: bool
+) -> SiteState:
+    return SiteState(
+        Phase.MISSING,
+        f"{misses:.0f} misses/s, {belief.calls_per_second:.0f} calls/s when last measured",
+        site.history,
+        now.epoch + now.settings.audit_epochs,
+        Window(now.epoch, alarm=alarm),
+        belief,
+    )
+
+
+def audit_chain(site: SiteState, seen: Seen, now: Now) -> SiteState:
+    """One epoch in which the hits were counted too."""
+    window = site.window
+    if window is None or seen.total < now.few_calls:
+        return site
+    s = now.settings
+    weight = s.newest_weight if window.busy else 1.0
+    keep = 1.0 - weight
+    missed = seen.slow > s.demote_share * seen.total
+    window = Window(
+        since=window.since,
+        shares=blend(window.shares, seen, weight),
+        direct=keep * window.direct + weight * seen.hits / seen.total,
+        calls_per_second=keep * window.calls_per_second + weight * seen.total / now.seconds,
+        busy=window.busy + 1,
+        streak=window.streak + 1 if missed else 0,
+        alarm=window.alarm,
+    )
+    site = replace(site, window=window)
+    if site.belief is None or window.busy < s.demote_epochs:
+        return site
+    return _judge(site, window, site.belief, now)
+
+
+def _judge(site: SiteState, window: Window, belief: Belief, now: Now) -> SiteState:
+    """Take challengers in, relearn, or find the chain good enough; else look on."""
+    s = now.settings
+    bad = window.streak >= s.demote_epochs
+    may_change = now.epoch >= site.history.flaps.ready_at(now.flap_pauses)
+    incumbents = estimate(belief.chain, window.direct)
+    names = {target for target, _ in incumbents}
+    chain = contest(
+        incumbents,
+        [share for share in window.shares if share.target not in names],
+        worth=s.add_share,
+        margin=s.challenger_margin if may_change else None,
+        most=s.max_targets,
+    )
+    better = sum(share for _, share in chain)
+    if {target for target, _ in chain} != names and (not bad or better >= 1 - s.demote_share):
+        return _take_in(site, names, chain, window, now)
+    if bad:
+        return _give_up(site, window, now, may_change=may_change)
+    return site if window.streak else close_audit(site, now)
+
+
+def _take_in(
+    site: SiteState, old: set[GuestVirtual], chain: tuple[Share, ...], window: Window, now: Now
+) -> SiteState:
+    new = {target for target, _ in chain}
+    history = site.history
+    if old - new:
+        history = replace(history, flaps=history.flaps.strike(now.epoch, now.flap_pauses))
+    return SiteState(
+        Phase.PROMOTED,
+        f"challengers taken in: {len(new - old)}, targets given up: {len(old - new)}",
+        history,
+        belief=Belief(chain, window.calls_per_second, now.epoch),
+    )
+
+
+def _give_up(site: SiteState, window: Window, now: Now, *, may_change: bool) -> SiteState:
+    reason = f"missed {1 - window.direct:.0%} of {window.calls_per_second:.0f} calls/s"
+    if may_change:
+        return open_window(site, now, Phase.RELEARNING, reason)
+    reason = f"{reason}, too soon after its last change"
+    wake = site.history.flaps.ready_at(now.flap_pauses)
+    return SiteState(Phase.QUARANTINE, reason, site.history, wake)
+
+
+def close_audit(site: SiteState, now: Now) -> SiteState:
+    """The chain is good enough: remember what was measured, and look less often."""
+    window = site.window or Window(now.epoch)
+    history, belief = site.history, site.belief
+    if window.alarm:
+        history = replace(history, alarms=history.alarms.strike(now.epoch, now.flap_pauses))
+    else:
+        history = replace(history, audits=history.audits.strike(now.epoch, now.audit_pauses))
+    reason = "too few calls in the audit"
+    if window.busy and belief is not None:
+        reason = f"hits {window.direct:.0%} of {window.calls_per_second:.0f} calls/s"
+        chain = estimate(belief.chain, window.direct)
+        belief = Belief(chain, window.calls_per_second, now.epoch)
+    return SiteState(Phase.PROMOTED, reason, history, belief=belief)

@@ -1,0 +1,190 @@
+"""The default strategy: two thresholds, agreement over epochs, margins, and pauses that double.
+
+The work of an epoch is in proportion to the sites that counted something and to those whose
+deadline it is; the others are only carried along.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from math import ceil
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import ORIGINAL, Form
+from optpolined.learning.chains import audit_chain, close_audit, watch
+from optpolined.learning.settings import LearningSettings
+from optpolined.learning.shares import look
+from optpolined.learning.state import (
+    HysteresisState,
+    Phase,
+    SiteState,
+    dump,
+    form_of,
+    load,
+)
+from optpolined.learning.strategy import Decision, SiteEpoch, SiteStatus, Snapshot
+from optpolined.learning.windows import Now, close_window, first_window, learn, open_window
+
+__all__ = ("Hysteresis",)
+
+_ON_COUNTS = {
+    Phase.LEARNING: learn,
+    Phase.RELEARNING: learn,
+    Phase.PROMOTED: watch,
+    Phase.MISSING: audit_chain,
+}
+
+_SECONDS = (0.001, 1e6)
+"""The lengths of an epoch that can be true."""
+
+
+class Hysteresis:
+    """See :class:`optpolined.learning.strategy.Strategy`; the package's docstring draws it."""
+
+    def __init__(self, settings: LearningSettings | None = None) -> None:
+        self.settings = settings or LearningSettings()
+
+    def initial(self, sites: Iterable[GuestVirtual]) -> HysteresisState:
+        return self.add(HysteresisState(version=1), sites)
+
+    def add(self, state: HysteresisState, sites: Iterable[GuestVirtual]) -> HysteresisState:
+        known = state.sites.keys() | set(state.new)
+        return replace(state, new=(*state.new, *sorted(set(sites) - known)))
+
+    def forget(self, state: HysteresisState, sites: Iterable[GuestVirtual]) -> HysteresisState:
+        gone = set(sites)
+        return replace(
+            state,
+            sites={address: site for address, site in state.sites.items() if address not in gone},
+            new=tuple(address for address in state.new if address not in gone),
+        )
+
+    def decide(
+        self, state: HysteresisState, snapshot: Snapshot
+    ) -> tuple[HysteresisState, Decision]:
+        if snapshot.epoch <= state.epoch:
+            return state, Decision()
+        seconds = snapshot.seconds
+        step = _Step(state, Now(snapshot.epoch, seconds, self.settings))
+        if _SECONDS[0] <= seconds <= _SECONDS[1]:
+            step.count(snapshot.sites, snapshot.installed)
+        step.meet_deadlines()
+        step.open_first_windows()
+        return step.finish()
+
+    def wanted(self, state: HysteresisState) -> Mapping[GuestVirtual, Form]:
+        forms = {address: form_of(site) for address, site in state.sites.items()}
+        return {address: form for address, form in forms.items() if form != ORIGINAL}
+
+    def status(self, state: HysteresisState) -> Mapping[GuestVirtual, SiteStatus]:
+        told = {
+            address: SiteStatus(site.phase.value, site.reason, form_of(site))
+            for address, site in state.sites.items()
+        }
+        for address in state.new:
+            told[address] = SiteStatus(Phase.COLD.value, "not looked at yet", ORIGINAL)
+        return told
+
+    def dump(self, state: HysteresisState) -> str:
+        return dump(state)
+
+    def load(self, text: str) -> HysteresisState:
+        return load(text)
+
+
+_SCATTER = 0x9E3779B97F4A7C15
+"""2**64 over the golden ratio: spreads neighbouring addresses evenly."""
+
+
+class _Step:
+    """One decision under way; the old state is not touched."""
+
+    def __init__(self, state: HysteresisState, now: Now) -> None:
+        self.before = state
+        self.now = now
+        self.sites = dict(state.sites)
+        self.due = dict(state.due)
+        self.scheduled: dict[int, list[GuestVirtual]] = {}
+        self.changed: dict[GuestVirtual, None] = {}
+
+    def count(
+        self, counts: Mapping[GuestVirtual, SiteEpoch], installed: Mapping[GuestVirtual, Form]
+    ) -> None:
+        """Counts mean something only where the wanted form stood: a poke may have failed."""
+        # Sorted, so that no order of the caller's mapping can show in the state.
+        for address in sorted(counts.keys() & self.sites.keys()):
+            site = self.sites[address]
+            rule = _ON_COUNTS.get(site.phase)
+            if rule is not None and installed.get(address, ORIGINAL) == form_of(site):
+                self.put(address, rule(site, look(counts[address]), self.now))
+
+    def meet_deadlines(self) -> None:
+        # Sites that nobody called share one state: one answer does for thousands of them.  The
+        # key holds an identity, so the answer holds its object.
+        answers: dict[tuple[int, int], tuple[SiteState, SiteState]] = {}
+        for epoch in sorted(epoch for epoch in self.due if epoch <= self.now.epoch):
+            for address in self.due.pop(epoch):
+                site = self.sites.get(address)
+                if site is None or site.deadline != epoch:
+                    continue
+                key = (id(site), self.turn(address))
+                if key not in answers:
+                    answers[key] = (site, self.end(site, key[1]))
+                self.put(address, answers[key][1])
+
+    def turn(self, address: GuestVirtual) -> int:
+        """The epoch of a cold site's next window; the sites take turns."""
+        settings = self.now.settings
+        turns = ceil(1 / settings.reopen_share)
+        mine = (address * _SCATTER >> 32) % turns * settings.reopen_epochs
+        soonest = self.now.epoch + settings.reopen_epochs
+        return soonest + (mine - soonest) % (turns * settings.reopen_epochs)
+
+    def end(self, site: SiteState, turn: int) -> SiteState:
+        match site.phase:
+            case Phase.LEARNING | Phase.RELEARNING:
+                ended = close_window(site, self.now)
+                return replace(ended, deadline=turn) if ended.phase is Phase.COLD else ended
+            case Phase.MISSING:
+                return close_audit(site, self.now)
+            case Phase.QUARANTINE:
+                return open_window(site, self.now, Phase.RELEARNING, "after quarantine")
+            case _:
+                return open_window(site, self.now, Phase.LEARNING, "another window")
+
+    def open_first_windows(self) -> None:
+        site = first_window(self.now)
+        for address in self.before.new:
+            self.put(address, site)
+
+    def put(self, address: GuestVirtual, site: SiteState) -> None:
+        before = self.sites.get(address)
+        if site is before:
+            return
+        self.sites[address] = site
+        if before is not None and site.phase is before.phase and site.deadline == before.deadline:
+            return
+        self.changed[address] = None
+        if site.deadline is not None:
+            self.scheduled.setdefault(site.deadline, []).append(address)
+
+    def finish(self) -> tuple[HysteresisState, Decision]:
+        for epoch, addresses in self.scheduled.items():
+            self.due[epoch] = (*self.due.get(epoch, ()), *addresses)
+        state = HysteresisState(
+            version=self.before.version,
+            epoch=self.now.epoch,
+            sites=self.sites,
+            due=self.due,
+        )
+        wanted: dict[GuestVirtual, Form] = {}
+        states: dict[GuestVirtual, str] = {}
+        reasons: dict[GuestVirtual, str] = {}
+        for address in self.changed:
+            old, new = self.before.sites.get(address), self.sites[address]
+            form = form_of(new)
+            if form != (form_of(old) if old else ORIGINAL):
+                wanted[address] = form
+            if old is None or old.phase is not new.phase:
+                states[address] = new.phase.value
+                reasons[address] = new.reason
+        return state, Decision(wanted, states, reasons)

@@ -1,0 +1,112 @@
+"""The settings of the hysteresis strategy."""
+
+from dataclasses import dataclass, fields
+from math import isfinite
+from typing import ClassVar
+
+from optpolined.learning.errors import SettingError
+
+__all__ = ("RANGES", "LearningSettings")
+
+
+RANGES: dict[str, tuple[float, float]] = {
+    "promote_share": (0.5, 1.0),
+    "promote_epochs": (1, 1000),
+    "demote_share": (0.01, 0.99),
+    "demote_epochs": (1, 1000),
+    "add_share": (0.001, 0.5),
+    "challenger_margin": (0.01, 0.9),
+    "max_targets": (1, 8),
+    "min_calls_per_second": (0.1, 1e9),
+    "newest_weight": (0.01, 1.0),
+    "learn_epochs": (1, 100_000),
+    "audit_epochs": (1, 100_000),
+    "audit_interval_epochs": (1, 100_000),
+    "baseline_half_life_epochs": (1, 1_000_000),
+    "reopen_epochs": (1, 100_000),
+    "reopen_share": (0.001, 1.0),
+    "quarantine_epochs": (1, 100_000),
+    "quarantine_epochs_max": (1, 1_000_000),
+    "calm_epochs": (1, 1_000_000),
+}
+"""The least and the most of each setting; where these are whole numbers, it is one too."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearningSettings:
+    """When a target is worth it.
+
+    An epoch is one snapshot of the daemon, half a second to a second.  A share is a part of the
+    calls of one site, 0 to 1.
+
+    :raise SettingError: A value is out of :data:`RANGES`, or two of them contradict each other.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    promote_share: float = 0.90
+    """A site is promoted when its hottest targets take at least this share of its calls."""
+    promote_epochs: int = 3
+    """For so many busy epochs in a row the same targets must have had that share."""
+    demote_share: float = 0.30
+    """More misses than this share of the calls, and the chain is wrong."""
+    demote_epochs: int = 2
+    """So many audited epochs in a row must say so."""
+    add_share: float = 0.05
+    """What a further target must take to be worth a free place in the chain.  So many more misses
+    than expected are looked into."""
+    challenger_margin: float = 0.10
+    """By so much of the calls a challenger must beat the weakest target of a full chain."""
+    max_targets: int = 4
+    """The longest chain."""
+    min_calls_per_second: float = 20.0
+    """An epoch with fewer calls of a site says nothing about it."""
+    newest_weight: float = 0.5
+    """What the newest epoch counts for in the moving average of the shares."""
+    learn_epochs: int = 10
+    """The length of a learning window; one that is about to agree gets promote_epochs more."""
+    audit_epochs: int = 6
+    """For so long a suspicious chain counts its hits at most."""
+    audit_interval_epochs: int = 32
+    """The pause after an audit of moderate misses that changed nothing; doubles each time, up to
+    quarantine_epochs_max."""
+    baseline_half_life_epochs: int = 128
+    """The call rate of a promoted site is not measured.  Belief in the last one halves in this
+    time, so that misses of a site that became quieter are looked into too."""
+    reopen_epochs: int = 8
+    """Every so many epochs some of the cold sites get another window, in turn."""
+    reopen_share: float = 0.125
+    """This share of the cold sites: all of them in reopen_epochs / reopen_share epochs."""
+    quarantine_epochs: int = 16
+    """A site that flapped or has too many targets is let alone for so long; doubles each time."""
+    quarantine_epochs_max: int = 4096
+    """The longest pause of any kind."""
+    calm_epochs: int = 64
+    """A doubling is taken back after a calm time of at least this, and of at least twice the time
+    over which the site misbehaved."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            self._check_range(field.name)
+        if self.demote_share + self.promote_share <= 1 + 1e-9:
+            allowed = f"more than 1 - promote_share ({1 - self.promote_share:.3g})"
+            raise SettingError("demote_share", self.demote_share, allowed)
+        for longer, shorter in (
+            ("learn_epochs", "promote_epochs"),
+            ("audit_epochs", "demote_epochs"),
+            ("quarantine_epochs_max", "quarantine_epochs"),
+            ("quarantine_epochs_max", "audit_interval_epochs"),
+        ):
+            least = getattr(self, shorter)
+            if getattr(self, longer) < least:
+                raise SettingError(longer, getattr(self, longer), f"at least {shorter} ({least})")
+
+    def _check_range(self, name: str) -> None:
+        value = getattr(self, name)
+        low, high = RANGES[name]
+        whole = isinstance(low, int)
+        kind = "a whole number" if whole else "a number"
+        allowed = f"{kind} from {low:g} to {high:g}"
+        right = isinstance(value, int) or (isinstance(value, float) and not whole)
+        if isinstance(value, bool) or not right or not isfinite(value) or not low <= value <= high:
+            raise SettingError(name, value, allowed)

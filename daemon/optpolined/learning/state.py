@@ -1,0 +1,145 @@
+"""What hysteresis remembers: plain immutable values, the same after a way through JSON."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
+from optpolined.learning.backoff import Backoff
+from optpolined.learning.errors import StateError
+from optpolined.learning.shares import Share
+
+__all__ = (
+    "Belief",
+    "History",
+    "HysteresisState",
+    "Phase",
+    "SiteState",
+    "Window",
+    "dump",
+    "form_of",
+    "load",
+)
+
+
+class Phase(StrEnum):
+    """Where a site stands; the package's docstring draws the ways between."""
+
+    COLD = "cold"
+    LEARNING = "learning"
+    PROMOTED = "promoted"
+    MISSING = "missing"
+    RELEARNING = "relearning"
+    MEGAMORPHIC = "megamorphic"
+    QUARANTINE = "quarantine"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A time in which a site's counts are looked at: a learning window, or an audit of a chain."""
+
+    since: int
+    """The epoch that opened it."""
+    shares: tuple[Share, ...] = ()
+    """Averaged shares of the targets that were counted."""
+    direct: float = 0.0
+    """Averaged share of the hits."""
+    calls_per_second: float = 0.0
+    """Averaged rate of all calls."""
+    busy: int = 0
+    """Epochs with enough calls."""
+    streak: int = 0
+    """The last so many of them agreed (learning) or missed too often (audit)."""
+    candidate: tuple[GuestVirtual, ...] = ()
+    """The targets on which they agreed."""
+    alarm: bool = False
+    """The audit was caused by many misses, not by moderate ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What is known of a promoted site, whose hits are not counted."""
+
+    chain: tuple[Share, ...]
+    """The targets, hottest first, and their shares."""
+    calls_per_second: float
+    """All calls."""
+    measured: int
+    """The epoch in which that was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The troubles of a site, whatever its phase."""
+
+    flaps: Backoff
+    """Changes of the targets, and windows that failed."""
+    audits: Backoff
+    """Audits of moderate misses that changed nothing."""
+    alarms: Backoff
+    """Audits of many misses that changed nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteState:
+    """One site."""
+
+    phase: Phase
+    reason: str
+    history: History
+    deadline: int | None = None
+    """The epoch that ends the phase."""
+    window: Window | None = None
+    """While learning, relearning or missing."""
+    belief: Belief | None = None
+    """While promoted or missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class HysteresisState:
+    """All sites."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
+
+    version: Literal[1]
+    epoch: int = -1
+    """The last one that was decided."""
+    sites: dict[GuestVirtual, SiteState] = field(default_factory=dict)
+    new: tuple[GuestVirtual, ...] = ()
+    """Sites whose first window opens with the next epoch."""
+    due: dict[int, tuple[GuestVirtual, ...]] = field(default_factory=dict)
+    """Sites by the epoch of their deadline.  An entry counts only if its site still has it."""
+
+
+def form_of(site: SiteState) -> Form:
+    """The wanted form of a site."""
+    if site.phase is Phase.LEARNING or site.phase is Phase.RELEARNING:
+        return LEARNING
+    if site.belief is not None:
+        targets = tuple([target for target, _ in site.belief.chain])
+        return Chain(targets, counts_hits=site.phase is Phase.MISSING)
+    return ORIGINAL
+
+
+_JSON = TypeAdapter(HysteresisState)
+
+
+def dump(state: HysteresisState) -> str:
+    """The state as JSON."""
+    return _JSON.dump_json(state).decode()
+
+
+def load(text: str) -> HysteresisState:
+    """What :func:`dump` wrote.
+
+    :raise StateError: ``text`` is something else.
+    """
+    try:
+        return _JSON.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "state"
+        raise StateError(f"not a state of hysteresis: {where}: {first['msg']}") from error

@@ -1,0 +1,106 @@
+"""What a strategy sees, and what it says.
+
+Pure: no I/O, no clock, no randomness.  The same state and the same snapshots give the same
+decisions, so a recorded trace replays exactly.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import Form
+
+__all__ = ("Decision", "SiteEpoch", "SiteStatus", "Snapshot", "Strategy")
+
+StateT = TypeVar("StateT")
+
+
+@dataclass(frozen=True, slots=True)
+class SiteEpoch:
+    """What the record of one site gained in one epoch, summed over the CPUs."""
+
+    calls: Mapping[GuestVirtual, int]
+    """Calls that reached the learning stub, by target: all calls of a site that learns, the misses
+    of a promoted one."""
+    other: int = 0
+    """Calls whose target found no slot."""
+    hits: int = 0
+    """Direct calls; counted only by ``Chain(counts_hits=True)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One epoch of a guest."""
+
+    epoch: int
+    """Rises; a snapshot that is not newer than the last one is ignored."""
+    seconds: float
+    """The length of the epoch."""
+    sites: Mapping[GuestVirtual, SiteEpoch]
+    """Only the sites that counted anything."""
+    installed: Mapping[GuestVirtual, Form]
+    """What stood in the live text of each site for the whole epoch.  ``ORIGINAL`` where absent:
+    the counts of such a site are not used, so a site that changed in the epoch is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What an epoch changed; sites that are not named stay as they are."""
+
+    wanted: Mapping[GuestVirtual, Form] = field(default_factory=dict)
+    """The form of each site whose wanted form changed."""
+    states: Mapping[GuestVirtual, str] = field(default_factory=dict)
+    """The name of the state of each site whose state changed."""
+    reasons: Mapping[GuestVirtual, str] = field(default_factory=dict)
+    """Why, for the same sites as in ``states``; one short line each."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteStatus:
+    """Where a site stands."""
+
+    state: str
+    reason: str
+    wanted: Form
+
+
+class Strategy(Protocol[StateT]):
+    """Turns snapshots into wanted forms.
+
+    States are immutable: every method that changes one gives a new one back.  Wanted forms start
+    as ``ORIGINAL``.  No method but :meth:`load` raises, whatever the guest counted.
+    """
+
+    def initial(self, sites: Iterable[GuestVirtual]) -> StateT:
+        """The state before the first epoch.
+
+        :param sites: The sites that may be patched.
+        """
+
+    def add(self, state: StateT, sites: Iterable[GuestVirtual]) -> StateT:
+        """Sites that came with a module; known ones are left as they are."""
+
+    def forget(self, state: StateT, sites: Iterable[GuestVirtual]) -> StateT:
+        """Sites that went with a module, or may not be patched any more; nothing of them stays."""
+
+    def decide(self, state: StateT, snapshot: Snapshot) -> tuple[StateT, Decision]:
+        """One epoch.
+
+        :return: The state after it, and what changed.
+        """
+
+    def wanted(self, state: StateT) -> Mapping[GuestVirtual, Form]:
+        """The wanted form of every site; those that want ``ORIGINAL`` are left out."""
+
+    def status(self, state: StateT) -> Mapping[GuestVirtual, SiteStatus]:
+        """Every site, for people."""
+
+    def dump(self, state: StateT) -> str:
+        """The state as JSON."""
+
+    def load(self, text: str) -> StateT:
+        """What :meth:`dump` wrote.
+
+        :raise StateError: ``text`` is not a state of this strategy.
+        """
