@@ -1,0 +1,191 @@
+"""What can be wrong with QEMU, its sockets or its process.
+
+QemuError
++-- MonitorError               the QMP socket
+|   +-- MonitorAbsentError     no such socket, or nobody listens on it
+|   +-- MonitorPermissionError the socket is not ours to open
+|   +-- MonitorBusyError       another client holds it
+|   +-- MonitorProtocolError   what answers is not QMP, or broke its rules
+|   +-- MonitorTimeoutError    no answer in time
+|   +-- MonitorClosedError     QEMU hung up, or the connection was closed here
+|   +-- MonitorCommandError    QEMU refused a command
++-- ProcessError               the QEMU process cannot be found
++-- GuestMemoryError
+|   +-- OutOfRamError          the guest has no RAM at an address
+|   +-- MemoryMapError         QEMU's account of the guest's RAM makes no sense
+|   +-- PermissionDeniedError  the host does not let us read QEMU's memory
+|   +-- ProcessGoneError       the QEMU process has ended
++-- StubError                  the gdbstub
+|   +-- StubAbsentError        it cannot be opened or connected to
+|   +-- StubBusyError          somebody else's gdb uses it
+|   +-- StubTimeoutError       no answer in time
+|   +-- StubProtocolError      what answers is not QEMU's gdbstub, or broke its rules
+|   +-- StubClosedError        QEMU hung up, or the connection failed before
+|   +-- StubStateError         a call outside a stop, or a second stop: the caller's fault
+|   +-- StubReadError          the stub refused a read
+|   +-- StubWriteError         the stub refused a write
+|   +-- ResumedError           somebody resumed the guest in the middle of a stop
++-- GuardianError              the guardian process did not start
+"""
+
+from optpolined.addresses import GuestPhysical
+from optpolined.errors import OptpolinedError
+
+__all__ = (
+    "GuardianError",
+    "GuestMemoryError",
+    "MemoryMapError",
+    "MonitorAbsentError",
+    "MonitorBusyError",
+    "MonitorClosedError",
+    "MonitorCommandError",
+    "MonitorError",
+    "MonitorPermissionError",
+    "MonitorProtocolError",
+    "MonitorTimeoutError",
+    "OutOfRamError",
+    "PermissionDeniedError",
+    "ProcessError",
+    "ProcessGoneError",
+    "QemuError",
+    "ResumedError",
+    "StubAbsentError",
+    "StubBusyError",
+    "StubClosedError",
+    "StubError",
+    "StubProtocolError",
+    "StubReadError",
+    "StubStateError",
+    "StubTimeoutError",
+    "StubWriteError",
+)
+
+
+class QemuError(OptpolinedError):
+    """Something about QEMU, its sockets or its process."""
+
+
+class MonitorError(QemuError):
+    """The QMP socket."""
+
+
+class MonitorAbsentError(MonitorError):
+    """There is no such socket, or nobody listens on it."""
+
+
+class MonitorPermissionError(MonitorError):
+    """The socket may not be opened."""
+
+
+class MonitorBusyError(MonitorError):
+    """Another client holds the socket: QEMU serves one at a time and lets the others wait."""
+
+
+class MonitorProtocolError(MonitorError):
+    """What answers does not speak QMP."""
+
+
+class MonitorTimeoutError(MonitorError):
+    """QEMU did not answer in time."""
+
+
+class MonitorClosedError(MonitorError):
+    """The connection has ended."""
+
+
+class MonitorCommandError(MonitorError):
+    """QEMU refused a command.
+
+    ``error_class`` is QMP's, such as ``CommandNotFound``; ``description`` is QEMU's text.
+    """
+
+    def __init__(self, command: str, error_class: str, description: str) -> None:
+        super().__init__(f"QEMU refused {command}: {description}")
+        self.command = command
+        self.error_class = error_class
+        self.description = description
+
+
+class ProcessError(QemuError):
+    """The QEMU process cannot be found."""
+
+
+class GuestMemoryError(QemuError):
+    """The guest's memory, as the host sees it."""
+
+
+class OutOfRamError(GuestMemoryError):
+    """The guest has no RAM at ``address``, or less than ``size`` bytes of it."""
+
+    def __init__(self, address: GuestPhysical, size: int) -> None:
+        super().__init__(f"guest physical {address:#x}, {size} bytes: not all of it is RAM")
+        self.address = address
+        self.size = size
+
+
+class MemoryMapError(GuestMemoryError):
+    """QEMU's account of the guest's RAM cannot be used."""
+
+
+class PermissionDeniedError(GuestMemoryError):
+    """The host does not let us read QEMU's memory."""
+
+
+class ProcessGoneError(GuestMemoryError):
+    """The QEMU process has ended."""
+
+
+class StubError(QemuError):
+    """The gdbstub."""
+
+
+class StubAbsentError(StubError):
+    """The gdbstub cannot be opened or connected to."""
+
+
+class StubBusyError(StubError):
+    """Somebody else's gdb uses the gdbstub: QEMU has one, for one client."""
+
+
+class StubTimeoutError(StubError):
+    """The gdbstub did not answer in time."""
+
+
+class StubProtocolError(StubError):
+    """What answers is not QEMU's gdbstub, or breaks the protocol."""
+
+
+class StubClosedError(StubError):
+    """The connection has ended, or an earlier error has made it useless."""
+
+
+class StubStateError(StubError):
+    """The caller asked for what this state does not allow."""
+
+
+class StubReadError(StubError):
+    """The gdbstub refused to read at ``address``."""
+
+    def __init__(self, address: GuestPhysical, reply: str) -> None:
+        super().__init__(f"the gdbstub refused to read at physical {address:#x}: {reply}")
+        self.address = address
+
+
+class StubWriteError(StubError):
+    """The gdbstub refused to write at ``address``; other writes of the call may have been made."""
+
+    def __init__(self, address: GuestPhysical, reply: str) -> None:
+        super().__init__(f"the gdbstub refused to write at physical {address:#x}: {reply}")
+        self.address = address
+
+
+class ResumedError(StubError):
+    """Somebody else resumed the guest in the middle of a stop.
+
+    What the failed call wrote may be there or not, what it read is void, and the guest ran in
+    between.  The stop has ended; the next one can begin.
+    """
+
+
+class GuardianError(QemuError):
+    """The guardian process did not start."""

@@ -1,0 +1,230 @@
+"""A small process that outlives the daemon, and resumes the guest if the daemon left it stopped.
+
+The daemon and its guardian share one byte of memory, "the guest may be stopped by us", and a pipe
+whose other end only the daemon has open.  However the daemon dies, the kernel closes the pipe; the
+guardian then looks at the byte, and where it is set:
+
+1. connects to QMP, as soon as QEMU has noticed that the daemon's connection is gone;
+2. waits until QEMU has noticed that the daemon's gdb connection is gone too: what is still in that
+   socket would stop the guest again;
+3. sends ``cont`` if the guest is paused.
+
+The byte is set before a stop and cleared after it.  A daemon that dies in the few microseconds in
+which it has set the byte and does not know yet that somebody else had paused the guest gets that
+guest resumed: the other way round guests would be left stopped.
+"""
+
+import json
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Self
+
+from optpolined.qemu.errors import GuardianError
+
+__all__ = ("Guardian",)
+
+_READY = b"R"
+_START_SECONDS = 10.0
+_GIVE_UP_SECONDS = 10.0
+_GDB_SECONDS = 1.0
+_RETRY_SECONDS = 0.005
+_MAX_LINE_BYTES = 1 << 20
+
+_PROGRAM = (
+    "import sys; sys.path.append(sys.argv[1]); from optpolined.qemu.guardian import main; main()"
+)
+"""Run without site, environment or current directory: quick to start, and small."""
+
+
+class Guardian:
+    """The daemon's side: starts the process and keeps the byte.
+
+    :meth:`stopping` and :meth:`resumed` write one byte of memory and cost nothing.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], flag: mmap.mmap, pipe: int) -> None:
+        """Take over what :meth:`start` has made."""
+        self._process = process
+        self._flag = flag
+        self._pipe = pipe
+
+    @classmethod
+    def start(cls, qmp_path: Path) -> Self:
+        """Start the guardian of the guest whose QMP socket is ``qmp_path``, and wait for it.
+
+        :raise GuardianError: it did not start.
+        """
+        memory = os.memfd_create("optpolined-guardian", os.MFD_CLOEXEC)
+        end, pipe = os.pipe2(os.O_CLOEXEC)
+        try:
+            os.ftruncate(memory, 1)
+            flag = mmap.mmap(memory, 1)
+            root = str(Path(__file__).resolve().parents[2])
+            arguments = [root, str(qmp_path), str(memory), str(end)]
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                pass_fds=(memory, end),
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(pipe)
+            raise GuardianError(f"the guardian cannot be started: {error.strerror}") from error
+        finally:
+            os.close(memory)
+            os.close(end)
+        guardian = cls(process, flag, pipe)
+        guardian._await_ready()
+        return guardian
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the guardian."""
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        """Whether the guardian still watches."""
+        return self._process.poll() is None
+
+    def stopping(self) -> None:
+        """Note that the guest may be stopped by us from now on."""
+        self._flag[0] = 1
+
+    def resumed(self) -> None:
+        """Note that it no longer is."""
+        self._flag[0] = 0
+
+    def close(self) -> None:
+        """End the guardian; again does nothing.
+
+        If the guest is noted as stopped, the guardian resumes it first: close the QMP connection
+        before this, it needs it.
+        """
+        if self._pipe < 0:
+            return
+        os.close(self._pipe)
+        self._pipe = -1
+        try:
+            self._process.wait(_GIVE_UP_SECONDS + 2 * _GDB_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._flag.close()
+
+    def _await_ready(self) -> None:
+        output = self._process.stdout
+        assert output is not None
+        with output:
+            os.set_blocking(output.fileno(), False)
+            deadline = time.monotonic() + _START_SECONDS
+            while (said := output.read(1)) is None and time.monotonic() < deadline:
+                time.sleep(_RETRY_SECONDS)
+        if said != _READY:
+            self._process.kill()
+            self.close()
+            raise GuardianError("the guardian did not start; see its message on stderr")
+
+
+def main() -> None:
+    """Be the guardian.  Arguments: package root, QMP socket, and two inherited files."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A service manager ends the whole group: the guest comes first.  It takes seconds at most.
+        signal.signal(number, signal.SIG_IGN)
+    path, memory, pipe = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    flag = mmap.mmap(memory, 1, prot=mmap.PROT_READ)
+    os.write(sys.stdout.fileno(), _READY)
+    os.close(sys.stdout.fileno())
+    while os.read(pipe, 1):
+        pass
+    if flag[0] and not _resume(path):
+        sys.stderr.write(
+            f"optpolined guardian: {path}: no QMP connection in {_GIVE_UP_SECONDS:g} s; the guest "
+            "may stand stopped: resume it by QMP cont\n"
+        )
+        sys.exit(1)
+
+
+def _resume(path: str) -> bool:
+    """Resume the guest if it is paused; False where QEMU could not be reached in time."""
+    deadline = time.monotonic() + _GIVE_UP_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with _Qmp(path, deadline) as qmp:
+                qmp.await_gdb_gone()
+                status = qmp.execute("query-status")
+                if isinstance(status, dict) and status.get("status") == "paused":
+                    qmp.execute("cont")
+        except ConnectionRefusedError:
+            return True  # Nobody listens: QEMU has ended.
+        except (OSError, ValueError, LookupError):
+            time.sleep(_RETRY_SECONDS)
+        else:
+            return True
+    return False
+
+
+class _Qmp:
+    """As much QMP as it takes; OSError, ValueError and LookupError are its failures."""
+
+    def __init__(self, path: str, deadline: float) -> None:
+        self._received = b""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.settimeout(max(_RETRY_SECONDS, deadline - time.monotonic()))
+            self._socket.connect(path)
+            self._message()  # The greeting: comes when QEMU has time for us.
+            self.execute("qmp_capabilities")
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def execute(self, command: str) -> object:
+        self._socket.sendall(json.dumps({"execute": command}).encode() + b"\n")
+        while "event" in (message := self._message()):
+            pass
+        return message["return"]
+
+    def await_gdb_gone(self) -> None:
+        deadline = time.monotonic() + _GDB_SECONDS
+        while self._has_gdb() and time.monotonic() < deadline:
+            time.sleep(_RETRY_SECONDS)
+
+    def _has_gdb(self) -> bool:
+        devices = self.execute("query-chardev")
+        return isinstance(devices, list) and any(
+            isinstance(device, dict)
+            and device.get("label") == "gdb"
+            and not str(device.get("filename")).startswith("disconnected:")
+            for device in devices
+        )
+
+    def _message(self) -> dict[str, object]:
+        while b"\n" not in self._received:
+            data = self._socket.recv(0x10000)
+            if not data or len(self._received) > _MAX_LINE_BYTES:
+                raise ConnectionAbortedError
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        message = json.loads(line)
+        if not isinstance(message, dict):
+            raise ConnectionAbortedError
+        return message

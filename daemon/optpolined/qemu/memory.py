@@ -1,0 +1,282 @@
+"""The guest's physical memory, read from outside.
+
+The way that costs the guest nothing is the memory of the QEMU process itself
+(:class:`ProcessMemory`).  Where the host does not allow that, :class:`StubMemory` reads over the
+gdbstub, in short stops.
+"""
+
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from optpolined.addresses import GuestPhysical, HostVirtual
+from optpolined.qemu.errors import (
+    MemoryMapError,
+    OutOfRamError,
+    PermissionDeniedError,
+    ProcessGoneError,
+)
+
+__all__ = (
+    "PhysicalMemory",
+    "ProcessMemory",
+    "RamRange",
+    "StubMemory",
+    "is_mapped",
+    "ram_ranges",
+)
+
+_PHYSICAL_END = 1 << 52
+_USER_END = 1 << 56
+"""No user-space address is larger, with 5 levels of page tables."""
+
+_MAX_RANGES = 4096
+
+_STOP_BYTES = 0x4000
+"""What StubMemory reads in one stop of its own: a fraction of a millisecond."""
+
+_RANGE = re.compile(r"  ([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, ram\): .*")
+_HOST_ADDRESS = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]{1,16})")
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r")
+
+
+class _Hmp(Protocol):
+    def hmp(self, line: str) -> str: ...
+
+
+class _Process(Protocol):
+    @property
+    def pid(self) -> int: ...
+
+
+class _Stub(Protocol):
+    @property
+    def in_stop(self) -> bool: ...
+    def stop(self) -> bool: ...
+    def resume(self) -> None: ...
+    def read(self, requests: Sequence[tuple[GuestPhysical, int]]) -> list[bytes]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RamRange:
+    """``size`` bytes of guest RAM from ``start``, which the QEMU process has at ``host``."""
+
+    start: GuestPhysical
+    size: int
+    host: HostVirtual
+
+    @property
+    def end(self) -> GuestPhysical:
+        """The address after the last byte."""
+        return GuestPhysical(self.start + self.size)
+
+
+class PhysicalMemory(Protocol):
+    """What reads guest-physical memory."""
+
+    def read(self, address: GuestPhysical, size: int) -> bytes:
+        """Read ``size`` bytes.
+
+        :raise OutOfRamError: not all of it is RAM.
+        :raise QemuError: QEMU is gone, or the way to it failed.
+        """
+
+
+def ram_ranges(monitor: _Hmp) -> list[RamRange]:
+    """Ask QEMU where the guest's RAM is, in ascending order.
+
+    Taken are the ``ram`` ranges of the address space ``memory`` (HMP ``info mtree -f``), where
+    ``gpa2hva`` agrees that first and last byte lie in one piece of the QEMU process.
+
+    :raise MemoryMapError: there are none, or what QEMU says makes no sense.
+    """
+    found: list[RamRange] = []
+    for start, end in _flat_view(monitor.hmp("info mtree -f")):
+        if found and start < found[-1].end:
+            raise MemoryMapError("QEMU's list of the guest's RAM is not in order")
+        first, last = _host(monitor, start), _host(monitor, GuestPhysical(end - 1))
+        # The guest may remap what is no system RAM, such as a video card's memory, in between.
+        if first is not None and last is not None and last - first == end - 1 - start:
+            found.append(RamRange(start, end - start, first))
+    if not found:
+        raise MemoryMapError("QEMU names no RAM of the guest")
+    return found
+
+
+def is_mapped(pid: int, ranges: Sequence[RamRange]) -> bool:
+    """Whether process ``pid`` has all of ``ranges`` mapped and readable.
+
+    :raise PermissionDeniedError: we may not look.
+    :raise ProcessGoneError: there is no such process.
+    """
+    mappings: list[list[int]] = []
+    try:
+        with Path(f"/proc/{pid}/maps").open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if found := _MAPPING.match(line):
+                    start, end = int(found[1], 16), int(found[2], 16)
+                    if mappings and mappings[-1][1] == start:
+                        mappings[-1][1] = end
+                    else:
+                        mappings.append([start, end])
+    except PermissionError as error:
+        raise _denied(pid) from error
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessGoneError(f"process {pid} has ended") from error
+    return all(
+        any(start <= item.host and item.host + item.size <= end for start, end in mappings)
+        for item in ranges
+    )
+
+
+class ProcessMemory:
+    """Guest RAM in the memory of the QEMU process: never stops the guest.
+
+    What two bytes say need not be of the same moment.
+    """
+
+    def __init__(self, process: _Process, ranges: Sequence[RamRange]) -> None:
+        """Open the memory of ``process``.
+
+        :raise PermissionDeniedError: CAP_SYS_PTRACE is missing, or QEMU is another user's.
+        :raise ProcessGoneError: it has ended.
+        :raise MemoryMapError: it does not have ``ranges`` mapped.
+        """
+        self._ranges = _Ranges(ranges)
+        if not is_mapped(process.pid, ranges):
+            raise MemoryMapError(f"process {process.pid} does not have the guest's RAM mapped")
+        try:
+            self._memory = os.open(f"/proc/{process.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError as error:
+            raise _denied(process.pid) from error
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise ProcessGoneError(f"process {process.pid} has ended") from error
+
+    @property
+    def readable(self) -> Sequence[RamRange]:
+        """What can be read, in ascending order."""
+        return self._ranges.ranges
+
+    def read(self, address: GuestPhysical, size: int) -> bytes:
+        """See :meth:`PhysicalMemory.read`."""
+        pieces = [
+            self._pread(item.host + (start - item.start), count)
+            for item, start, count in self._ranges.pieces(address, size)
+        ]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self) -> None:
+        """Close the file; nothing can be read any more."""
+        if self._memory >= 0:
+            os.close(self._memory)
+            self._memory = -1
+
+    def _pread(self, host: int, size: int) -> bytes:
+        try:
+            data = os.pread(self._memory, size, host)
+            # One call gives 2 GiB at most, and less where a signal comes.
+            while 0 < len(data) < size:
+                more = os.pread(self._memory, size - len(data), host + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise ProcessGoneError(f"QEMU's memory cannot be read: {error.strerror}") from error
+        if len(data) != size:
+            raise ProcessGoneError("the QEMU process has ended")
+        return data
+
+
+class StubMemory:
+    """Guest RAM over the gdbstub.
+
+    Within a stop it reads at once.  Else it stops the guest itself, for at most 16 KiB at a time.
+    """
+
+    def __init__(self, stub: _Stub, ranges: Sequence[RamRange]) -> None:
+        self._stub = stub
+        self._ranges = _Ranges(ranges)
+
+    def read(self, address: GuestPhysical, size: int) -> bytes:
+        """See :meth:`PhysicalMemory.read`.
+
+        :raise ResumedError: somebody resumed the guest in the middle; another try may succeed.
+        """
+        pieces = [(start, count) for _, start, count in self._ranges.pieces(address, size)]
+        if self._stub.in_stop:
+            return b"".join(self._stub.read(pieces))
+        return b"".join(
+            self._read_in_stop(GuestPhysical(start + done), min(_STOP_BYTES, count - done))
+            for start, count in pieces
+            for done in range(0, count, _STOP_BYTES)
+        )
+
+    def _read_in_stop(self, address: GuestPhysical, size: int) -> bytes:
+        self._stub.stop()
+        try:
+            return self._stub.read([(address, size)])[0]
+        finally:
+            self._stub.resume()
+
+
+class _Ranges:
+    """Ranges of RAM, to look addresses up in."""
+
+    def __init__(self, ranges: Sequence[RamRange]) -> None:
+        self.ranges = tuple(sorted(ranges, key=lambda item: item.start))
+        self._starts = [item.start for item in self.ranges]
+
+    def pieces(
+        self, address: GuestPhysical, size: int
+    ) -> list[tuple[RamRange, GuestPhysical, int]]:
+        """Cut at the ends of ranges: the range, the address and the bytes of each piece.
+
+        :raise OutOfRamError: not all of it is RAM.
+        """
+        found = []
+        at, left = address, size
+        while left > 0:
+            number = bisect_right(self._starts, at) - 1
+            if number < 0 or at >= self.ranges[number].end:
+                raise OutOfRamError(address, size)
+            item = self.ranges[number]
+            count = min(left, item.end - at)
+            found.append((item, at, count))
+            at, left = GuestPhysical(at + count), left - count
+        if left < 0:
+            raise OutOfRamError(address, size)
+        return found
+
+
+def _flat_view(text: str) -> Iterator[tuple[GuestPhysical, GuestPhysical]]:
+    """Start and end of each ``ram`` range of the address space ``memory``."""
+    for view in re.split(r"\n\s*\n", text.replace("\r", "")):
+        if ' AS "memory", root: ' not in view:
+            continue
+        ranges = [found for line in view.splitlines() if (found := _RANGE.fullmatch(line))]
+        if len(ranges) > _MAX_RANGES:
+            raise MemoryMapError(f"the guest's RAM is in more than {_MAX_RANGES} pieces")
+        for found in ranges:
+            start, end = int(found[1], 16), min(int(found[2], 16) + 1, _PHYSICAL_END)
+            if start < end:
+                yield GuestPhysical(start), GuestPhysical(end)
+        return
+
+
+def _host(monitor: _Hmp, address: GuestPhysical) -> HostVirtual | None:
+    """Where the QEMU process has ``address``; None where it is not RAM (HMP ``gpa2hva``)."""
+    found = _HOST_ADDRESS.fullmatch(monitor.hmp(f"gpa2hva {address:#x}").strip())
+    if not found or int(found[1], 16) >= _USER_END:
+        return None
+    return HostVirtual(int(found[1], 16))
+
+
+def _denied(pid: int) -> PermissionDeniedError:
+    return PermissionDeniedError(
+        f"the memory of process {pid} may not be read: run as root, or as QEMU's user with "
+        "CAP_SYS_PTRACE where kernel.yama.ptrace_scope is not 0"
+    )

@@ -1,0 +1,254 @@
+"""QMP, QEMU's control socket, as plain calls that return within a time.
+
+``qemu.qmp`` does the talking, in an event loop in a thread of its own; nothing outside this file
+sees asyncio.
+"""
+
+import asyncio
+import logging
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp.error import ProtocolError
+
+from optpolined.qemu.errors import (
+    MonitorAbsentError,
+    MonitorBusyError,
+    MonitorClosedError,
+    MonitorCommandError,
+    MonitorPermissionError,
+    MonitorProtocolError,
+    MonitorTimeoutError,
+)
+from optpolined.qemu.sockets import connect_unix, explain
+
+__all__ = ("Event", "Monitor")
+
+_T = TypeVar("_T")
+
+_MAX_MESSAGE_BYTES = 8 << 20
+_MAX_EVENTS = 1024
+_CLOSE_SECONDS = 1.0
+
+_LIBRARY_FAULTS = (
+    QMPError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RecursionError,
+    AssertionError,
+)
+"""What qemu.qmp passes on from its reader when the peer sends what it does not expect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A QMP event: its name, its data and the host's time in seconds since 1970."""
+
+    name: str
+    data: Mapping[str, object]
+    seconds: float
+
+
+class Monitor:
+    """A QMP connection.  Calls may come from any thread, one at a time."""
+
+    def __init__(self, connection: socket.socket, path: Path, timeout_seconds: float) -> None:
+        """Take over ``connection``; :meth:`connect` is what callers want."""
+        # Its warnings are about what we raise as errors anyway.
+        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+        self._socket = connection
+        self._path = path
+        self._timeout_seconds = timeout_seconds
+        self._events: deque[Event] = deque(maxlen=_MAX_EVENTS)
+        self._client = QMPClient("optpolined", _MAX_MESSAGE_BYTES)
+        # The client's own listener would keep every event for ever: this filter takes all itself.
+        self._client.events.event_filter = self._note
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(lambda _loop, _context: None)
+        self._thread = threading.Thread(target=self._run, name="qmp", daemon=True)
+        self._thread.start()
+        self._closed = False
+
+    @classmethod
+    def connect(cls, path: Path, *, timeout_seconds: float = 5) -> Self:
+        """Connect to the QMP socket at ``path``.
+
+        :param timeout_seconds: How long this, and later each command, may take.
+        :raise MonitorAbsentError: no such socket, or nobody listens.
+        :raise MonitorPermissionError: it may not be opened.
+        :raise MonitorBusyError: another client holds it.
+        :raise MonitorProtocolError: what answers is not QMP.
+        """
+        try:
+            connection = connect_unix(path, timeout_seconds=timeout_seconds)
+        except BlockingIOError as error:
+            raise MonitorBusyError(_busy(path)) from error
+        except PermissionError as error:
+            raise MonitorPermissionError(explain(path, error)) from error
+        except OSError as error:
+            raise MonitorAbsentError(explain(path, error)) from error
+        monitor = cls(connection, path, timeout_seconds)
+        try:
+            monitor._negotiate()
+        except BaseException:
+            monitor.close()
+            raise
+        return monitor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def path(self) -> Path:
+        """The socket's path, as it was given."""
+        return self._path
+
+    def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        """Execute a QMP command.
+
+        :return: Its return value, as JSON has it.
+        :raise MonitorCommandError: QEMU refused it.
+        :raise MonitorTimeoutError: QEMU did not answer in time; whether it did it is not known.
+        :raise MonitorClosedError: QEMU hung up.
+        :raise MonitorProtocolError: the answer is not QMP.
+        """
+        if self._closed:
+            raise MonitorClosedError(f"{self._path}: the QMP connection was closed")
+        try:
+            return self._wait(self._client.execute(command, arguments))
+        except TimeoutError as error:
+            raise MonitorTimeoutError(
+                f"{self._path}: QEMU did not answer {command} in {self._timeout_seconds:g} s"
+            ) from error
+        except ExecuteError as error:
+            description = " ".join(str(error).split())
+            raise MonitorCommandError(command, error.error_class, description) from error
+        except ProtocolError as error:
+            raise MonitorProtocolError(
+                f"{self._path}: {command} was not answered by the rules of QMP"
+            ) from error
+        except _LIBRARY_FAULTS as error:
+            raise MonitorClosedError(
+                f"{self._path}: the QMP connection has ended: QEMU quit, or what it said was no QMP"
+            ) from error
+
+    def hmp(self, line: str) -> str:
+        """Execute a line of QEMU's human monitor: what it prints.
+
+        :raise MonitorError: as :meth:`execute`.
+        """
+        said = self.execute("human-monitor-command", {"command-line": line})
+        if not isinstance(said, str):
+            raise MonitorProtocolError(f"{self._path}: HMP {line!r} did not answer with text")
+        return said
+
+    def status(self) -> str:
+        """QMP RunState: ``running``, ``paused``, ``shutdown``, ``internal-error``, ...
+
+        :raise MonitorError: as :meth:`execute`.
+        """
+        answer = self.execute("query-status")
+        status = answer.get("status") if isinstance(answer, dict) else None
+        if not isinstance(status, str):
+            raise MonitorProtocolError(f"{self._path}: query-status did not answer with a status")
+        return status
+
+    def drain_events(self) -> list[Event]:
+        """Take the events since the last call, the oldest first; at most 1024 are kept."""
+        events = []
+        while self._events:
+            events.append(self._events.popleft())
+        return events
+
+    def peer_pid(self) -> int:
+        """Who opened the listening socket: QEMU, or libvirt for it; 0 where we cannot see it.
+
+        :raise MonitorClosedError: the connection was closed here.
+        """
+        if self._closed:
+            raise MonitorClosedError(f"{self._path}: the QMP connection was closed")
+        size = struct.calcsize("3i")
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        pid, _, _ = struct.unpack("3i", credentials)
+        return int(pid)
+
+    def close(self) -> None:
+        """Hang up and end the thread; again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop)
+        self._thread.join()
+        self._socket.close()
+
+    def _negotiate(self) -> None:
+        # The client closes the socket that it is given; the other handle is for peer_pid().
+        try:
+            self._wait(self._client.connect(self._socket.dup()))
+        except TimeoutError as error:
+            if self._client.greeting is None:
+                raise MonitorBusyError(_busy(self._path)) from error
+            raise MonitorTimeoutError(f"{self._path}: QEMU does not answer") from error
+        except ConnectError as error:
+            if isinstance(error.exc, OSError | EOFError):
+                raise MonitorProtocolError(
+                    f"{self._path}: hung up at once; is it QEMU's QMP socket?"
+                ) from error
+            raise MonitorProtocolError(
+                f"{self._path}: does not speak QMP; start QEMU with -qmp unix:..."
+            ) from error
+
+    def _wait(self, call: Coroutine[Any, Any, _T]) -> _T:
+        bounded = asyncio.wait_for(call, self._timeout_seconds)
+        return asyncio.run_coroutine_threadsafe(bounded, self._loop).result(
+            # The loop keeps the time; this is for a loop that hangs.
+            self._timeout_seconds + _CLOSE_SECONDS
+        )
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    async def _hang_up(self) -> None:
+        try:
+            await asyncio.wait_for(self._client.disconnect(), _CLOSE_SECONDS)
+        except (TimeoutError, *_LIBRARY_FAULTS):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        finally:
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+            self._loop.stop()
+
+    def _note(self, message: Message) -> bool:
+        name, data, stamp = message.get("event"), message.get("data"), message.get("timestamp")
+        seconds = 0.0
+        if isinstance(stamp, dict):
+            whole, micros = stamp.get("seconds"), stamp.get("microseconds")
+            if isinstance(whole, int) and isinstance(micros, int):
+                seconds = whole + micros / 1e6
+        self._events.append(Event(str(name), data if isinstance(data, dict) else {}, seconds))
+        return False
+
+
+def _busy(path: Path) -> str:
+    return (
+        f"{path}: another client holds this QMP socket, or it is none: end that client, or give "
+        "the guest a second one (-qmp unix:...)"
+    )

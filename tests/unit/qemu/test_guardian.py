@@ -1,0 +1,223 @@
+"""The guardian resumes what a dead daemon left stopped, and nothing else."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from optpolined.qemu import guardian
+from optpolined.qemu.errors import GuardianError
+from optpolined.qemu.guardian import Guardian
+from tests.unit.fakes.fake_monitor import FakeMonitor
+from tests.unit.fakes.faults import Faults
+
+SLACK_SECONDS = 5.0
+
+ROOT = Path(guardian.__file__).parents[2]
+
+# A daemon: holds QMP if told to, starts a guardian, sets its flag if told to, and waits.
+DAEMON = """
+import sys, socket, time
+from pathlib import Path
+sys.path.append(sys.argv[1])
+from optpolined.qemu.guardian import Guardian
+if "holds-qmp" in sys.argv:
+    qmp = socket.socket(socket.AF_UNIX)
+    qmp.connect(sys.argv[2])
+guardian = Guardian.start(Path(sys.argv[2]))
+if "stopping" in sys.argv:
+    guardian.stopping()
+if "resumed" in sys.argv:
+    guardian.resumed()
+print(guardian.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    """A short path: pytest's own may be too long for a socket."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory) / "qmp"
+
+
+@contextlib.contextmanager
+def daemon(path: Path, *words: str) -> Iterator[tuple[Callable[[], None], int]]:
+    """A function that kills the daemon as kill -9 does, and its guardian's pid."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", DAEMON, str(ROOT), str(path), *words], stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        with process.stdout as output:
+            pid = int(output.readline())
+        yield process.kill, pid
+    finally:
+        process.kill()
+        process.wait()
+        assert ends(pid)
+
+
+def ends(pid: int) -> bool:
+    """Wait for a process that is not our child to end."""
+    return soon(lambda: "State:\tZ" in _status(pid) or not _status(pid))
+
+
+def _status(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/status").read_text()
+    return ""
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + SLACK_SECONDS
+    while not (met := condition()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return met
+
+
+def test_a_guest_that_a_dead_daemon_stopped_runs_again_at_once(path: Path) -> None:
+    with FakeMonitor(path, status="paused") as fake, daemon(path, "stopping") as (kill, _):
+        began = time.monotonic()
+        kill()
+        assert soon(lambda: fake.status == "running")
+        # 0.1 s on a machine that has time for it.
+        assert time.monotonic() - began < 1.0
+
+
+def test_it_waits_for_the_daemons_place_at_the_monitor(path: Path) -> None:
+    with (
+        FakeMonitor(path, status="paused") as fake,
+        daemon(path, "stopping", "holds-qmp") as (kill, _),
+    ):
+        kill()
+        assert soon(lambda: fake.status == "running")
+
+
+def test_a_guest_that_was_not_stopped_by_the_daemon_stays_paused(path: Path) -> None:
+    with FakeMonitor(path, status="paused") as fake:
+        for words in ((), ("stopping", "resumed")):
+            with daemon(path, *words) as (kill, pid):
+                kill()
+                assert ends(pid)
+        assert fake.commands == []
+        assert fake.clients == 0
+
+
+@pytest.mark.parametrize("status", ["running", "shutdown", "internal-error", "inmigrate"])
+def test_a_guest_that_is_not_paused_is_not_resumed(path: Path, status: str) -> None:
+    with FakeMonitor(path, status=status) as fake, daemon(path, "stopping") as (kill, pid):
+        kill()
+        assert ends(pid)
+        assert "query-status" in fake.commands
+        assert "cont" not in fake.commands
+
+
+def test_it_waits_until_the_daemons_gdb_connection_is_gone(path: Path) -> None:
+    with FakeMonitor(path, status="paused") as fake, daemon(path, "stopping") as (kill, _):
+        fake.chardevs = [{"label": "gdb", "filename": "unix:/x,server=on"}]
+        kill()
+        assert soon(lambda: fake.commands.count("query-chardev") > 3)
+        assert "cont" not in fake.commands
+        fake.chardevs = [{"label": "gdb", "filename": "disconnected:unix:/x,server=on"}]
+        assert soon(lambda: fake.status == "running")
+
+
+def test_signals_of_terminal_and_service_manager_do_not_end_it(path: Path) -> None:
+    with FakeMonitor(path, status="paused") as fake, daemon(path, "stopping") as (kill, pid):
+        assert os.getsid(pid) == pid
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(pid, number)
+        kill()
+        assert soon(lambda: fake.status == "running")
+
+
+def test_it_is_small_and_needs_the_standard_library_only(path: Path) -> None:
+    with Guardian.start(path) as watcher:
+        assert "site-packages" not in Path(f"/proc/{watcher.pid}/maps").read_text()
+        anonymous = _status(watcher.pid).split("RssAnon:")[1].split()
+        assert int(anonymous[0]) < 12_000, "KiB"
+
+
+def test_closing_ends_it(path: Path) -> None:
+    watcher = Guardian.start(path)
+    assert watcher.is_alive()
+    watcher.stopping()
+    watcher.resumed()
+    watcher.close()
+    watcher.close()
+    assert not watcher.is_alive()
+
+
+def test_closing_in_a_stop_resumes_the_guest(path: Path) -> None:
+    with FakeMonitor(path, status="paused") as fake:
+        watcher = Guardian.start(path)
+        watcher.stopping()
+        watcher.close()
+        assert fake.status == "running"
+
+
+def test_where_qemu_has_ended_there_is_nothing_to_resume(
+    path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(path))
+    with daemon(path, "stopping") as (kill, pid):
+        kill()
+        assert ends(pid)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_guardian_that_does_not_start_is_an_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guardian, "_PROGRAM", "raise SystemExit(3)")
+    with pytest.raises(GuardianError, match="did not start"):
+        Guardian.start(path)
+    monkeypatch.setattr(sys, "executable", "/nonexistent")
+    with pytest.raises(GuardianError, match="cannot be started"):
+        Guardian.start(path)
+
+
+@pytest.mark.parametrize(
+    "fake_options",
+    [
+        {"greeting": None},
+        {"greeting": b"[1]\n"},
+        {"greeting": b"x" * 100},
+        {"silent": ("query-status",)},
+        {"faults": Faults(hang_up_after=150)},
+        {"faults": Faults(garble={30: 7})},
+    ],
+)
+def test_a_monitor_that_does_not_work_is_given_up(
+    path: Path, fake_options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guardian, "_GIVE_UP_SECONDS", 0.3)
+    began = time.monotonic()
+    with FakeMonitor(path, **fake_options):  # type: ignore[arg-type]
+        assert not guardian._resume(str(path))
+    assert time.monotonic() - began < SLACK_SECONDS
+
+
+def test_a_monitor_that_is_broken_at_first_is_tried_again(path: Path) -> None:
+    with FakeMonitor(path, status="paused", greeting=b"[1]\n") as fake:
+        fake.status = "paused"
+
+        def heal() -> None:
+            fake._greeting = b'{"QMP": {}}\n'
+
+        timer = threading.Timer(0.1, heal)
+        timer.start()
+        assert guardian._resume(str(path))
+        timer.join()
+        assert fake.status == "running"
