@@ -1,0 +1,144 @@
+"""The kernel's own symbol table, checked here and decoded by drgn.
+
+The guest wrote the table, and drgn trusts a kernel's memory: tokens of 64 KiB in names of 16,384
+tokens would eat the host's memory.  So the tables are read and measured first, and drgn is given
+those very bytes as the only memory of its program.  That is fast, too: through page tables it asks
+for half a million reads.
+
+Layout: scripts/kallsyms.c and kernel/kallsyms.c in the kernel.  It takes Linux 6.0 or later, whose
+VMCOREINFO names the tables (f09bddbd8661, "vmcoreinfo: add kallsyms_num_syms symbol").
+"""
+
+from typing import Final
+
+import drgn
+import numpy as np
+from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
+
+from optpolined.addresses import GuestVirtual
+from optpolined.kernel.errors import SymbolsError, TranslationError
+from optpolined.kernel.paging import PAGE_SIZE, AddressSpace
+from optpolined.kernel.vmcoreinfo import Vmcoreinfo
+
+__all__ = ("KERNEL_SYMBOLS_MAX", "SYMBOL_NAME_MAX", "load_kallsyms")
+
+KERNEL_SYMBOLS_MAX: Final = 1_000_000
+"""The most symbols that are taken from a kernel; a Debian one has about 100,000."""
+
+SYMBOL_NAME_MAX: Final = 512
+"""Bytes; KSYM_NAME_LEN of Linux 6.1.  Longer names are cut."""
+
+_NAMES_SIZE_MAX = 32 << 20
+_EXPANDED_SIZE_MAX = 128 << 20
+_TOKENS = 256
+_TOKEN_SIZE_MAX = 1024  # bytes of the last token; the index reaches the others
+_LONG_NAME = 0x80
+
+
+def load_kallsyms(space: AddressSpace, vmcoreinfo: Vmcoreinfo) -> list[tuple[int, str]]:
+    """The address and name of each kernel symbol, in no order.  Names are printable ASCII.
+
+    :raise SymbolsError: there is no table, or it makes no sense.
+    :raise QemuError: the guest's memory cannot be read at all.
+    """
+    try:
+        with space.snapshot() as pages:
+            tables = _read_tables(pages, vmcoreinfo)
+    except TranslationError as error:
+        raise SymbolsError(f"the guest's kallsyms are not mapped: {error}") from error
+    program = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
+    try:
+        program.set_linux_kernel_custom(vmcoreinfo.text, is_live=True)
+        for address, table in tables.items():
+            _add_table(program, address, table)
+        symbols = load_vmlinux_kallsyms(program)(program, None, None, one=False)
+    except (
+        drgn.BadDataError,
+        drgn.FaultError,
+        drgn.MissingDebugInfoError,
+        OverflowError,
+        ValueError,
+    ) as error:
+        raise SymbolsError(f"drgn cannot read the guest's kallsyms: {error}") from error
+    return [(symbol.address, symbol.name[:SYMBOL_NAME_MAX]) for symbol in symbols]
+
+
+def _add_table(program: drgn.Program, address: GuestVirtual, table: bytes) -> None:
+    def read(_address: int, count: int, offset: int, _physical: bool) -> bytes:
+        return table[offset : offset + count]
+
+    program.add_memory_segment(address, len(table), read)
+
+
+def _read_tables(space: AddressSpace, vmcoreinfo: Vmcoreinfo) -> dict[GuestVirtual, bytes]:
+    """What drgn will read, by address."""
+
+    def place(name: str) -> GuestVirtual:
+        try:
+            return vmcoreinfo.symbols[name]
+        except KeyError as error:
+            raise SymbolsError(
+                f"the guest's VMCOREINFO lacks {name}: it needs Linux 6.0"
+            ) from error
+
+    count_bytes = space.read(place("kallsyms_num_syms"), 4)
+    count = int.from_bytes(count_bytes, "little")
+    if not 0 < count <= KERNEL_SYMBOLS_MAX:
+        raise SymbolsError(f"the guest's kallsyms claim {count} symbols")
+    index = space.read(place("kallsyms_token_index"), 2 * _TOKENS)
+    tokens, lengths = _read_tokens(space, place("kallsyms_token_table"), index)
+    names = _read_names(space, place("kallsyms_names"), count)
+    if int(lengths[np.frombuffer(names, np.uint8)].sum()) > _EXPANDED_SIZE_MAX:
+        raise SymbolsError("the names in the guest's kallsyms are absurdly long")
+    return {
+        place("kallsyms_num_syms"): count_bytes,
+        place("kallsyms_token_index"): index,
+        place("kallsyms_token_table"): tokens,
+        place("kallsyms_names"): names,
+        place("kallsyms_offsets"): space.read(place("kallsyms_offsets"), 4 * count),
+        place("kallsyms_relative_base"): space.read(place("kallsyms_relative_base"), 8),
+    }
+
+
+def _read_tokens(
+    space: AddressSpace, address: GuestVirtual, index: bytes
+) -> tuple[bytes, "np.ndarray[tuple[int], np.dtype[np.int64]]"]:
+    """The NUL-terminated tokens, and the length of each of the 256."""
+    starts = np.frombuffer(index, "<u2").tolist()
+    table = bytearray()
+    while (end := table.find(b"\0", max(starts))) < 0:
+        if len(table) > max(starts) + _TOKEN_SIZE_MAX:
+            raise SymbolsError("the token table of the guest's kallsyms does not end")
+        _extend(space, address, table)
+    del table[end + 1 :]
+    if not table.replace(b"\0", b" ").decode("latin-1").isprintable() or not table.isascii():
+        raise SymbolsError("the token table of the guest's kallsyms is not text")
+    lengths = np.array([table.index(b"\0", start) - start for start in starts], np.int64)
+    return bytes(table), lengths
+
+
+def _read_names(space: AddressSpace, address: GuestVirtual, count: int) -> bytes:
+    """``count`` names: each its length in tokens, in one byte or (from 128 on) two, and the tokens.
+
+    Source: 73bbb94466fd ("kallsyms: support "big" kernel symbols"), Linux 6.1.
+    """
+    names = bytearray()
+    end = 0
+    for _ in range(count):
+        while end + 2 > len(names):
+            _extend(space, address, names)
+        length = names[end]
+        if length & _LONG_NAME:
+            length = (length & ~_LONG_NAME | names[end + 1] << 7) + 1
+        end += 1 + length
+        if end > _NAMES_SIZE_MAX:
+            raise SymbolsError("the names in the guest's kallsyms do not end")
+    while end > len(names):
+        _extend(space, address, names)
+    return bytes(names[:end])
+
+
+def _extend(space: AddressSpace, address: GuestVirtual, table: bytearray) -> None:
+    """Read on to the end of the page, which is mapped if a byte of it is."""
+    here = GuestVirtual(address + len(table))
+    table += space.read(here, PAGE_SIZE - here % PAGE_SIZE)
