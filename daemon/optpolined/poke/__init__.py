@@ -1,0 +1,14 @@
+"""Changing one instruction of a running kernel: the protocol, as data.
+
+    changes --steps()--> Step, Step, ... --execute()--> a Machine
+
+`protocol.py` turns changes into steps and is the only description of the protocol; `execute.py`
+walks the steps over a `Machine` and drops the sites that somebody else touched; `recovery.py` reads
+what a dead daemon left at a site.  All of it is pure: a machine may be a guest or a model of one.
+
+Errors:
+
+    PokeError
+    +-- ChangeError       a change that no protocol can make (the caller's fault)
+    +-- SiteRefusedError  a site that must stay as it is (the guest's doing)
+"""

@@ -1,0 +1,23 @@
+"""Errors of the poke engine; the tree is drawn in the package's docstring."""
+
+from optpolined.addresses import GuestVirtual
+from optpolined.errors import OptpolinedError
+
+__all__ = ("ChangeError", "PokeError", "SiteRefusedError")
+
+
+class PokeError(OptpolinedError):
+    """A change cannot be made."""
+
+
+class ChangeError(PokeError):
+    """The change itself makes no sense: its lengths differ, or it changes nothing."""
+
+
+class SiteRefusedError(PokeError):
+    """A site that must stay as it is; ``reason`` is a word for metrics and reports."""
+
+    def __init__(self, site: GuestVirtual, reason: str) -> None:
+        super().__init__(f"site {site:#x} is left alone: {reason}")
+        self.site = site
+        self.reason = reason

@@ -1,0 +1,52 @@
+"""What stands at a site, read without any memory of having put it there."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from optpolined.x86 import INT3
+
+__all__ = ("Standing", "classify")
+
+
+class Standing(Enum):
+    """Who wrote the bytes at a site."""
+
+    ORIGINAL = "original"
+    OURS = "ours"
+    INTERRUPTED = "interrupted"
+    FOREIGN = "foreign"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Addresses ``start`` up to ``end``."""
+
+    start: int
+    end: int
+
+    def __contains__(self, address: object) -> bool:
+        return isinstance(address, int) and self.start <= address < self.end
+
+
+def classify(site: int, found: bytes, original: bytes, *, armed: bool, arena: Range) -> Standing:
+    """Tell what a site holds: ``found`` are its bytes, ``original`` those before the first poke.
+
+    Ours is the same instruction with a target in the arena.  Interrupted is a 0xCC while the
+    site's poke-table entry is armed, with a tail that is the original's or ours; a 0xCC without
+    that is somebody else's probe.
+    """
+    if found == original:
+        return Standing.ORIGINAL
+    if len(found) != len(original) or len(found) < 5:
+        return Standing.FOREIGN
+    tail_is_ours = found[-4:] == original[-4:] or _target(site, found) in arena
+    if found[0] == INT3:
+        same_middle = found[1:-4] == original[1:-4]
+        return Standing.INTERRUPTED if armed and same_middle and tail_is_ours else Standing.FOREIGN
+    same_opcode = found[:-4] == original[:-4]
+    return Standing.OURS if same_opcode and tail_is_ours else Standing.FOREIGN
+
+
+def _target(site: int, instruction: bytes) -> int:
+    displacement = int.from_bytes(instruction[-4:], "little", signed=True)
+    return (site + len(instruction) + displacement) & 0xFFFF_FFFF_FFFF_FFFF
