@@ -1,0 +1,140 @@
+"""The command `optpolined`.
+
+Exit codes: 0 done, or nothing to gain; 1 the guest or QEMU failed while attached, or its text could
+not be restored; 2 bad input: a wrong option, configuration, guest or socket.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, load
+from optpolined.errors import OptpolinedError
+from optpolined.poke.protocol import Protocol
+from optpolined.service.attach import AttachRefusedError, NothingToGainError
+from optpolined.service.daemon import Options, serve
+from optpolined.service.dryrun import dry_run
+from optpolined.telemetry.live import LiveView
+
+__all__ = ("main",)
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+
+_EPILOG = """\
+example:
+  optpolined --guest vm1 --dry-run           what would be attached to, and how many sites
+  optpolined --guest vm1 --duration 60 --audit --report vm1.json
+
+exit codes: 0 done or nothing to gain, 1 failed while attached, 2 bad input
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optpolined",
+        description="Make the hot indirect calls of a running QEMU guest direct.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--guest", required=True, metavar="NAME", help="read NAME.toml")
+    parser.add_argument(
+        "--config-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"where NAME.toml is (default: {', then '.join(map(str, DEFAULT_DIRECTORIES))})",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="look, print, change nothing")
+    parser.add_argument(
+        "--duration", type=_positive_seconds, metavar="SECONDS", help="restore and leave after this"
+    )
+    parser.add_argument(
+        "--protocol",
+        type=Protocol,
+        choices=list(Protocol),
+        metavar="{breakpoint,stopped}",
+        help="how sites are changed (default: as configured)",
+    )
+    parser.add_argument(
+        "--audit", action="store_true", help="measure the coverage of all sites before leaving"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report")
+    parser.add_argument("--live", action="store_true", help="show a live view on the terminal")
+    parser.add_argument(
+        "--force", action="store_true", help="attach to a guest that runs without retpolines too"
+    )
+    parser.add_argument("--verbose", action="store_true", help="log what is done at each epoch")
+    return parser
+
+
+def _positive_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds greater than 0")
+    return seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; answer its exit code."""
+    options = _parser().parse_args(arguments)
+    errors = Console(stderr=True)
+    _configure_logging(errors, verbose=options.verbose)
+    try:
+        directories = (options.config_dir,) if options.config_dir else DEFAULT_DIRECTORIES
+        config = load(options.guest, directories)
+        return _run(options, config, errors)
+    except NothingToGainError as reason:
+        errors.print(f"optpolined: {reason}", highlight=False, soft_wrap=True, markup=False)
+        return EXIT_OK
+    except OptpolinedError as error:
+        errors.print(f"optpolined: {error}", highlight=False, soft_wrap=True, markup=False)
+        bad_input = isinstance(error, (ConfigError, AttachRefusedError))
+        return EXIT_BAD_INPUT if bad_input else EXIT_FAILED
+
+
+def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> int:
+    if options.protocol is not None:
+        config = config.model_copy(
+            update={"poke": config.poke.model_copy(update={"protocol": options.protocol})}
+        )
+    if options.dry_run:
+        for line in dry_run(options.guest, config, force=options.force):
+            sys.stdout.write(line + "\n")
+        return EXIT_OK
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    how = Options(
+        duration_seconds=options.duration,
+        audit=options.audit,
+        force=options.force,
+    )
+    if options.live:
+        with LiveView(errors) as view:
+            report = serve(options.guest, config, how, stop, view.show)
+    else:
+        report = serve(options.guest, config, how, stop, lambda _: None)
+    if options.report:
+        report.write(options.report)
+    for line in report.lines():
+        sys.stdout.write(line + "\n")
+    return EXIT_OK if report.text_identical_after_detach else EXIT_FAILED
+
+
+def _configure_logging(console: Console, *, verbose: bool) -> None:
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, markup=False)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("optpolined").setLevel(logging.DEBUG if verbose else logging.INFO)

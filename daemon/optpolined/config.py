@@ -1,0 +1,169 @@
+"""The settings of one guest: NAME.toml, checked by pydantic.
+
+Every key has its unit in its name.  A file that is wrong gives one line that names the file, the
+key, the value and what is allowed.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from optpolined.errors import OptpolinedError
+from optpolined.learning.errors import LearningError
+from optpolined.learning.settings import LearningSettings
+from optpolined.poke.protocol import Protocol
+
+__all__ = (
+    "ConfigError",
+    "GuestConfig",
+    "LearningConfig",
+    "MetricsConfig",
+    "PokeConfig",
+    "PolicyConfig",
+    "QemuConfig",
+    "load",
+)
+
+DEFAULT_DIRECTORIES = (Path("/etc/optpolined"), Path("configs/guests"))
+
+
+class ConfigError(OptpolinedError):
+    """A setting is wrong; the message names the file, the key, the value and what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class QemuConfig(_Section):
+    """Where the guest is."""
+
+    qmp_socket: Path
+    gdbstub_socket: Path | None = None
+    """An existing gdbstub; without it the daemon opens one over QMP in ``runtime_directory``."""
+    connect_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
+    allow_stub_reads: bool = True
+    """Read guest memory by short stops where /proc/PID/mem may not be read."""
+
+
+class PokeConfig(_Section):
+    """How sites are changed."""
+
+    protocol: Protocol = Protocol.BREAKPOINT
+    stop_budget_microseconds: Annotated[int, Field(ge=100, le=100_000)] = 1000
+    batch_sites: Annotated[int, Field(ge=1, le=16_384)] = 512
+    """Sites that may hold a 0xCC at the same time."""
+    grace_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 60.0
+
+
+class LearningConfig(_Section):
+    """When a target is worth it."""
+
+    strategy: Literal["hysteresis"] = "hysteresis"
+    epoch_milliseconds: Annotated[int, Field(ge=50, le=60_000)] = 500
+    audit_milliseconds: Annotated[int, Field(ge=100, le=60_000)] = 2000
+    hysteresis: LearningSettings = LearningSettings()
+
+
+class PolicyConfig(_Section):
+    """Which sites may be touched.
+
+    Patterns are shell patterns over ``function`` (kernel text) or ``module:function``.
+    """
+
+    mode: Literal["opt-out", "opt-in"] = "opt-out"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def refusal(self, function: str, module: str | None) -> str | None:
+        """Why the policy leaves a site alone; ``None`` where it does not."""
+        name = f"{module}:{function}" if module else function
+        if _matches(name, self.exclude):
+            return "policy_excluded"
+        if self.mode == "opt-in" and not _matches(name, self.include):
+            return "policy_not_included"
+        return None
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+class MetricsConfig(_Section):
+    """The Prometheus endpoint."""
+
+    listen_address: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    """0: no endpoint."""
+
+
+class GuestConfig(_Section):
+    """One guest."""
+
+    qemu: QemuConfig
+    poke: PokeConfig = PokeConfig()
+    learning: LearningConfig = LearningConfig()
+    policy: PolicyConfig = PolicyConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    runtime_directory: Path = Path("/run/optpolined")
+    """Lock files and the gdbstub socket; made with mode 0700 where it is absent."""
+
+
+def load(name: str, directories: Sequence[Path] = DEFAULT_DIRECTORIES) -> GuestConfig:
+    """Read NAME.toml from the first of ``directories`` that has it.
+
+    :raise ConfigError: absent, unreadable, not TOML, or a key or value that is not allowed.
+    """
+    if not name or name.startswith(".") or "/" in name:
+        raise ConfigError(f"guest name {name!r}: use the name of a file without its .toml")
+    for directory in directories:
+        path = directory / f"{name}.toml"
+        if path.exists():
+            return _parse(path)
+    places = ", ".join(str(directory / f"{name}.toml") for directory in directories)
+    raise ConfigError(
+        f"no configuration for guest {name!r}: looked for {places}; copy configs/guests/vm1.toml"
+    )
+
+
+def _parse(path: Path) -> GuestConfig:
+    try:
+        return GuestConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first_complaint(error)}") from error
+    except LearningError as error:
+        raise ConfigError(f"{path}: learning.hysteresis: {error}") from error
+
+
+def _first_complaint(error: ValidationError) -> str:
+    """One line for the first thing that is wrong: key, value, and what is allowed."""
+    details = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in details["loc"])
+    match details["type"]:
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return f"{key}: unknown key; allowed: {', '.join(_siblings(details['loc']))}"
+        case "missing":
+            return f"{key}: this key is required"
+        case _:
+            more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+            return f"{key}: {details['input']!r} is not allowed: {details['msg']}{more}"
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are allowed where the last one of ``location`` is not."""
+    section: object = GuestConfig
+    for part in location[:-1]:
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            section = section.model_fields[str(part)].annotation
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        return list(section.model_fields)
+    return [field.name for field in fields(LearningSettings)]

@@ -1,0 +1,304 @@
+"""The reconcile loop: observe, learn, poke, report, until it is told to leave."""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
+from optpolined.config import GuestConfig
+from optpolined.learning.audit import audit
+from optpolined.learning.hysteresis import Hysteresis
+from optpolined.learning.strategy import Snapshot
+from optpolined.qemu.errors import ResumedError
+from optpolined.service.attach import AttachRefusedError, Link, connect, refuse_on_failure
+from optpolined.service.rates import Rates
+from optpolined.service.session import Session
+from optpolined.service.stops import STOP_BUCKETS_SECONDS
+from optpolined.telemetry.metrics import StatusCollector, serve_metrics
+from optpolined.telemetry.report import Report, SiteCounts, StopCounts
+from optpolined.telemetry.status import HotSite, Phase, Status, StopSummary
+
+__all__ = ("Daemon", "Options", "serve")
+
+_log = logging.getLogger(__name__)
+
+_HOTTEST = 12
+
+_RETRY_EPOCHS = 20
+"""A site that held somebody else's bytes is looked at again after so many epochs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asks of one run."""
+
+    duration_seconds: float | None = None
+    audit: bool = False
+    force: bool = False
+
+
+def serve(
+    guest: str,
+    config: GuestConfig,
+    options: Options,
+    stop: threading.Event,
+    show: Callable[[Status], None],
+) -> Report:
+    """Manage a guest until ``stop`` is set or the time is over; everything is put back then.
+
+    ``show`` gets the status once an epoch.
+
+    :raise AttachRefusedError: the guest cannot be attached to; nothing stays changed.
+    :raise NothingToGainError: it has no retpolines.
+    :raise OptpolinedError: the guest or QEMU failed while it was attached.
+    """
+    began = time.monotonic()
+    with connect(config) as link:
+        with refuse_on_failure():
+            session = Session(link, config, time.monotonic, force=options.force)
+        daemon = Daemon(guest, link, session, config, attach_seconds=time.monotonic() - began)
+        try:
+            with _metrics(config, daemon):
+                daemon.run(options, stop, show)
+        finally:
+            daemon.detach(show)
+    return daemon.report()
+
+
+@contextmanager
+def _metrics(config: GuestConfig, daemon: "Daemon") -> Iterator[None]:
+    if not config.metrics.port:
+        yield
+        return
+    address, port = config.metrics.listen_address, config.metrics.port
+    try:
+        stop, _ = serve_metrics(
+            StatusCollector(lambda: daemon.status, STOP_BUCKETS_SECONDS), address, port
+        )
+    except OSError as error:
+        raise AttachRefusedError(
+            f"metrics.listen_address {address}, metrics.port {port}: {error.strerror}"
+        ) from error
+    try:
+        yield
+    finally:
+        stop()
+
+
+class Daemon:
+    """One guest under management; ``status`` may be read from any thread."""
+
+    def __init__(
+        self,
+        guest: str,
+        link: Link,
+        session: Session,
+        config: GuestConfig,
+        *,
+        attach_seconds: float,
+    ) -> None:
+        self._link = link
+        self._session = session
+        self._config = config
+        self._attached_at = time.monotonic()
+        self._attach_seconds = attach_seconds
+        self._strategy = Hysteresis(config.learning.hysteresis)
+        self._state = self._strategy.initial(session.survey.inventory.eligible)
+        self._states: dict[GuestVirtual, str] = {}
+        self._wanted: dict[GuestVirtual, Form] = {}
+        self._forms: dict[GuestVirtual, Form | None] = {}
+        self._shunned: dict[GuestVirtual, int] = {}
+        self._epoch = 0
+        self._epoch_began = self._attached_at
+        self._rates = Rates()
+        self._pokes = 0
+        self._refused: Counter[str] = Counter()
+        self._report = self._first_report(guest)
+        self.status = self._make_status(Phase.LEARNING)
+
+    def run(self, options: Options, stop: threading.Event, show: Callable[[Status], None]) -> None:
+        """Reconcile once an epoch; at the end of the time, audit where asked to.
+
+        :raise OptpolinedError: the guest or QEMU failed.
+        """
+        epoch_seconds = self._config.learning.epoch_milliseconds / 1e3
+        ends_at = None
+        if options.duration_seconds is not None:
+            ends_at = self._attached_at + options.duration_seconds
+        while not stop.is_set() and (ends_at is None or time.monotonic() < ends_at):
+            if self._link.monitor.status() == "running":
+                self._reconcile()
+                self._tell(Phase.RUNNING if self._promoted() else Phase.LEARNING, show)
+            else:
+                self._tell(Phase.PAUSED, show)
+            stop.wait(epoch_seconds)
+        if options.audit and not stop.is_set():
+            self._tell(Phase.AUDITING, show)
+            self._audit(stop)
+
+    def detach(self, show: Callable[[Status], None]) -> None:
+        """Put every site back and compare the text with what it was.
+
+        :raise OptpolinedError: the guest or QEMU failed.
+        """
+        report = self._report
+        self._tell(Phase.DETACHING, show)
+        report.promoted = len(self._promoted())
+        report.targets_histogram = {
+            str(size): count for size, count in sorted(self._histogram().items())
+        }
+        report.text_differences = self._session.restore()
+        report.text_identical_after_detach = not report.text_differences
+        self._tell(Phase.DETACHED, show)
+        report.int3_hits = self._session.int3_hits
+        report.seconds = time.monotonic() - self._attached_at
+        stops = self.status.stops
+        report.stops = StopCounts(
+            stops.count, stops.p50_seconds, stops.p99_seconds, stops.max_seconds
+        )
+        report.pokes, report.refused = self._pokes, dict(self._refused)
+
+    def report(self) -> Report:
+        """What this run did; complete after :meth:`detach`."""
+        return self._report
+
+    def _first_report(self, guest: str) -> Report:
+        inventory = self._session.survey.inventory
+        return Report(
+            guest=guest,
+            kernel=self._link.attachment.vmcoreinfo.osrelease,
+            accel=self._link.accelerator,
+            vcpus=self._link.vcpus,
+            sites=SiteCounts(inventory.found, len(inventory.eligible), dict(inventory.skipped)),
+            attach_seconds=self._attach_seconds,
+        )
+
+    def _reconcile(self) -> None:
+        """One epoch: what stands there, what was counted, what should stand there, make it so."""
+        self._epoch += 1
+        self._forms = self._session.patcher.observe()
+        snapshot = self._snapshot()
+        self._rates.update(snapshot)
+        self._state, decision = self._strategy.decide(self._state, snapshot)
+        self._wanted.update(decision.wanted)
+        self._states.update(decision.states)
+        self._poke(
+            {
+                site: form
+                for site, form in self._wanted.items()
+                if form != self._forms.get(site, ORIGINAL)
+                and self._shunned.get(site, 0) <= self._epoch
+            }
+        )
+        self._session.recycle()
+
+    def _snapshot(self) -> Snapshot:
+        now = time.monotonic()
+        installed = {site: form for site, form in self._forms.items() if form is not None}
+        counts = self._session.count()
+        seconds, self._epoch_began = now - self._epoch_began, now
+        return Snapshot(self._epoch, seconds, counts, installed)
+
+    def _poke(self, wanted: dict[GuestVirtual, Form]) -> None:
+        if not wanted:
+            return
+        try:
+            report = self._session.apply(wanted)
+        except ResumedError as error:
+            _log.warning("%s: the change is looked at again", error)
+            self._session.mend()
+            return
+        finally:
+            self._forms = self._session.patcher.observe()
+            self._epoch_began = time.monotonic()
+        self._pokes += report.done
+        self._refused += report.refused
+        self._shunned.update(dict.fromkeys(report.sites, self._epoch + _RETRY_EPOCHS))
+
+    def _audit(self, stop: threading.Event) -> None:
+        """Let every eligible site count all its calls for a while, and see how many are direct."""
+        forms: dict[GuestVirtual, Form] = dict.fromkeys(
+            self._session.survey.inventory.eligible, LEARNING
+        )
+        for site, chain in self._promoted().items():
+            forms[site] = Chain(chain.targets, counts_hits=True)
+        self._poke(forms)
+        stop.wait(self._config.learning.audit_milliseconds / 1e3)
+        coverage = audit(self._snapshot())
+        self._report.coverage = coverage.share
+        self._report.audited_calls = {
+            "direct": coverage.direct,
+            "missed": coverage.missed,
+            "unpromoted": coverage.unpromoted,
+        }
+
+    def _promoted(self) -> dict[GuestVirtual, Chain]:
+        return {
+            site: form
+            for site, form in self._forms.items()
+            if isinstance(form, Chain) and form.targets
+        }
+
+    def _histogram(self) -> Counter[int]:
+        return Counter(len(chain.targets) for chain in self._promoted().values())
+
+    def _tell(self, phase: Phase, show: Callable[[Status], None]) -> None:
+        self.status = self._make_status(phase)
+        show(self.status)
+
+    def _make_status(self, phase: Phase) -> Status:
+        stops = self._session.stopper.statistics
+        states = Counter(self._states.values())
+        inventory = self._session.survey.inventory
+        rates = self._rates.promoted(self._forms)
+        missed = sum(rate.misses_per_second for rate in rates.values())
+        return Status(
+            guest=self._report.guest,
+            phase=phase,
+            kernel=self._report.kernel,
+            accelerator=self._report.accel,
+            vcpus=self._report.vcpus,
+            seconds=time.monotonic() - self._attached_at,
+            epoch=self._epoch,
+            found=inventory.found,
+            eligible=len(inventory.eligible),
+            skipped=dict(inventory.skipped),
+            states=dict(states),
+            targets_histogram=dict(self._histogram()),
+            hottest=self._hottest(),
+            counted_calls=self._rates.counted_calls,
+            direct_per_second=max(
+                0.0, sum(rate.calls_per_second for rate in rates.values()) - missed
+            ),
+            missed_per_second=missed,
+            pokes=self._pokes,
+            refused=dict(self._refused),
+            int3_hits=self._session.int3_hits,
+            stops=StopSummary(
+                count=stops.count,
+                sum_seconds=stops.sum_seconds,
+                p50_seconds=stops.quantile(0.5),
+                p99_seconds=stops.quantile(0.99),
+                max_seconds=stops.max_seconds,
+                buckets=tuple(stops.buckets),
+            ),
+        )
+
+    def _hottest(self) -> tuple[HotSite, ...]:
+        name = self._session.survey.symbols.name
+        promoted = self._promoted()
+        rates = self._rates.promoted(self._forms)
+        return tuple(
+            HotSite(
+                name(site),
+                tuple(name(target) for target in promoted[site].targets),
+                rate.calls_per_second,
+                rate.misses_per_second,
+            )
+            for site, rate in list(rates.items())[:_HOTTEST]
+        )

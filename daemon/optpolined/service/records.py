@@ -1,0 +1,57 @@
+"""Which counter record belongs to which site, and when one may be used again.
+
+A record is cleared only while no block refers to it and a grace period has passed: then nothing
+counts into it, and what is read is what is compared and overwritten.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+from optpolined.addresses import GuestVirtual
+
+__all__ = ("Records",)
+
+
+class Records:
+    """Hands out record indices: 0 .. ``capacity`` - 1, first the ``clean`` ones."""
+
+    def __init__(self, clean: Iterable[int]) -> None:
+        self._clean = deque(clean)
+        self._of_site: dict[GuestVirtual, int] = {}
+        self._site_of: dict[int, GuestVirtual] = {}
+
+    def of(self, site: GuestVirtual) -> int | None:
+        """The record of ``site``, the same one each time; ``None`` where none is left."""
+        if site not in self._of_site:
+            if not self._clean:
+                return None
+            self._bind(site, self._clean.popleft())
+        return self._of_site[site]
+
+    def renew(self, site: GuestVirtual) -> int | None:
+        """Give ``site`` a clean record; answer the old one, to be recycled after a grace period.
+
+        Without a clean one left the site keeps its record, and the answer is ``None``.
+        """
+        if not self._clean or site not in self._of_site:
+            return None
+        old = self._of_site[site]
+        del self._site_of[old]
+        self._bind(site, self._clean.popleft())
+        return old
+
+    def recycle(self, records: Iterable[int]) -> None:
+        """Take back cleared records."""
+        self._clean.extend(records)
+
+    def site(self, record: int) -> GuestVirtual | None:
+        """The site that counts into ``record`` now."""
+        return self._site_of.get(record)
+
+    def bound(self) -> list[int]:
+        """All records that belong to a site."""
+        return list(self._site_of)
+
+    def _bind(self, site: GuestVirtual, record: int) -> None:
+        self._of_site[site] = record
+        self._site_of[record] = site

@@ -1,0 +1,75 @@
+"""One guest at one moment, as the views and the metrics show it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+__all__ = ("HotSite", "Phase", "Status", "StopSummary")
+
+
+class Phase(Enum):
+    """What the daemon is doing."""
+
+    ATTACHING = "attaching"
+    LEARNING = "learning"
+    RUNNING = "running"
+    PAUSED = "paused by somebody else"
+    AUDITING = "auditing"
+    DETACHING = "detaching"
+    DETACHED = "detached"
+
+
+@dataclass(frozen=True, slots=True)
+class HotSite:
+    """A promoted site: where it is, what it calls, and how often in calls per second."""
+
+    site: str
+    targets: tuple[str, ...]
+    calls_per_second: float
+    misses_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class StopSummary:
+    """The stops so far; ``buckets`` as in `service/stops.py`, one more than its bounds."""
+
+    count: int = 0
+    sum_seconds: float = 0.0
+    p50_seconds: float = 0.0
+    p99_seconds: float = 0.0
+    max_seconds: float = 0.0
+    buckets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All that is known; counts are since attach."""
+
+    guest: str
+    phase: Phase = Phase.ATTACHING
+    kernel: str = ""
+    accelerator: str = ""
+    vcpus: int = 0
+    seconds: float = 0.0
+    epoch: int = 0
+    found: int = 0
+    eligible: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    states: Mapping[str, int] = field(default_factory=dict)
+    targets_histogram: Mapping[int, int] = field(default_factory=dict)
+    """Number of promoted sites by number of targets."""
+    hottest: tuple[HotSite, ...] = ()
+    counted_calls: int = 0
+    """Calls that reached a learning stub: of sites in a learning window, and misses."""
+    direct_per_second: float = 0.0
+    """Estimated from the rates seen while learning, less the misses."""
+    missed_per_second: float = 0.0
+    pokes: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    int3_hits: int = 0
+    stops: StopSummary = StopSummary()
+
+    @property
+    def promoted(self) -> int:
+        """Sites whose calls are direct now."""
+        return sum(self.targets_histogram.values())

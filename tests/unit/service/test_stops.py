@@ -1,0 +1,56 @@
+"""Stops are counted, ended after an error, and never end somebody else's pause."""
+
+import gc
+
+import pytest
+
+from optpolined.service.stops import STOP_BUCKETS_SECONDS, Stopper, StopStatistics
+
+
+class Stub:
+    def __init__(self, *, ours: bool = True) -> None:
+        self.ours = ours
+        self.calls: list[str] = []
+
+    def stop(self) -> bool:
+        self.calls.append("stop")
+        return self.ours
+
+    def resume(self) -> None:
+        self.calls.append("resume")
+
+
+def test_a_stop_ends_also_after_an_error() -> None:
+    stub = Stub()
+    with pytest.raises(RuntimeError), Stopper(stub, lambda: 0.0).stopped():
+        raise RuntimeError
+    assert stub.calls == ["stop", "resume"]
+
+
+def test_only_our_own_stops_are_counted() -> None:
+    stopper = Stopper(Stub(ours=False), lambda: 0.0)
+    with stopper.stopped():
+        pass
+    assert stopper.statistics.count == 0
+
+
+def test_the_garbage_collector_rests_within_a_stop_and_works_after_it() -> None:
+    with Stopper(Stub(), lambda: 0.0).stopped():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_statistics_count_by_bucket() -> None:
+    statistics = StopStatistics()
+    for seconds in (1e-5, 3e-4, 3e-4, 9.0):
+        statistics.add(seconds)
+    assert statistics.count == 4
+    assert statistics.max_seconds == 9.0
+    assert statistics.buckets[0] == 1
+    assert statistics.buckets[STOP_BUCKETS_SECONDS.index(4e-4)] == 2
+    assert statistics.buckets[-1] == 1
+    assert statistics.quantile(0.5) == 3e-4
+
+
+def test_a_quantile_of_nothing_is_zero() -> None:
+    assert StopStatistics().quantile(0.99) == 0.0

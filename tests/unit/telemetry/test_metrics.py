@@ -1,0 +1,67 @@
+"""The metrics of a status, as Prometheus reads them."""
+
+import urllib.request
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from optpolined.telemetry.metrics import StatusCollector, serve_metrics
+from optpolined.telemetry.status import Phase, Status, StopSummary
+
+BOUNDS = (1e-4, 1e-3)
+STATUS = Status(
+    guest="vm1",
+    phase=Phase.RUNNING,
+    kernel="6.1.0",
+    accelerator="kvm",
+    found=7000,
+    skipped={"noinstr": 8},
+    states={"promoted": 61, "cold": 6931},
+    counted_calls=10,
+    pokes=200,
+    refused={"foreign_breakpoint": 1},
+    int3_hits=3,
+    stops=StopSummary(count=6, sum_seconds=0.0061, buckets=(1, 3, 2)),
+)
+
+
+def samples(text: str) -> dict[tuple[str, str], float]:
+    return {
+        (sample.name, ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_every_figure_of_the_status_is_there() -> None:
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(lambda: STATUS, BOUNDS))
+    found = samples(generate_latest(registry).decode())
+    assert found["optpolined_up", ""] == 1
+    assert found["optpolined_guest_info", "accelerator=kvm,guest=vm1,kernel=6.1.0"] == 1
+    assert found["optpolined_sites", "state=promoted"] == 61
+    assert found["optpolined_sites_skipped", "reason=noinstr"] == 8
+    assert found["optpolined_pokes_total", ""] == 200
+    assert found["optpolined_refused_total", "reason=foreign_breakpoint"] == 1
+    assert found["optpolined_int3_hits_total", ""] == 3
+    assert found["optpolined_stop_seconds_bucket", "le=0.0001"] == 1
+    assert found["optpolined_stop_seconds_bucket", "le=0.001"] == 4
+    assert found["optpolined_stop_seconds_bucket", "le=+Inf"] == 6
+    assert found["optpolined_stop_seconds_count", ""] == 6
+    assert found["optpolined_stop_seconds_sum", ""] == pytest.approx(0.0061)
+
+
+def test_a_paused_guest_is_not_up() -> None:
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(lambda: Status("vm1", Phase.PAUSED), BOUNDS))
+    assert samples(generate_latest(registry).decode())["optpolined_up", ""] == 0
+
+
+def test_the_server_answers_and_ends() -> None:
+    stop, port = serve_metrics(StatusCollector(lambda: STATUS, BOUNDS), "127.0.0.1", 0)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            assert b"optpolined_up 1.0" in answer.read()
+    finally:
+        stop()
