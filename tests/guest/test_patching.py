@@ -1,0 +1,218 @@
+"""Sites of a loaded guest, patched for real: results checked by the guest itself."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from guest.image.boot import Guest
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
+from optpolined.poke.execute import Machine
+from optpolined.poke.protocol import Phase, Protocol, Write, steps
+from optpolined.service.attach import connect
+from optpolined.service.session import Session
+from tests.guest.harness import (
+    bench_calls,
+    config_of,
+    load_state,
+    open_session,
+    site_in,
+    sites_called,
+)
+
+ROUNDS = 100
+"""Of promote, retarget and revert, by each of the two protocols."""
+
+BENCH = ("call_1", "call_2_random", "call_4_random", "tail_1", "tail_2_random", "tail_4_random")
+
+
+@pytest.fixture
+def loaded(guest: Guest) -> Iterator[Guest]:
+    """The shared guest under optload and optbench, whose checks must all have been right."""
+    guest.run("optload --state /run/optload >/dev/null 2>&1 &")
+    guest.run("echo reset >/proc/optbench; echo rate 0 >/proc/optbench")
+    for name in BENCH:
+        guest.run(f"echo run {name} >/proc/optbench")
+    time.sleep(3)
+    yield guest
+    guest.run("echo stop >/proc/optbench; killall optload; sleep 1")
+    state = load_state(guest)
+    assert state["checks"] > 0
+    assert state["errors"] == 0, guest.run("cat /run/optload")
+    assert all(errors == 0 for _, errors in bench_calls(guest).values())
+    assert "BUG" not in guest.run("dmesg")
+
+
+def targets_of(session: Session, function: str, count: int) -> tuple[GuestVirtual, ...]:
+    """What the site in ``function`` really calls, the most called first."""
+    site = site_in(session, function).address
+    session.apply({site: LEARNING})
+    time.sleep(1)
+    calls = session.count()[site].calls
+    session.apply({site: ORIGINAL})
+    targets = sorted(calls, key=lambda target: -calls[target])
+    assert len(targets) >= count
+    return tuple(targets[:count])
+
+
+class Meddler(Machine):
+    """Lets somebody else write to a site just before our first write of a phase."""
+
+    def __init__(self, session: Session, victim: GuestVirtual, theirs: bytes) -> None:
+        self._session = session
+        self._victim = victim
+        self._theirs: bytes | None = theirs
+
+    def write(self, writes: Sequence[Write]) -> list[bytes | None]:
+        if self._theirs and any(write.address == self._victim for write in writes):
+            ours = next(write.expect for write in writes if write.address == self._victim)
+            theirs, self._theirs = self._theirs, None
+            assert self._session.machine.write([Write(self._victim, ours, theirs)]) == [None]
+        return self._session.machine.write(writes)
+
+
+def cold_sites(session: Session, count: int) -> list[GuestVirtual]:
+    """Sites that a guest without such hardware never reaches."""
+    eligible = session.survey.inventory.eligible
+    cold = [address for address, site in eligible.items() if site.function.startswith("acpi_ev_")]
+    assert len(cold) >= count
+    return sorted(cold)[:count]
+
+
+def test_bytes_changed_behind_our_back_are_left_alone_and_the_others_patched(
+    loaded: Guest,
+) -> None:
+    with open_session(config_of(loaded)) as session:
+        sites = cold_sites(session, 5)
+        victim = session.survey.inventory.eligible[sites[2]]
+        theirs = b"\x0f\x1f\x44\x00\x00"[: victim.length]
+        patcher = session.make_patcher(Protocol.BREAKPOINT, Meddler(session, sites[2], theirs))
+        report = patcher.apply(dict.fromkeys(sites, LEARNING))
+        assert report.sites == {sites[2]: "foreign_bytes"}
+        assert report.done == 4
+        forms = patcher.observe()
+        assert forms.pop(sites[2]) is None
+        assert set(forms.values()) == {LEARNING}
+        assert session.machine.write([Write(victim.address, theirs, victim.original)]) == [None]
+        patcher.apply(dict.fromkeys(sites, ORIGINAL))
+
+
+def test_a_breakpoint_held_at_the_hottest_sites_does_no_harm(loaded: Guest) -> None:
+    with open_session(config_of(loaded)) as session:
+        hottest = sites_called(session, 1.0)[:5]
+        assert len(hottest) == 5
+        before, checks = session.int3_hits, load_state(loaded)["checks"]
+        changes = [session.patcher.change(site, ORIGINAL, session.space) for site in hottest]
+        protocol = steps(changes, Protocol.BREAKPOINT)
+        held = [step for step in protocol if step.phase in (Phase.PREPARE, Phase.BREAK)]
+        for step in protocol:
+            written = session.machine.write([item.write for item in step.writes])
+            assert written == [None] * len(step.writes), step.phase
+            if step is held[-1]:
+                time.sleep(2)
+        assert session.int3_hits - before > 1000
+        time.sleep(1)
+        assert load_state(loaded)["checks"] > checks
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+def test_rounds_of_promote_retarget_and_revert(loaded: Guest, protocol: Protocol) -> None:
+    with open_session(config_of(loaded)) as session:
+        patcher = session.make_patcher(protocol)
+        plan = {}
+        for name in BENCH:
+            function = f"optbench_{name}"
+            targets = targets_of(session, function, int(name.split("_")[1]))
+            plan[site_in(session, function).address] = targets
+        calls = {name: count for name, (count, _) in bench_calls(loaded).items() if name in BENCH}
+        for number in range(ROUNDS):
+            last: dict[GuestVirtual, Form] = {}
+            for form in (_promoted, _retargeted, _reverted):
+                wanted = {site: form(targets, number) for site, targets in plan.items()}
+                assert patcher.apply(wanted).done == len(plan)
+                assert {site: patcher.observe()[site] for site in plan} == wanted
+                last = wanted
+            assert set(last.values()) == {ORIGINAL}
+            session.recycle()
+        after = bench_calls(loaded)
+        assert all(after[name][0] > calls[name] for name in BENCH)
+        assert all(errors == 0 for _, errors in after.values())
+
+
+def _promoted(targets: tuple[GuestVirtual, ...], _: int) -> Form:
+    return Chain(targets)
+
+
+def _retargeted(targets: tuple[GuestVirtual, ...], number: int) -> Form:
+    turn = number % len(targets)
+    return Chain(targets[turn:] + targets[:turn], counts_hits=number % 2 == 1)
+
+
+def _reverted(_: tuple[GuestVirtual, ...], __: int) -> Form:
+    return ORIGINAL
+
+
+def test_what_is_learned_is_what_is_called(loaded: Guest) -> None:
+    with open_session(config_of(loaded)) as session:
+        for name in ("call_4_random", "tail_2_random"):
+            count = int(name.split("_")[1])
+            names = {
+                session.survey.symbols.name(target)
+                for target in targets_of(session, f"optbench_{name}", count)
+            }
+            assert names == {f"optbench_target_{number} [optbench]" for number in range(count)}
+
+
+def test_hits_and_misses_of_a_promoted_chain_are_counted(loaded: Guest) -> None:
+    with open_session(config_of(loaded)) as session:
+        site = site_in(session, "optbench_call_2_random").address
+        first, second = targets_of(session, "optbench_call_2_random", 2)
+        session.apply({site: Chain((first,), counts_hits=True)})
+        time.sleep(1)
+        gain = session.count()[site]
+        assert gain.hits > 1000
+        assert gain.calls[second] > 1000
+        assert first not in gain.calls
+        assert 0.8 < gain.hits / gain.calls[second] < 1.25
+        session.apply({site: Chain((first, second))})
+        time.sleep(0.5)
+        counted = session.count().get(site)
+        assert counted is None or not counted.calls
+
+
+def test_retired_blocks_are_reused_only_after_a_grace_period(loaded: Guest) -> None:
+    with open_session(config_of(loaded)) as session:
+        site = site_in(session, "optbench_call_1").address
+        session.apply({site: LEARNING})
+        session.apply({site: ORIGINAL})
+        session.patcher.observe()
+        assert session.arena.usage().retired > 0
+        session.recycle()
+        deadline = time.monotonic() + 30
+        while session.arena.usage().retired and time.monotonic() < deadline:
+            time.sleep(0.05)
+            session.recycle()
+        assert session.arena.usage().retired == 0
+        assert session.arena.usage().used == 0
+
+
+def test_what_a_dead_daemon_left_is_put_back_by_the_next(loaded: Guest) -> None:
+    config = config_of(loaded)
+    with connect(config) as link:
+        session = Session(link, config, time.monotonic, force=False)
+        text = session.survey.texts
+        sites = sites_called(session, 1.0)[:20]
+        session.apply(dict.fromkeys(sites, LEARNING))
+        interrupted = session.patcher.change(sites[0], ORIGINAL, session.space)
+        for step in steps([interrupted], Protocol.BREAKPOINT):
+            if step.phase in (Phase.PREPARE, Phase.BREAK):
+                session.machine.write([item.write for item in step.writes])
+    with open_session(config) as session:
+        assert session.survey.texts == text
+
+
+def test_physical_addresses_outside_ram_are_never_written(loaded: Guest) -> None:
+    with open_session(config_of(loaded)) as session:
+        unmapped = GuestVirtual(0xFFFFFFFF_00000000)
+        assert session.machine.write([Write(unmapped, b"\0", b"\1")]) == [b""]

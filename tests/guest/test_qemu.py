@@ -1,0 +1,485 @@
+"""The room qemu/ against a real QEMU: no kernel, only what the firmware does."""
+
+import contextlib
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from optpolined.addresses import GuestPhysical
+from optpolined.qemu import guardian
+from optpolined.qemu.errors import (
+    MonitorBusyError,
+    MonitorClosedError,
+    ProcessGoneError,
+    ResumedError,
+    StubAbsentError,
+    StubBusyError,
+    StubClosedError,
+)
+from optpolined.qemu.gdbstub import GdbStub, close_stub, open_stub
+from optpolined.qemu.memory import ProcessMemory, StubMemory, ram_ranges
+from optpolined.qemu.monitor import Monitor
+from optpolined.qemu.process import QemuProcess
+
+SLACK_SECONDS = 10.0
+
+ROOT = Path(guardian.__file__).parents[2]
+
+AT = GuestPhysical(0x400_0000)
+"""RAM that the firmware leaves alone."""
+
+
+@dataclass(frozen=True)
+class Qemu:
+    pid: int
+    directory: Path
+
+    @property
+    def qmp(self) -> Path:
+        return self.directory / "qmp"
+
+    @property
+    def gdb(self) -> Path:
+        return self.directory / "gdb"
+
+
+@contextlib.contextmanager
+def started(
+    *arguments: str, memory_mib: int = 128, pass_fds: tuple[int, ...] = ()
+) -> Iterator[Qemu]:
+    """Start a QEMU that cannot outlive the test."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        arguments = arguments or ("-qmp", f"unix:{directory}/qmp,server=on,wait=off")
+        command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
+        command += ["-accel", "tcg,thread=multi", "-machine", "q35", "-m", str(memory_mib)]
+        command += ["-smp", "2", "-display", "none", "-nodefaults", "-no-user-config", *arguments]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=pass_fds) as process:
+            try:
+                yield Qemu(process.pid, directory)
+            finally:
+                process.kill()
+
+
+def connect(qemu: Qemu) -> Monitor:
+    deadline = time.monotonic() + SLACK_SECONDS
+    while not qemu.qmp.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return Monitor.connect(qemu.qmp, timeout_seconds=SLACK_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Qemu]:
+    with started() as qemu:
+        yield qemu
+
+
+@pytest.fixture
+def monitor(shared: Qemu) -> Iterator[Monitor]:
+    """A connection to a guest that runs and has no gdbstub."""
+    with connect(shared) as connection:
+        connection.execute("cont")
+        yield connection
+        close_stub(connection)
+
+
+@pytest.fixture
+def stub(shared: Qemu, monitor: Monitor) -> Iterator[GdbStub]:
+    with GdbStub.connect(open_stub(monitor, shared.gdb)) as connection:
+        yield connection
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + SLACK_SECONDS
+    while not (met := condition()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return met
+
+
+def runs(monitor: Monitor) -> bool:
+    """The guest runs, or does so in a moment: the stub acknowledges before it acts."""
+    return soon(lambda: monitor.status() == "running")
+
+
+# Monitor and process
+
+
+def test_the_process_is_found_and_its_end_noticed() -> None:
+    with started() as qemu, connect(qemu) as monitor:
+        process = QemuProcess.find(monitor)
+        memory = ProcessMemory(process, ram_ranges(monitor))
+        assert process.pid == monitor.peer_pid() == qemu.pid
+        assert process.is_alive()
+        assert len(memory.read(AT, 16)) == 16
+        with contextlib.suppress(MonitorClosedError):
+            monitor.execute("quit")
+        assert soon(lambda: not process.is_alive())
+        with pytest.raises(MonitorClosedError):
+            monitor.status()
+        with pytest.raises(ProcessGoneError):
+            memory.read(AT, 16)
+        memory.close()
+
+
+def test_a_process_whose_socket_somebody_else_has_opened_is_found() -> None:
+    # As libvirt does it.
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "qmp"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(1)
+            number = listener.fileno()
+            chardev = f"socket,id=qmp,fd={number},server=on,wait=off"
+            options = ("-chardev", chardev, "-mon", "chardev=qmp,mode=control")
+            with started(*options, pass_fds=(number,)) as qemu:
+                listener.close()
+                with Monitor.connect(path, timeout_seconds=SLACK_SECONDS) as monitor:
+                    assert monitor.peer_pid() == os.getpid()
+                    assert QemuProcess.find(monitor).pid == qemu.pid
+
+
+def test_a_second_monitor_client_is_told_of_the_first(shared: Qemu, monitor: Monitor) -> None:
+    with pytest.raises(MonitorBusyError):
+        Monitor.connect(shared.qmp, timeout_seconds=0.3)
+    assert monitor.status() == "running"
+
+
+def test_events_of_stop_and_cont_arrive(monitor: Monitor) -> None:
+    monitor.drain_events()
+    monitor.execute("stop")
+    monitor.execute("cont")
+    names = [event.name for event in monitor.drain_events()]
+    assert names[-2:] == ["STOP", "RESUME"]
+
+
+# Memory
+
+
+def test_ram_above_and_below_the_pci_hole_is_found_and_read() -> None:
+    with started(memory_mib=4608) as qemu, connect(qemu) as monitor:
+        ranges = ram_ranges(monitor)
+        assert sum(item.size for item in ranges if item.start >= 1 << 32) >= 2 << 30
+        assert (ranges[0].start, ranges[-1].start) == (0, 1 << 32)
+        memory = ProcessMemory(QemuProcess.find(monitor), ranges)
+        with GdbStub.connect(open_stub(monitor, qemu.gdb)) as stub:
+            places = [AT, GuestPhysical(ranges[-1].start + 5), GuestPhysical(ranges[-1].end - 7)]
+            stub.stop()
+            stub.write([(place, b"%07x" % number) for number, place in enumerate(places)])
+            stub.resume()
+        assert [memory.read(place, 7) for place in places] == [b"0000000", b"0000001", b"0000002"]
+        memory.close()
+
+
+def test_both_ways_to_read_see_what_the_stub_writes(monitor: Monitor, stub: GdbStub) -> None:
+    ranges = ram_ranges(monitor)
+    direct = ProcessMemory(QemuProcess.find(monitor), ranges)
+    through_stub = StubMemory(stub, ranges)
+    data = random.Random(1).randbytes(300_000)
+    stub.stop()
+    stub.write([(AT, data)])
+    assert through_stub.read(AT, len(data)) == data
+    assert stub.in_stop
+    stub.resume()
+    assert direct.read(AT, len(data)) == data
+    assert through_stub.read(AT, len(data)) == data
+    assert runs(monitor)
+    direct.close()
+
+
+def test_without_permission_the_process_is_found_and_its_memory_is_not() -> None:
+    # What the daemon does as another user; nobody may be such a user only where we are root.
+    program = """if True:
+        import os, sys
+        from pathlib import Path
+        sys.path.append(sys.argv[1])
+        from optpolined.qemu.errors import PermissionDeniedError
+        from optpolined.qemu.memory import ProcessMemory, ram_ranges
+        from optpolined.qemu.monitor import Monitor
+        from optpolined.qemu.process import QemuProcess
+        with Monitor.connect(Path(sys.argv[2])) as monitor:
+            process = QemuProcess.find(monitor)
+            assert process.pid == int(sys.argv[3]) and process.is_alive()
+            try:
+                ProcessMemory(process, ram_ranges(monitor))
+            except PermissionDeniedError as error:
+                print(error)
+    """
+    with started() as qemu:
+        assert soon(qemu.qmp.exists)
+        qemu.directory.chmod(0o755)
+        qemu.qmp.chmod(0o666)
+        command = ["setpriv", "--reuid", "65534", "--clear-groups", "--bounding-set", "-all"]
+        done = subprocess.run(
+            [*command, sys.executable, "-c", program, str(ROOT), str(qemu.qmp), str(qemu.pid)],
+            check=False, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert "CAP_SYS_PTRACE" in done.stdout, done.stderr
+
+
+# The gdbstub
+
+
+def test_connecting_stopping_and_closing_leave_the_guest_running(
+    shared: Qemu, monitor: Monitor
+) -> None:
+    path = open_stub(monitor, shared.gdb)
+    assert path == shared.gdb
+    for _ in range(3):
+        with GdbStub.connect(path) as stub:
+            assert runs(monitor)
+            for _ in range(20):
+                assert stub.stop()
+                assert monitor.status() == "paused"
+                stub.resume()
+                assert runs(monitor)
+            assert stub.stop()
+        assert runs(monitor)
+        assert soon(lambda: open_stub(monitor, path) == path) is True
+
+
+def test_a_stub_in_use_and_a_bad_place_are_told(shared: Qemu, monitor: Monitor) -> None:
+    with pytest.raises(StubAbsentError, match="QEMU cannot open"):
+        # Longer than a socket's address may be.
+        open_stub(monitor, shared.directory / ("d" * 100) / "gdb")
+    with GdbStub.connect(open_stub(monitor, shared.gdb)) as stub:
+        with pytest.raises(StubBusyError):
+            open_stub(monitor, shared.gdb)
+        close_stub(monitor)
+        with pytest.raises(StubClosedError):
+            stub.stop()
+    assert runs(monitor)
+
+
+def test_a_guest_that_somebody_paused_stays_paused(monitor: Monitor, stub: GdbStub) -> None:
+    monitor.execute("stop")
+    for _ in range(3):
+        assert not stub.stop()
+        stub.write([(AT, b"abc")])
+        assert stub.read([(AT, 3)]) == [b"abc"]
+        stub.resume()
+        assert monitor.status() == "paused"
+    stub.close()
+    assert monitor.status() == "paused"
+
+
+def test_a_paused_guest_stays_paused_over_connect_and_close(shared: Qemu, monitor: Monitor) -> None:
+    path = open_stub(monitor, shared.gdb)
+    monitor.execute("stop")
+    with GdbStub.connect(path) as stub:
+        assert monitor.status() == "paused"
+        assert not stub.stop()
+    assert monitor.status() == "paused"
+
+
+@pytest.mark.parametrize("act", ["read", "write", "resume"])
+def test_cont_in_the_middle_of_a_stop_is_noticed_and_obeyed(
+    monitor: Monitor, stub: GdbStub, act: str
+) -> None:
+    for _ in range(5):
+        assert stub.stop()
+        monitor.execute("cont")
+        with pytest.raises(ResumedError):
+            if act == "read":
+                stub.read([(GuestPhysical(AT + number), 4) for number in range(200)])
+            elif act == "write":
+                stub.write([(GuestPhysical(AT + number), b"x") for number in range(200)])
+            else:
+                stub.resume()
+        assert not stub.in_stop
+        assert runs(monitor)
+        assert stub.stop()
+        stub.write([(AT, b"usable")])
+        assert stub.read([(AT, 6)]) == [b"usable"]
+        stub.resume()
+        assert runs(monitor)
+
+
+def test_cont_and_stop_in_the_middle_of_a_stop_leave_the_guest_paused(
+    monitor: Monitor, stub: GdbStub
+) -> None:
+    assert stub.stop()
+    monitor.execute("cont")
+    monitor.execute("stop")
+    with pytest.raises(ResumedError):
+        stub.read([(AT, 4)])
+    assert monitor.status() == "paused"
+    assert not stub.stop()
+    stub.resume()
+    assert monitor.status() == "paused"
+
+
+def test_stops_race_with_somebody_who_pauses_and_resumes(monitor: Monitor, stub: GdbStub) -> None:
+    seconds, resumed, paused, done = 3.0, 0, 0, 0
+    end = time.monotonic() + seconds
+
+    def somebody() -> None:
+        chance = random.Random(2)
+        while time.monotonic() < end:
+            monitor.execute("stop")
+            time.sleep(chance.random() * 0.003)
+            monitor.execute("cont")
+            time.sleep(chance.random() * 0.003)
+
+    thread = threading.Thread(target=somebody)
+    thread.start()
+    number = 0
+    while thread.is_alive():
+        number += 1
+        data = number.to_bytes(8, "little") * 4
+        try:
+            paused += not stub.stop()
+            stub.write([(GuestPhysical(AT + 64 * place), data) for place in range(40)])
+            found = stub.read([(GuestPhysical(AT + 64 * place), 32) for place in range(40)])
+            assert found == [data] * 40
+            stub.resume()
+            done += 1
+        except ResumedError:
+            resumed += 1
+            assert not stub.in_stop
+    thread.join()
+    assert done > 10
+    # Our last resume may have come before the last cont, but nothing holds the guest now.
+    assert runs(monitor)
+    assert stub.stop()
+    stub.resume()
+    assert runs(monitor)
+    assert resumed + paused > 0
+
+
+def test_stop_reports_that_nobody_took_do_not_hang_qemu(monitor: Monitor, stub: GdbStub) -> None:
+    for _ in range(10):
+        for _ in range(50):
+            monitor.execute("stop")
+            monitor.execute("cont")
+        stub.drain()
+    assert stub.stop()
+    stub.resume()
+    assert runs(monitor)
+
+
+@pytest.mark.parametrize("rest", [b"", b"#"])
+def test_what_a_dead_client_left_in_the_parser_is_not_executed(
+    shared: Qemu, monitor: Monitor, rest: bytes
+) -> None:
+    path = open_stub(monitor, shared.gdb)
+    with GdbStub.connect(path) as stub:
+        stub.stop()
+        stub.write([(AT, bytes(8))])
+        stub.resume()
+    line = b"M%x,2:ffff" % AT
+    # An odd digit more is no data; a checksum of 00 would make a command of the line.
+    line += bytes([-sum(line) & 0xFF])
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as client:
+        assert soon(lambda: open_stub(monitor, path) == path)
+        client.connect(str(path))
+        assert client.recv(100).startswith(b"$T02")
+        client.sendall(b"+$" + line + rest)
+        monitor.status()
+    monitor.execute("cont")
+    assert soon(lambda: open_stub(monitor, path) == path)
+    with GdbStub.connect(path) as stub:
+        assert stub.stop()
+        assert stub.read([(AT, 8)]) == [bytes(8)]
+        stub.resume()
+    assert runs(monitor)
+
+
+def test_the_physical_mode_is_set_at_every_attach(shared: Qemu, monitor: Monitor) -> None:
+    path = open_stub(monitor, shared.gdb)
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as client:
+        client.connect(str(path))
+        client.recv(100)
+        client.sendall(b"$Qqemu.PhyMemMode:0#%02x" % (sum(b"Qqemu.PhyMemMode:0") & 0xFF))
+        assert b"OK" in client.recv(100, socket.MSG_WAITALL if False else 0) + client.recv(100)
+    monitor.execute("cont")
+    assert soon(lambda: open_stub(monitor, path) == path)
+    with GdbStub.connect(path) as stub:
+        stub.stop()
+        stub.write([(AT, b"physical")])
+        stub.resume()
+        memory = ProcessMemory(QemuProcess.find(monitor), ram_ranges(monitor))
+        assert memory.read(AT, 8) == b"physical"
+        memory.close()
+
+
+# The guardian
+
+DAEMON = """
+import sys, time
+from pathlib import Path
+sys.path.append(sys.argv[1])
+from optpolined.addresses import GuestPhysical
+from optpolined.qemu.gdbstub import GdbStub, open_stub
+from optpolined.qemu.guardian import Guardian
+from optpolined.qemu.monitor import Monitor
+
+with Monitor.connect(Path(sys.argv[2])) as monitor:
+    guardian = Guardian.start(Path(sys.argv[2]))
+    path = open_stub(monitor, Path(sys.argv[3]))
+    stub = GdbStub.connect(path, guard=guardian)
+    print("ready", flush=True)
+    while True:
+        stub.stop()
+        if sys.argv[4] == "hold":
+            print("stopped", flush=True)
+            time.sleep(60)
+        stub.write([(GuestPhysical(0x4000000 + 8 * n), b"x" * 8) for n in range(400)])
+        stub.resume()
+"""
+
+
+@contextlib.contextmanager
+def daemon(qemu: Qemu, act: str) -> Iterator[subprocess.Popen[bytes]]:
+    arguments = [str(ROOT), str(qemu.qmp), str(qemu.gdb), act]
+    with subprocess.Popen(
+        [sys.executable, "-c", DAEMON, *arguments], stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            if act == "hold":
+                assert process.stdout.readline() == b"stopped\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_daemon_killed_in_a_stop_leaves_a_guest_that_soon_runs() -> None:
+    with started() as qemu:
+        connect(qemu).close()
+        with daemon(qemu, "hold") as process:
+            process.kill()
+            process.wait()
+            began = time.monotonic()
+            # The guardian takes the monitor first: it has been waiting for it.
+            with connect(qemu) as monitor:
+                assert runs(monitor)
+                assert time.monotonic() - began < 1.0
+                assert "STOP" not in [event.name for event in monitor.drain_events()]
+
+
+def test_a_daemon_killed_anywhere_leaves_a_guest_that_soon_runs() -> None:
+    chance = random.Random(3)
+    with started() as qemu:
+        connect(qemu).close()
+        for _ in range(8):
+            with daemon(qemu, "loop") as process:
+                time.sleep(chance.random() * 0.02)
+                process.kill()
+                process.wait()
+                time.sleep(0.25)
+                with connect(qemu) as monitor:
+                    assert runs(monitor)
+                    # Nothing that the daemon had sent stops it later.
+                    time.sleep(0.1)
+                    assert monitor.status() == "running"
