@@ -44,8 +44,9 @@ def execute(changes: Sequence[Change], protocol: Protocol, machine: Machine) -> 
 
     A refusal in PREPARE gives up all changes before any site was touched: somebody writes to the
     tables that every breakpoint of the batch depends on.  One in BREAK leaves that site untouched,
-    and its entry is disarmed with the others.  One in TAIL, HEAD or WHOLE means that somebody wrote over our bytes: the site is
-    theirs, and its entry stays armed, because a 0xCC of ours may have been copied.
+    and its entry is disarmed with the others.  One in TAIL, HEAD or WHOLE means that somebody wrote
+    over our bytes: the site is theirs, and its entry stays armed, because a 0xCC of ours may have
+    been copied.
 
     :raise QemuError: whatever the machine raises; the sites must then be read again before anything
         else is done to them (recovery).

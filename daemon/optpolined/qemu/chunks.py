@@ -22,29 +22,45 @@ _WINDOW_BYTES = 0x10000
 """What may be on its way at once, requests and replies each."""
 
 
-def _check(address: GuestPhysical, size: int) -> None:
-    if address < 0 or size < 0 or address + size > _PHYSICAL_END:
-        raise OutOfRamError(address, size)
-
-
-def read_chunks(address: GuestPhysical, size: int) -> Iterator[tuple[GuestPhysical, int]]:
-    """Cut a read of ``size`` bytes into what one packet can ask for.
+def read_chunks(
+    requests: Sequence[tuple[GuestPhysical, int]],
+) -> list[tuple[GuestPhysical, int]]:
+    """Cut reads into what one packet can ask for: address and size in bytes of each.
 
     :raise OutOfRamError: no physical address is that large.
     """
-    _check(address, size)
-    for done in range(0, size, _READ_BYTES):
-        yield GuestPhysical(address + done), min(_READ_BYTES, size - done)
+    chunks = []
+    for address, size in requests:
+        if address < 0 or size < 0 or address + size > _PHYSICAL_END:
+            raise OutOfRamError(address, size)
+        if 0 < size <= _READ_BYTES:
+            chunks.append((address, size))
+        else:
+            for done in range(0, size, _READ_BYTES):
+                chunk = GuestPhysical(address + done), min(_READ_BYTES, size - done)
+                chunks.append(chunk)
+    return chunks
 
 
-def write_chunks(address: GuestPhysical, data: bytes) -> Iterator[tuple[GuestPhysical, bytes]]:
-    """Cut ``data`` into what one packet can carry.
+def write_chunks(
+    writes: Sequence[tuple[GuestPhysical, bytes]],
+) -> list[tuple[GuestPhysical, bytes]]:
+    """Cut writes into what one packet can carry: address and bytes of each.
 
     :raise OutOfRamError: no physical address is that large.
     """
-    _check(address, len(data))
-    for done in range(0, len(data), _WRITE_BYTES):
-        yield GuestPhysical(address + done), data[done : done + _WRITE_BYTES]
+    chunks = []
+    for address, data in writes:
+        size = len(data)
+        if address < 0 or address + size > _PHYSICAL_END:
+            raise OutOfRamError(address, size)
+        if 0 < size <= _WRITE_BYTES:
+            chunks.append((address, data))
+        else:
+            for done in range(0, size, _WRITE_BYTES):
+                chunk = GuestPhysical(address + done), data[done : done + _WRITE_BYTES]
+                chunks.append(chunk)
+    return chunks
 
 
 def windows(chunks: Sequence[_T], weigh: Callable[[_T], int]) -> Iterator[Sequence[_T]]:

@@ -19,6 +19,7 @@ it as done, says nothing, and the guest runs on at the end of our stop.
 """
 
 import contextlib
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,6 +61,8 @@ checksum that is most likely wrong.
 """
 _GREET = _FORGET + rsp.packet(b"qSupported") + rsp.packet(b"Qqemu.PhyMemMode:1") + _MARKER
 
+_PACKET_SIZE = re.compile(rb"PacketSize=([0-9a-f]{1,8})(;|$)")
+
 _WROTE = b"+" + rsp.packet(b"OK")
 _ALL_WROTE = tuple(_WROTE * count for count in range(WINDOW_PACKETS + 1))
 
@@ -92,9 +95,10 @@ class GdbStub:
         # A call may wait twice: for its replies, then to learn what has become of them.
         self._patience_seconds = timeout_seconds / 2
         self._in_stop = False
-        self._ours = False
+        self._ours: bool | None = False
+        """Whether the open stop is our doing; None: it is not known yet."""
         self._asked = 0
-        """Bursts of _STOP whose marker has not been answered yet."""
+        """Bursts whose marker has not been answered yet."""
         self._settled = True
         """Nothing is on its way.  An exception, say of Ctrl-C, can leave replies behind."""
         self._useless: str | None = None
@@ -151,10 +155,10 @@ class GdbStub:
         with self._call():
             self._enter()
             self._ask()
-            self._ours = self._settle() > 0
-        if self._guard and not self._ours:
+            ours = self._ours = self._settle() > 0
+        if self._guard and not ours:
             self._guard.resumed()
-        return self._ours
+        return ours
 
     def resume(self) -> None:
         """End the stop: the guest runs again where :meth:`stop` stopped it.
@@ -168,7 +172,8 @@ class GdbStub:
             if not self._in_stop:
                 return
             if not self._settled:
-                self._resettle()
+                unanswered = self._resettle()
+                self._ours = unanswered > 0 if self._ours is None else self._ours
             again = self._ours and not self._continue()
             if again:
                 self._resettle()
@@ -185,9 +190,8 @@ class GdbStub:
         :raise StubReadError: the stub refused.
         :raise ResumedError: somebody resumed the guest; the stop has ended.
         """
-        chunks = [chunk for request in requests for chunk in read_chunks(*request)]
         data = bytearray()
-        for window in windows(chunks, lambda chunk: 2 * chunk[1] + 8):
+        for window in windows(read_chunks(requests), lambda chunk: 2 * chunk[1] + 8):
             replies = self._exchange([rsp.read_packet(*chunk) for chunk in window])
             for (address, size), reply in zip(window, replies, strict=True):
                 data += self._decode(address, size, reply)
@@ -205,8 +209,7 @@ class GdbStub:
         :raise StubWriteError: the stub refused one; later ones may have been made.
         :raise ResumedError: somebody resumed the guest; the stop has ended.
         """
-        chunks = [chunk for write in writes for chunk in write_chunks(*write)]
-        for window in windows(chunks, lambda chunk: 2 * len(chunk[1]) + 32):
+        for window in windows(write_chunks(writes), lambda chunk: 2 * len(chunk[1]) + 32):
             packets = [rsp.write_packet(*chunk) for chunk in window]
             replies = self._exchange(packets, _ALL_WROTE[len(window)])
             for (address, _), reply in zip(window, replies, strict=False):
@@ -233,7 +236,7 @@ class GdbStub:
             with contextlib.suppress(QemuError):
                 if self._useless is None:
                     self.resume()
-                elif self._ours:
+                elif self._ours is not False:
                     self._useless = None
                     self._resume_blindly()
         self._in_stop = False
@@ -243,14 +246,18 @@ class GdbStub:
     def _greet(self) -> None:
         with self._call():
             self._enter()
+            self._asked = 1
             self._wire.send(_GREET)
             replies: list[bytes] = []
             while (reply := self._wire.next_reply(skip_noise=True)) != _MARKER_REPLY:
                 replies.append(reply)
-                if len(replies) > WINDOW_PACKETS or reply == b"":
+                if len(replies) > WINDOW_PACKETS:
                     raise StubProtocolError("what answers is not QEMU's gdbstub")
-            self._settled = True
+            self._asked, self._settled = 0, True
             self._ours = any(rsp.is_stop(reply) for reply in replies)
+            sizes = [_PACKET_SIZE.search(reply) for reply in replies]
+            if not any(size and int(size[1], 16) >= rsp.PACKET_BYTES for size in sizes):
+                raise StubProtocolError("what answers is not QEMU's gdbstub")
             if b"OK" not in replies:
                 raise StubProtocolError("the gdbstub knows no physical memory mode")
         self.resume()
@@ -337,11 +344,10 @@ class GdbStub:
         """Resume the guest after an error.
 
         The stub takes what was sent in its order, so that this ends the stop even where that has
-        yet to begin.
+        yet to begin.  Whether it did is not certain: the guard is not told.
         """
         with self._call():
-            if self._continue():
-                self._leave()
+            self._continue()
 
     def _insist(self) -> None:
         if not self._continue():
@@ -350,7 +356,8 @@ class GdbStub:
     def _enter(self) -> None:
         if self._guard:
             self._guard.stopping()
-        self._in_stop = self._ours = True
+        self._in_stop = True
+        self._ours = None
         self._settled = False
 
     def _leave(self) -> None:

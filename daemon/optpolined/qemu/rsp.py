@@ -14,6 +14,7 @@ from optpolined.qemu.errors import StubProtocolError
 __all__ = (
     "ACK",
     "MAX_REPLY",
+    "PACKET_BYTES",
     "Replies",
     "data",
     "is_error",
@@ -27,8 +28,11 @@ ACK = ord("+")
 _NAK = ord("-")
 _START = ord("$")
 
-MAX_REPLY = 0x1000 + 64
-"""Bytes of the longest reply: an ``m`` of 0x800 bytes, or the list of features."""
+PACKET_BYTES = 0x1000
+"""What QEMU 7.2 takes in a packet (its PacketSize; later ones take more)."""
+
+MAX_REPLY = PACKET_BYTES + 64
+"""Bytes of the longest reply, to an ``m`` of 0x800 bytes."""
 
 _EXACT = 256
 """adler32's low half is 1 + the sum of the bytes modulo 65521: the true sum up to 256 bytes."""

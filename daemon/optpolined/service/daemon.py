@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from optpolined.addresses import GuestVirtual
@@ -21,6 +21,7 @@ from optpolined.service.session import Session
 from optpolined.service.stops import STOP_BUCKETS_SECONDS
 from optpolined.telemetry.metrics import StatusCollector, serve_metrics
 from optpolined.telemetry.report import Report, SiteCounts, StopCounts
+from optpolined.telemetry.server import serve_status, status_socket
 from optpolined.telemetry.status import HotSite, Phase, Status, StopSummary
 
 __all__ = ("Daemon", "Options", "serve")
@@ -63,7 +64,7 @@ def serve(
             session = Session(link, config, time.monotonic, force=options.force)
         daemon = Daemon(guest, link, session, config, attach_seconds=time.monotonic() - began)
         try:
-            with _metrics(config, daemon):
+            with _published(guest, config, daemon):
                 daemon.run(options, stop, show)
         finally:
             daemon.detach(show)
@@ -71,23 +72,23 @@ def serve(
 
 
 @contextmanager
-def _metrics(config: GuestConfig, daemon: "Daemon") -> Iterator[None]:
-    if not config.metrics.port:
-        yield
-        return
+def _published(guest: str, config: GuestConfig, daemon: "Daemon") -> Iterator[None]:
+    """Serve the status on its socket and, where configured, the metrics over HTTP."""
+    path = status_socket(config.runtime_directory, guest)
     address, port = config.metrics.listen_address, config.metrics.port
-    try:
-        stop, _ = serve_metrics(
-            StatusCollector(lambda: daemon.status, STOP_BUCKETS_SECONDS), address, port
-        )
-    except OSError as error:
-        raise AttachRefusedError(
-            f"metrics.listen_address {address}, metrics.port {port}: {error.strerror}"
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(serve_status(path, lambda: daemon.status))
+            if port:
+                collector = StatusCollector(lambda: daemon.status, STOP_BUCKETS_SECONDS)
+                stop, _ = serve_metrics(collector, address, port)
+                stack.callback(stop)
+        except OSError as error:
+            raise AttachRefusedError(
+                f"the status cannot be served at {path} or metrics at {address}:{port}: "
+                f"{error.strerror or error}"
+            ) from error
         yield
-    finally:
-        stop()
 
 
 class Daemon:

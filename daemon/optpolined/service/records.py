@@ -19,6 +19,7 @@ class Records:
         self._clean = deque(clean)
         self._of_site: dict[GuestVirtual, int] = {}
         self._site_of: dict[int, GuestVirtual] = {}
+        self._extent = 0
 
     def of(self, site: GuestVirtual) -> int | None:
         """The record of ``site``, the same one each time; ``None`` where none is left."""
@@ -48,10 +49,12 @@ class Records:
         """The site that counts into ``record`` now."""
         return self._site_of.get(record)
 
-    def bound(self) -> list[int]:
-        """All records that belong to a site."""
-        return list(self._site_of)
+    @property
+    def extent(self) -> int:
+        """All records that ever belonged to a site are below this one."""
+        return self._extent
 
     def _bind(self, site: GuestVirtual, record: int) -> None:
         self._of_site[site] = record
         self._site_of[record] = site
+        self._extent = max(self._extent, record + 1)

@@ -87,9 +87,9 @@ class Session:
         self.counters = Counters.from_header(self.space.read, self._header)
         self.arena = Arena(self._header.arena, self._header.arena_size)
         self._int3_before = self.counters.int3().hits
-        self._last = self.counters.snapshot(self.counters.capacity)
         self._adopt(blocks_in_use(self._leftovers(), self._header))
         self.records = Records(self._clean_records(ours_ran=any(self._entries)))
+        self._last = self.counters.snapshot(0)
         self._grace: GraceToken | None = None
         self._stale: list[int] = []
         self._stale_in_grace: list[int] = []
@@ -126,7 +126,7 @@ class Session:
                 if old is not None:
                     self._stale.append(old)
         report = self.patcher.apply(wanted)
-        self._last = self.counters.snapshot(self.counters.capacity)
+        self._last = self.counters.snapshot(self.records.extent)
         return report
 
     def mend(self) -> None:
@@ -139,7 +139,7 @@ class Session:
 
     def count(self) -> dict[GuestVirtual, SiteEpoch]:
         """What each site's record gained since the last count or change; never stops the guest."""
-        now = self.counters.snapshot(self.counters.capacity)
+        now = self.counters.snapshot(self.records.extent)
         gained = difference(self._last, now).by_record()
         self._last = now
         counts = {}
@@ -161,7 +161,9 @@ class Session:
                 return
             self.arena.grace_end(self._grace)
             self._grace = None
-            self.records.recycle(self._cleared(self._stale_in_grace))
+            cleared = self._cleared(self._stale_in_grace)
+            forget(self._last, cleared)
+            self.records.recycle(cleared)
             self._stale_in_grace = []
         if self.arena.usage().retired or self._stale:
             self._grace = self.arena.grace_begin()
@@ -221,7 +223,7 @@ class Session:
     def _is_full(self, site: GuestVirtual) -> bool:
         """Whether a CPU's record of ``site`` has no slot left for a target that is new."""
         record = self.records.of(site)
-        if record is None:
+        if record is None or record >= self._last.shape[1]:
             return False
         targets = self._last[:, record]["slots"]["target"]
         return bool((targets != 0).sum(axis=1).max() == RECORD_SLOTS)
@@ -243,7 +245,7 @@ class Session:
 
     def _clean_records(self, *, ours_ran: bool) -> list[int]:
         """All records, cleared; what an earlier daemon's code still runs in is waited for."""
-        untouched = clean(self._last)
+        untouched = clean(self.counters.snapshot(self.counters.capacity))
         dirty = sorted(set(range(self.counters.capacity)) - set(untouched))
         if dirty or ours_ran:
             self._request_grace()
@@ -264,9 +266,7 @@ class Session:
         busy = {
             owner for owner, found in zip(owners, found_instead, strict=True) if found is not None
         }
-        cleared = [record for record in records if record not in busy]
-        forget(self._last, cleared)
-        return cleared
+        return [record for record in records if record not in busy]
 
     def _post(self, writes: Sequence[MailboxWrite]) -> None:
         found = self.machine.write(

@@ -58,8 +58,9 @@ class Stopper:
     def stopped(self) -> Iterator[float]:
         """Give the time at which all vCPUs stood: work within the block counts from there.
 
-        What is counted is longer, by what QEMU takes to stop and to resume them.  Where somebody else has paused the guest, it is not resumed at the end, and no stop is
-        counted.  The garbage collector waits, for it can take longer than the whole stop.
+        What is counted is longer, by what QEMU takes to stop and to resume them.  Where somebody
+        else has paused the guest, it is not resumed at the end, and no stop is counted.  The
+        garbage collector waits, for it can take longer than the whole stop.
 
         :raise QemuError: the stub failed, or the guest was resumed from outside in the block.
         """

@@ -254,36 +254,65 @@ def test_drain_takes_what_other_peoples_stops_leave(path: Path) -> None:
         stub.resume()
 
 
-def test_an_exception_in_the_middle_of_a_call_leaves_the_client_usable(path: Path) -> None:
+@contextlib.contextmanager
+def interrupted(stub: GdbStub, number: int) -> Iterator[None]:
+    """Ctrl-C at the ``number``-th reception, which are of 16 bytes at most."""
+    receive, left = stub._wire._receive, [number]
+
+    def interrupt(size: int, flags: int = 0) -> bytes:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return receive(min(size, 16), flags)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(stub._wire, "_receive", interrupt)
+        yield
+
+
+def assert_usable(stub: GdbStub) -> None:
+    assert stub.stop()
+    assert stub.read([(AT, 4)]) == [bytes(4)]
+    stub.resume()
+
+
+def test_an_exception_in_the_middle_of_a_read_leaves_the_client_usable(path: Path) -> None:
     fake = FakeStub(path)
     with connected(fake) as stub:
         for number in range(1, 60):
             stub.stop()
-            with contextlib.suppress(KeyboardInterrupt):
-                _interrupted_read(stub, number)
+            with interrupted(stub, number):
+                stub.read([(AT, 64)] * 5)
             stub.resume()
             assert running_soon(fake)
-            assert stub.stop()
-            assert stub.read([(AT, 4)]) == [bytes(4)]
+            assert_usable(stub)
+
+
+def test_an_exception_in_the_middle_of_a_stop_leaves_the_guest_as_it_was(path: Path) -> None:
+    fake = FakeStub(path)
+    with connected(fake) as stub:
+        for number in range(1, 8):
+            with interrupted(stub, number):
+                stub.stop()
             stub.resume()
+            assert running_soon(fake)
+            fake.pause()
+            with interrupted(stub, number):
+                stub.stop()
+            stub.resume()
+            assert not fake.running
+            fake.cont()
+            assert_usable(stub)
 
 
-def _interrupted_read(stub: GdbStub, number: int) -> None:
-    """Read, with Ctrl-C at the ``number``-th reception."""
-    receive, left = stub._wire._receive, [number]
-
-    def interrupted(size: int, flags: int = 0) -> bytes:
-        left[0] -= 1
-        if not left[0]:
-            stub._wire._receive = receive  # type: ignore[method-assign]
-            raise KeyboardInterrupt
-        return receive(min(size, 16), flags)
-
-    stub._wire._receive = interrupted  # type: ignore[method-assign]
-    try:
-        stub.read([(AT, 64)] * 5)
-    finally:
-        stub._wire._receive = receive  # type: ignore[method-assign]
+def test_closing_after_an_exception_in_a_stop_resumes_the_guest(path: Path) -> None:
+    for number in range(1, 4):
+        fake = FakeStub(path)
+        with connected(fake) as stub:
+            with interrupted(stub, number):
+                stub.stop()
+            stub.close()
+            assert running_soon(fake)
 
 
 # Somebody else resumes or pauses the guest

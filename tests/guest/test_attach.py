@@ -1,0 +1,94 @@
+"""Attaching to guests of many shapes with nothing but their QMP socket."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from guest.image.boot import Guest
+from guest.image.build import Image
+from guest.image.paths import Flavour
+from optpolined.kernel.modules import read_modules
+from optpolined.service.attach import connect
+from optpolined.service.survey import survey
+from tests.guest.harness import config_of, load_state, open_session, write_config
+from tests.guest.test_command import COMMAND
+from tests.unit.kernel.dwarf import compiled, mirrored
+
+
+def test_the_mirror_of_the_abi_is_what_the_compiler_made_of_it(
+    images: dict[Flavour, Image],
+) -> None:
+    for image in images.values():
+        assert compiled(image.modules["optpoline"]) == mirrored()
+
+
+@pytest.mark.parametrize(
+    ("flavour", "machine", "memory_mib", "append"),
+    [
+        ("cloud", "q35", 1024, "pti=on"),
+        ("cloud", "q35", 4608, "pti=off"),
+        ("cloud", "pc", 4608, "pti=on nokaslr"),
+        ("cloud", "pc", 512, "no5lvl"),
+        ("plain", "q35", 1024, "pti=on"),
+    ],
+)
+def test_every_shape_of_guest(
+    boot: Callable[..., Guest],
+    flavour: Flavour,
+    machine: Literal["q35", "pc"],
+    memory_mib: int,
+    append: str,
+) -> None:
+    guest = boot(flavour, machine=machine, memory_mib=memory_mib, append=append)
+    with connect(config_of(guest), writable=False) as link:
+        attachment = link.attachment
+        assert attachment.vmcoreinfo.osrelease == guest.run("uname -r").strip()
+        assert attachment.space.levels == (4 if "no5lvl" in append else 5)
+        modules = read_modules(attachment.space, attachment.header)
+        found = survey(attachment, modules, config_of(guest).policy, {})
+        assert found.inventory.found >= 7000
+        own = found.symbols.address_of("vfs_read")
+        assert f"{own:x}" == guest.run("grep ' vfs_read$' /proc/kallsyms").split()[0]
+
+
+def test_the_sites_of_loaded_modules_are_found(guest: Guest) -> None:
+    with open_session(config_of(guest)) as session:
+        of_bench = [
+            site for site in session.survey.inventory.eligible.values() if site.module == "optbench"
+        ]
+        assert {"optbench_call_1", "optbench_tail_4_random", "optbench_reg_r11"} <= {
+            site.function for site in of_bench
+        }
+        assert session.survey.inventory.skipped["own"] == 15
+
+
+def test_without_permission_to_read_qemus_memory_it_is_read_by_short_stops(
+    boot: Callable[..., Guest], tmp_path: Path
+) -> None:
+    """A process without capabilities may not look into one that has some, not even root's."""
+    guest = boot()
+    guest.run("optload --seconds 600 --state /run/optload >/dev/null 2>&1 &")
+    write_config(
+        guest,
+        tmp_path,
+        '[policy]\nmode = "opt-in"\ninclude = ["vfs_read", "vfs_write"]\n',
+    )
+    report = tmp_path / "report.json"
+    arguments = ("--guest", "test", "--config-dir", tmp_path, "--duration", "10")
+    result = subprocess.run(
+        ["setpriv", "--bounding-set=-all", COMMAND, *arguments, "--report", report],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "reading through short stops" in result.stderr
+    written = json.loads(report.read_text())
+    assert written["text_identical_after_detach"] is True
+    assert written["promoted"] > 0
+    assert load_state(guest)["errors"] == 0
