@@ -120,7 +120,12 @@ def _stub(config: GuestConfig, monitor: Monitor, process: QemuProcess, stack: Ex
         stack.callback(close_stub, monitor)
     guardian = stack.enter_context(Guardian.start(config.qemu.qmp_socket))
     timeout = config.qemu.connect_timeout_seconds
-    return stack.enter_context(GdbStub.connect(opened, timeout_seconds=timeout, guard=guardian))
+    ran = monitor.status() == "running"
+    stub = stack.enter_context(GdbStub.connect(opened, timeout_seconds=timeout, guard=guardian))
+    if ran and monitor.status() != "running":
+        # From 8.1 on, QEMU does not tell a client that connecting has stopped the guest.
+        monitor.execute("cont")
+    return stub
 
 
 @contextmanager

@@ -132,6 +132,7 @@ class Daemon:
         if options.duration_seconds is not None:
             ends_at = self._attached_at + options.duration_seconds
         while not stop.is_set() and (ends_at is None or time.monotonic() < ends_at):
+            self._session.drain()
             if self._link.monitor.status() == "running":
                 self._reconcile()
                 self._tell(Phase.RUNNING if self._promoted() else Phase.LEARNING, show)

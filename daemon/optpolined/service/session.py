@@ -63,6 +63,7 @@ class Session:
         :raise QemuError: QEMU failed.
         """
         assert link.stub is not None
+        self._stub = link.stub
         self._config = config
         self.space = link.attachment.space
         self._header = link.attachment.header
@@ -128,6 +129,13 @@ class Session:
         report = self.patcher.apply(wanted)
         self._last = self.counters.snapshot(self.records.extent)
         return report
+
+    def drain(self) -> None:
+        """Take note of stops that others made; to be called once an epoch.
+
+        :raise QemuError: the gdbstub is gone.
+        """
+        self._stub.drain()
 
     def mend(self) -> None:
         """Put back the sites that a failed change has left half-way.
