@@ -4,12 +4,13 @@
 # packages only; no kernel package is ever installed.
 
 PYTHON ?= python3
+MINUTES ?= 10
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 APT_PACKAGES := busybox-static gcc libc6-dev libelf1 lz4 make python3-venv qemu-system-x86
 
-.PHONY: help setup apt image demo test test-unit test-guest lint lock clean
+.PHONY: help setup apt image demo test test-unit test-model model-deep test-guest test-crash soak lint lock clean
 
 help:
 	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
@@ -17,7 +18,11 @@ help:
 	@echo 'make demo        the daemon at work on a guest under load, about two minutes'
 	@echo 'make test        lint and all tests'
 	@echo 'make test-unit   the tests that need no QEMU'
+	@echo 'make test-model  the poke protocol under every interleaving, about a minute'
+	@echo 'make model-deep  the same with more vCPUs, tasks and functions, some minutes'
 	@echo 'make test-guest  the tests that boot guests'
+	@echo 'make test-crash  the daemon killed at every packet of its work, about half an hour'
+	@echo 'make soak        sites changed without end for MINUTES=10'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make lock        pin the newest Python packages that pyproject.toml allows'
 	@echo 'make clean       remove build/, .venv and caches'
@@ -63,13 +68,25 @@ demo: image
 
 # One pytest for all, so that its summary, the last lines, counts all.
 test: lint image
-	@$(PYTEST) tests/unit tests/guest
+	@$(PYTEST) tests/unit tests/model tests/guest
 
 test-unit: image
 	@$(PYTEST) tests/unit
 
+test-model: setup
+	@$(PYTEST) tests/model
+
+model-deep: setup
+	@$(PYTEST) tests/model/deep_protocols.py
+
 test-guest: image
 	@$(PYTEST) tests/guest
+
+test-crash: image
+	@$(BIN)/python -m tests.guest.crash
+
+soak: image
+	@$(BIN)/python -m tests.guest.soak --minutes $(MINUTES) --calls $$(($(MINUTES) * 1000000))
 
 lint: setup
 	@echo 'lint: ruff and mypy'

@@ -19,8 +19,9 @@ from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, loa
 from optpolined.errors import OptpolinedError
 from optpolined.poke.protocol import Protocol
 from optpolined.service.attach import AttachRefusedError, NothingToGainError
-from optpolined.service.daemon import Options, serve
 from optpolined.service.dryrun import dry_run
+from optpolined.service.recover_only import recover_only
+from optpolined.service.serve import Options, serve
 from optpolined.telemetry.live import LiveView
 
 __all__ = ("main",)
@@ -33,6 +34,7 @@ _EPILOG = """\
 example:
   optpolined --guest vm1 --dry-run           what would be attached to, and how many sites
   optpolined --guest vm1 --duration 60 --audit --report vm1.json
+  optpolined --guest vm1 --recover-only      put back what a daemon that died has left
 
 exit codes: 0 done or nothing to gain, 1 failed while attached, 2 bad input
 """
@@ -52,7 +54,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"where NAME.toml is (default: {', then '.join(map(str, DEFAULT_DIRECTORIES))})",
     )
-    parser.add_argument("--dry-run", action="store_true", help="look, print, change nothing")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="look, print, change nothing")
+    instead.add_argument(
+        "--recover-only",
+        action="store_true",
+        help="restore what a daemon that died has left, and leave",
+    )
     parser.add_argument(
         "--duration", type=_positive_seconds, metavar="SECONDS", help="restore and leave after this"
     )
@@ -109,6 +117,10 @@ def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> i
         for line in dry_run(options.guest, config, force=options.force):
             sys.stdout.write(line + "\n")
         return EXIT_OK
+    if options.recover_only:
+        recovered = recover_only(config)
+        sys.stdout.write(f"{recovered}\n")
+        return EXIT_OK if recovered.is_complete else EXIT_FAILED
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -126,7 +138,8 @@ def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> i
         report.write(options.report)
     for line in report.lines():
         sys.stdout.write(line + "\n")
-    return EXIT_OK if report.text_identical_after_detach else EXIT_FAILED
+    clean = report.text_identical_after_detach or report.migrated_away
+    return EXIT_OK if clean else EXIT_FAILED
 
 
 def _configure_logging(console: Console, *, verbose: bool) -> None:

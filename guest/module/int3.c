@@ -19,6 +19,11 @@
  *	0xCC   IDLE	somebody else's breakpoint: not for us
  *	other  any	the change is over: execute the site again
  *
+ * The byte and the state are two looks, and the host may have its stops in
+ * between: 0xCC, steps 3 and 4, IDLE.  So "not for us" is looked at again.  To
+ * be wrong each time, the host must make one whole change of this site between
+ * the two looks of each round.
+ *
  * The host writes the 0xCC into memory behind the guest's back; a CPU may be
  * late, which is why entries outlive their use and are never taken out.
  *
@@ -34,6 +39,8 @@
 #include <asm/text-patching.h>
 
 #include "optpoline.h"
+
+#define OPTP_INT3_LOOKS	16
 
 static struct optp_poke_entry *optp_poke_table;
 static unsigned int optp_poke_order;
@@ -82,8 +89,8 @@ static notrace int optp_int3(struct notifier_block *nb, unsigned long event,
 {
 	struct pt_regs *regs = ((struct die_args *)data)->regs;
 	const struct optp_poke_entry *entry;
-	enum optp_poke_state state;
 	unsigned long site;
+	int looks;
 
 	if (event != DIE_INT3 || user_mode(regs))
 		return NOTIFY_DONE;
@@ -93,17 +100,20 @@ static notrace int optp_int3(struct notifier_block *nb, unsigned long event,
 	if (!entry)
 		return NOTIFY_DONE;
 
-	if (READ_ONCE(*(const u8 *)site) != INT3_INSN_OPCODE) {
-		int3_emulate_jmp(regs, site);
-		this_cpu_inc(optp_cpu_stats.int3_late);
-		return NOTIFY_STOP;
+	for (looks = 0; looks < OPTP_INT3_LOOKS; looks++) {
+		if (READ_ONCE(*(const u8 *)site) != INT3_INSN_OPCODE) {
+			int3_emulate_jmp(regs, site);
+			this_cpu_inc(optp_cpu_stats.int3_late);
+			return NOTIFY_STOP;
+		}
+		if (READ_ONCE(entry->state) == OPTP_POKE_ARMED) {
+			if (!optp_emulate(regs, entry))
+				return NOTIFY_DONE;
+			this_cpu_inc(optp_cpu_stats.int3_hits);
+			return NOTIFY_STOP;
+		}
 	}
-
-	state = READ_ONCE(entry->state);
-	if (state != OPTP_POKE_ARMED || !optp_emulate(regs, entry))
-		return NOTIFY_DONE;
-	this_cpu_inc(optp_cpu_stats.int3_hits);
-	return NOTIFY_STOP;
+	return NOTIFY_DONE;
 }
 
 NOKPROBE_SYMBOL(optp_int3);

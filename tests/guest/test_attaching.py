@@ -13,7 +13,7 @@ from guest.image.build import Image
 from guest.image.paths import Flavour
 from optpolined.kernel.modules import read_modules
 from optpolined.service.attach import connect
-from optpolined.service.survey import survey
+from optpolined.service.survey import Survey
 from tests.guest.harness import config_of, load_state, open_session, write_config
 from tests.guest.test_command import COMMAND
 from tests.unit.kernel.dwarf import compiled, mirrored
@@ -49,7 +49,7 @@ def test_every_shape_of_guest(
         assert attachment.vmcoreinfo.osrelease == guest.run("uname -r").strip()
         assert attachment.space.levels == (4 if "no5lvl" in append else 5)
         modules = read_modules(attachment.space, attachment.header)
-        found = survey(attachment, modules, config_of(guest).policy, {})
+        found = Survey(attachment, modules, config_of(guest).policy, {})
         assert found.inventory.found >= 7000
         own = found.symbols.address_of("vfs_read")
         assert f"{own:x}" == guest.run("grep ' vfs_read$' /proc/kallsyms").split()[0]

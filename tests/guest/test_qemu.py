@@ -453,9 +453,11 @@ from optpolined.addresses import GuestPhysical
 from optpolined.qemu.gdbstub import GdbStub, open_stub
 from optpolined.qemu.guardian import Guardian
 from optpolined.qemu.monitor import Monitor
+from optpolined.qemu.stopnote import StopNote
 
 with Monitor.connect(Path(sys.argv[2])) as monitor:
-    guardian = Guardian.start(Path(sys.argv[2]))
+    note = StopNote.create(Path(sys.argv[2] + ".stop"), 1)
+    guardian = Guardian.start(Path(sys.argv[2]), note)
     path = open_stub(monitor, Path(sys.argv[3]))
     stub = GdbStub.connect(path, guard=guardian)
     print("ready", guardian.pid, flush=True)

@@ -8,6 +8,7 @@
     |   +-- AbiMismatchError     a header of another ABI version
     |   +-- HeaderError          a header whose fields make no sense
     |   +-- ModuleGoneError      the header that was found is no longer there
+    |   +-- GuestReplacedError   the memory is another one: a snapshot was loaded
     |   +-- VmcoreinfoError      the kernel's VMCOREINFO note is absent, torn or incomplete
     +-- SymbolsError             kallsyms cannot be read, or a symbol does not exist
     +-- ModuleListError          the module's table of loaded modules makes no sense
@@ -38,6 +39,7 @@ __all__ = (
     "AttachError",
     "BlacklistError",
     "CountersError",
+    "GuestReplacedError",
     "HeaderError",
     "KernelError",
     "ModuleGoneError",
@@ -123,6 +125,13 @@ class ModuleGoneError(AttachError):
 
     def __init__(self) -> None:
         super().__init__("the guest's optpoline.ko is gone: the guest was reset or it was unloaded")
+
+
+class GuestReplacedError(AttachError):
+    """The guest's memory is not the one that we left: a snapshot was loaded under our feet."""
+
+    def __init__(self) -> None:
+        super().__init__("the guest's memory is not the one that we left: was a snapshot loaded?")
 
 
 class VmcoreinfoError(AttachError):

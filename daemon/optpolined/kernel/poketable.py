@@ -32,6 +32,8 @@ ENTRY_SIZE: Final = _ENTRY.size
 _ORIGINAL_MAX: Final = 8
 _TEXT_START: Final = (1 << 64) - (2 << 30)  # kernel and modules share the top 2 GiB
 _U64: Final = (1 << 64) - 1
+_KINDS: Final = frozenset(SiteKind)
+_STATES: Final = frozenset(PokeState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +82,9 @@ def decode(data: bytes) -> PokeEntry | None:
     site, slow_path, kind, state, length, original = _ENTRY.unpack(data)
     if not site:
         return None
-    for wrong, reason in (
-        (site < _TEXT_START, f"site {site:#x} is not in kernel text"),
-        (slow_path < _TEXT_START, f"slow path {slow_path:#x} is not in kernel text"),
-        (kind not in iter(SiteKind), f"kind {kind}"),
-        (state not in iter(PokeState), f"state {state}"),
-        (not 0 < length <= _ORIGINAL_MAX, f"length {length}"),
-    ):
-        if wrong:
-            raise PokeEntryError(reason)
+    reason = _nonsense(site, slow_path, kind, state, length)
+    if reason is not None:
+        raise PokeEntryError(reason)
     return PokeEntry(
         site=GuestVirtual(site),
         slow_path=GuestVirtual(slow_path),
@@ -96,6 +92,19 @@ def decode(data: bytes) -> PokeEntry | None:
         state=PokeState(state),
         original=original[:length],
     )
+
+
+def _nonsense(site: int, slow_path: int, kind: int, state: int, length: int) -> str | None:
+    """What is wrong with an entry's fields; thousands are asked about at each attach."""
+    if site < _TEXT_START:
+        return f"site {site:#x} is not in kernel text"
+    if slow_path < _TEXT_START:
+        return f"slow path {slow_path:#x} is not in kernel text"
+    if kind not in _KINDS:
+        return f"kind {kind}"
+    if state not in _STATES:
+        return f"state {state}"
+    return None if 0 < length <= _ORIGINAL_MAX else f"length {length}"
 
 
 class PokeTable:

@@ -1,10 +1,13 @@
-"""Changing one instruction of a running kernel: the protocol, as data.
+"""Changing the instructions of a running kernel: the protocol, as data.
 
     changes --steps()--> Step, Step, ... --execute()--> a Machine
+    inline changes --inline_steps()--> Step, Grace, Step, ... --walk()--> a PatientMachine
 
-`protocol.py` turns changes into steps and is the only description of the protocol; `execute.py`
+`protocol.py` turns changes into steps and is the only description of the protocol; `inline.py`
+makes of it what an inline site needs, which is two instructions and a grace period; `execute.py`
 walks the steps over a `Machine` and drops the sites that somebody else touched; `recovery.py` reads
-what a dead daemon left at a site.  All of it is pure: a machine may be a guest or a model of one.
+what a dead daemon left at a site.  All of it is pure: a machine may be a guest or a model of one,
+and tests/model explores every interleaving of the very same steps with such a model.
 
 Errors:
 

@@ -1,12 +1,12 @@
-"""Walk the steps of a protocol over a machine."""
+"""Walk a plan over a machine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol as TypingProtocol
 
-from optpolined.poke.protocol import Change, Phase, Protocol, Step, Write, steps
+from optpolined.poke.protocol import Change, Grace, Phase, Plan, Protocol, Step, Write, steps
 
-__all__ = ("Machine", "Refusal", "Report", "execute")
+__all__ = ("Machine", "PatientMachine", "Refusal", "Report", "execute", "walk")
 
 
 class Machine(TypingProtocol):
@@ -19,6 +19,13 @@ class Machine(TypingProtocol):
         an item for each write: ``None`` where it was made, else the bytes that stood there instead
         (empty where nothing is mapped).
         """
+
+
+class PatientMachine(Machine, TypingProtocol):
+    """A machine that can wait, for plans that hold a grace period."""
+
+    def grace(self) -> None:
+        """Return when a grace period of the guest has begun and ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +55,51 @@ def execute(changes: Sequence[Change], protocol: Protocol, machine: Machine) -> 
     over our bytes: the site is theirs, and its entry stays armed, because a 0xCC of ours may have
     been copied.
 
+    :raise ChangeError: the protocol cannot make one of them.
     :raise QemuError: whatever the machine raises; the sites must then be read again before anything
         else is done to them (recovery).
     """
+    return _walk(steps(changes, protocol), machine, None)
+
+
+def walk(plan: Plan, machine: PatientMachine) -> Report:
+    """Make the changes of a plan, as :func:`execute` does; it may hold grace periods.
+
+    A change that is given up stays where its last write left it, which every plan makes a form that
+    means what the site has always meant.  Nobody waits for changes that are given up.
+
+    :raise QemuError: as for :func:`execute`.
+    """
+    return _walk(plan, machine, machine.grace)
+
+
+def _walk(plan: Plan, machine: Machine, grace: Callable[[], None] | None) -> Report:
+    numbers = sorted(
+        {item.change for step in plan if isinstance(step, Step) for item in step.writes}
+    )
     report = Report()
     given_up: dict[int, Phase] = {}
-    for step in steps(changes, protocol):
+    for step in plan:
+        if isinstance(step, Grace):
+            assert grace is not None, "only the steps of a protocol are walked without one"
+            if len(given_up) < len(numbers):
+                grace()
+            continue
         live = [item for item in step.writes if _goes_on(given_up.get(item.change), step)]
         found = machine.write([item.write for item in live]) if live else ()
         for item, bytes_found in zip(live, found, strict=True):
             if bytes_found is not None and item.change not in given_up:
                 given_up[item.change] = step.phase
                 report.refused.append(Refusal(item.change, step.phase, item.write, bytes_found))
-        if step.phase is Phase.PREPARE and given_up:
-            given_up = dict.fromkeys(range(len(changes)), Phase.PREPARE)
-    report.done = [number for number in range(len(changes)) if number not in given_up]
+        if step.phase is Phase.PREPARE and Phase.PREPARE in given_up.values():
+            given_up = dict.fromkeys(numbers, Phase.PREPARE) | given_up
+        if step.phase is Phase.DISARM:
+            given_up = dict.fromkeys(given_up, Phase.DISARM)
+    report.done = [number for number in numbers if number not in given_up]
     return report
 
 
 def _goes_on(given_up_in: Phase | None, step: Step) -> bool:
     if step.phase is Phase.DISARM:
-        return given_up_in in (None, Phase.PREPARE, Phase.BREAK)
+        return given_up_in in (None, Phase.PREPARE, Phase.BREAK, Phase.UNREACHED)
     return given_up_in is None

@@ -16,6 +16,8 @@ down the slow path by the guest's own handler, so the tail is never executed whi
 `stopped`: PREPARE, then WHOLE: all bytes of the instruction in one stop.  vCPUs stop between
 instructions, so this is right where a site is exactly one instruction, and it needs no handler.
 A step may be cut into several stops between two writes, never inside one.
+
+A plan is a sequence of steps and grace periods; `inline.py` makes one that needs both.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +28,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.poke.errors import ChangeError
 from optpolined.x86 import INT3
 
-__all__ = ("Change", "Phase", "Protocol", "SiteWrite", "Step", "Write", "steps")
+__all__ = ("Change", "Grace", "Phase", "Plan", "Protocol", "SiteWrite", "Step", "Write", "steps")
 
 
 class Protocol(Enum):
@@ -44,6 +46,7 @@ class Phase(Enum):
     TAIL = "tail"
     HEAD = "head"
     WHOLE = "whole"
+    UNREACHED = "unreached"
     DISARM = "disarm"
 
 
@@ -95,6 +98,14 @@ class Step:
 
     phase: Phase
     writes: tuple[SiteWrite, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Grace:
+    """A grace period of the guest: whoever was inside code that changes has left it at the end."""
+
+
+Plan = Sequence[Step | Grace]
 
 
 def steps(changes: Sequence[Change], protocol: Protocol) -> tuple[Step, ...]:

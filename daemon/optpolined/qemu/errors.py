@@ -58,7 +58,16 @@ __all__ = (
     "StubStateError",
     "StubTimeoutError",
     "StubWriteError",
+    "one_line",
 )
+
+_ONE_LINE_MAX = 300
+
+
+def one_line(said: str) -> str:
+    """What QEMU said, for an error: one line, fit to print, of at most 300 characters."""
+    line = " ".join(said[: 4 * _ONE_LINE_MAX].split())[:_ONE_LINE_MAX]
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 class QemuError(OptpolinedError):

@@ -1,21 +1,22 @@
 """A small process that outlives the daemon, and resumes the guest if the daemon left it stopped.
 
-The daemon and its guardian share one byte of memory, "the guest may be stopped by us", and a pipe
+The daemon and its guardian share a note, "the guest may be stopped by us" (stopnote.py), and a pipe
 whose other end only the daemon has open.  However the daemon dies, the kernel closes the pipe; the
-guardian then looks at the byte, and where it is set:
+guardian then looks at the note, and where it is set:
 
 1. connects to QMP, as soon as QEMU has noticed that the daemon's connection is gone;
 2. waits until QEMU has noticed that the daemon's gdb connection is gone too: what is still in that
    socket would stop the guest again;
-3. sends ``cont`` if the guest is paused.
+3. sends ``cont`` if the guest is paused, and clears the note.
 
-The byte is set before a stop and cleared after it.  A daemon that dies in the few microseconds in
-which it has set the byte and does not know yet that somebody else had paused the guest gets that
+The note is set before a stop and cleared after it.  A daemon that dies in the few microseconds in
+which it has set the note and does not know yet that somebody else had paused the guest gets that
 guest resumed: the other way round guests would be left stopped.
+
+Where the guardian dies with the daemon, `optpolinectl rescue` or the next daemon does the same.
 """
 
 import json
-import mmap
 import os
 import signal
 import socket
@@ -23,11 +24,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from optpolined.qemu.errors import GuardianError
+from optpolined.qemu.stopnote import StopNote
 
-__all__ = ("Guardian",)
+__all__ = ("Guardian", "resume_if_paused")
 
 _READY = b"R"
 _START_SECONDS = 10.0
@@ -43,44 +45,44 @@ _PROGRAM = (
 
 
 class Guardian:
-    """The daemon's side: starts the process and keeps the byte.
+    """The daemon's side: starts the process and keeps the note.
 
     :meth:`stopping` and :meth:`resumed` write one byte of memory and cost nothing.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], flag: mmap.mmap, pipe: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], note: StopNote, pipe: int) -> None:
         """Take over what :meth:`start` has made."""
         self._process = process
-        self._flag = flag
+        self._note = note
         self._pipe = pipe
 
     @classmethod
-    def start(cls, qmp_path: Path) -> Self:
+    def start(cls, qmp_path: Path, note: StopNote) -> Self:
         """Start the guardian of the guest whose QMP socket is ``qmp_path``, and wait for it.
+
+        It takes over ``note``, and removes it at the end unless it stays set.
 
         :raise GuardianError: it did not start.
         """
-        memory = os.memfd_create("optpolined-guardian", os.MFD_CLOEXEC)
         end, pipe = os.pipe2(os.O_CLOEXEC)
         try:
-            os.ftruncate(memory, 1)
-            flag = mmap.mmap(memory, 1)
             root = str(Path(__file__).resolve().parents[2])
-            arguments = [root, str(qmp_path), str(memory), str(end)]
+            arguments = [root, str(qmp_path), str(note.descriptor), str(end)]
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _PROGRAM, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                pass_fds=(memory, end),
+                pass_fds=(note.descriptor, end),
                 start_new_session=True,
             )
         except OSError as error:
             os.close(pipe)
+            note.remove()
+            note.close()
             raise GuardianError(f"the guardian cannot be started: {error.strerror}") from error
         finally:
-            os.close(memory)
             os.close(end)
-        guardian = cls(process, flag, pipe)
+        guardian = cls(process, note, pipe)
         guardian._await_ready()
         return guardian
 
@@ -101,11 +103,11 @@ class Guardian:
 
     def stopping(self) -> None:
         """Note that the guest may be stopped by us from now on."""
-        self._flag[0] = 1
+        self._note.set()
 
     def resumed(self) -> None:
         """Note that it no longer is."""
-        self._flag[0] = 0
+        self._note.clear()
 
     def close(self) -> None:
         """End the guardian; again does nothing.
@@ -122,7 +124,9 @@ class Guardian:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._flag.close()
+        if not self._note.is_set:
+            self._note.remove()
+        self._note.close()
 
     def _await_ready(self) -> None:
         output = self._process.stdout
@@ -143,18 +147,50 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A service manager ends the whole group: the guest comes first.  It takes seconds at most.
         signal.signal(number, signal.SIG_IGN)
-    path, memory, pipe = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    flag = mmap.mmap(memory, 1, prot=mmap.PROT_READ)
+    path, pipe = sys.argv[2], int(sys.argv[4])
+    note = StopNote(Path(), int(sys.argv[3]))
     os.write(sys.stdout.fileno(), _READY)
     os.close(sys.stdout.fileno())
     while os.read(pipe, 1):
         pass
-    if flag[0] and not _resume(path):
+    if not note.is_set:
+        return
+    if not _resume(path):
         sys.stderr.write(
             f"optpolined guardian: {path}: no QMP connection in {_GIVE_UP_SECONDS:g} s; the guest "
             "may stand stopped: resume it by QMP cont\n"
         )
         sys.exit(1)
+    note.clear()
+
+
+class _Executes(Protocol):
+    def execute(self, command: str) -> object: ...
+
+
+def resume_if_paused(qmp: _Executes) -> bool:
+    """Let the guest run that a dead daemon left stopped; whether it was paused.
+
+    Waits a moment until the daemon's gdb connection is gone: see the module's docstring.
+    """
+    deadline = time.monotonic() + _GDB_SECONDS
+    while _has_gdb(qmp) and time.monotonic() < deadline:
+        time.sleep(_RETRY_SECONDS)
+    status = qmp.execute("query-status")
+    paused = isinstance(status, dict) and status.get("status") == "paused"
+    if paused:
+        qmp.execute("cont")
+    return paused
+
+
+def _has_gdb(qmp: _Executes) -> bool:
+    devices = qmp.execute("query-chardev")
+    return isinstance(devices, list) and any(
+        isinstance(device, dict)
+        and device.get("label") == "gdb"
+        and not str(device.get("filename")).startswith("disconnected:")
+        for device in devices
+    )
 
 
 def _resume(path: str) -> bool:
@@ -163,11 +199,8 @@ def _resume(path: str) -> bool:
     while time.monotonic() < deadline:
         try:
             with _Qmp(path, deadline) as qmp:
-                qmp.await_gdb_gone()
-                status = qmp.execute("query-status")
-                if isinstance(status, dict) and status.get("status") == "paused":
-                    qmp.execute("cont")
-        except ConnectionRefusedError:
+                resume_if_paused(qmp)
+        except (ConnectionRefusedError, FileNotFoundError):
             return True  # Nobody listens: QEMU has ended.
         except (OSError, ValueError, LookupError):
             time.sleep(_RETRY_SECONDS)
@@ -202,20 +235,6 @@ class _Qmp:
         while "event" in (message := self._message()):
             pass
         return message["return"]
-
-    def await_gdb_gone(self) -> None:
-        deadline = time.monotonic() + _GDB_SECONDS
-        while self._has_gdb() and time.monotonic() < deadline:
-            time.sleep(_RETRY_SECONDS)
-
-    def _has_gdb(self) -> bool:
-        devices = self.execute("query-chardev")
-        return isinstance(devices, list) and any(
-            isinstance(device, dict)
-            and device.get("label") == "gdb"
-            and not str(device.get("filename")).startswith("disconnected:")
-            for device in devices
-        )
 
     def _message(self) -> dict[str, object]:
         while b"\n" not in self._received:

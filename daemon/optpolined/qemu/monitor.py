@@ -26,6 +26,7 @@ from optpolined.qemu.errors import (
     MonitorPermissionError,
     MonitorProtocolError,
     MonitorTimeoutError,
+    one_line,
 )
 from optpolined.qemu.sockets import connect_unix, explain
 
@@ -35,6 +36,8 @@ _T = TypeVar("_T")
 
 _MAX_MESSAGE_BYTES = 8 << 20
 _MAX_EVENTS = 1024
+_MAX_EVENT_BYTES = 16 << 10
+_MAX_NAME = 64
 _CLOSE_SECONDS = 1.0
 
 _LIBRARY_FAULTS = (
@@ -44,6 +47,8 @@ _LIBRARY_FAULTS = (
     ValueError,
     TypeError,
     LookupError,
+    ArithmeticError,
+    AttributeError,
     RecursionError,
     AssertionError,
 )
@@ -52,7 +57,10 @@ _LIBRARY_FAULTS = (
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A QMP event: its name, its data and the host's time in seconds since 1970."""
+    """A QMP event: its name, its data and the host's time in seconds since 1970.
+
+    ``data`` is empty where there is more of it than any event of QEMU's has.
+    """
 
     name: str
     data: Mapping[str, object]
@@ -134,8 +142,8 @@ class Monitor:
                 f"{self._path}: QEMU did not answer {command} in {self._timeout_seconds:g} s"
             ) from error
         except ExecuteError as error:
-            description = " ".join(str(error).split())
-            raise MonitorCommandError(command, error.error_class, description) from error
+            error_class, description = one_line(error.error_class), one_line(str(error))
+            raise MonitorCommandError(command, error_class, description) from error
         except ProtocolError as error:
             raise MonitorProtocolError(
                 f"{self._path}: {command} was not answered by the rules of QMP"
@@ -210,6 +218,10 @@ class Monitor:
             raise MonitorProtocolError(
                 f"{self._path}: does not speak QMP; start QEMU with -qmp unix:..."
             ) from error
+        except _LIBRARY_FAULTS as error:
+            raise MonitorProtocolError(
+                f"{self._path}: what answers broke the rules of QMP at once"
+            ) from error
 
     def _wait(self, call: Coroutine[Any, Any, _T]) -> _T:
         bounded = asyncio.wait_for(call, self._timeout_seconds)
@@ -238,13 +250,21 @@ class Monitor:
 
     def _note(self, message: Message) -> bool:
         name, data, stamp = message.get("event"), message.get("data"), message.get("timestamp")
-        seconds = 0.0
-        if isinstance(stamp, dict):
-            whole, micros = stamp.get("seconds"), stamp.get("microseconds")
-            if isinstance(whole, int) and isinstance(micros, int):
-                seconds = whole + micros / 1e6
-        self._events.append(Event(str(name), data if isinstance(data, dict) else {}, seconds))
+        if not isinstance(data, dict) or len(bytes(message)) > _MAX_EVENT_BYTES:
+            data = {}
+        self._events.append(Event(f"{name!s:.{_MAX_NAME}}", data, _seconds(stamp)))
         return False
+
+
+def _seconds(stamp: object) -> float:
+    """The time of an event, 0 where QEMU gave none."""
+    whole, micros = (
+        (stamp.get("seconds"), stamp.get("microseconds")) if isinstance(stamp, dict) else (0, 0)
+    )
+    if not isinstance(whole, int) or not isinstance(micros, int):
+        return 0.0
+    # QEMU says -1 where the host's clock fails it, and never more digits than these.
+    return whole + micros / 1e6 if 0 <= whole < 1 << 40 and 0 <= micros < 1_000_000 else 0.0
 
 
 def _busy(path: Path) -> str:

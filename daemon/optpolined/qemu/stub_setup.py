@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from optpolined.qemu.errors import StubAbsentError, StubBusyError
+from optpolined.qemu.errors import StubAbsentError, StubBusyError, one_line
 
 __all__ = ("close_stub", "open_stub")
 
@@ -45,7 +45,7 @@ def open_stub(monitor: _Monitor, path: Path) -> Path:
     said = monitor.hmp(f"gdbserver unix:{path},server=on,wait=off")
     opened = _existing(monitor)
     if opened is None:
-        reason = " ".join(said.split()) or "no reason given"
+        reason = one_line(said) or "no reason given"
         raise StubAbsentError(f"QEMU cannot open a gdbstub at {path}: {reason}")
     return opened
 
@@ -60,11 +60,11 @@ def _existing(monitor: _Monitor) -> Path | None:
     for device in devices if isinstance(devices, list) else []:
         if not isinstance(device, dict) or device.get("label") != _LABEL:
             continue
-        found = _UNIX.fullmatch(str(device.get("filename")))
+        place = one_line(str(device.get("filename")))
+        found = _UNIX.fullmatch(place)
         if not found:
             raise StubBusyError(
-                f"the guest's gdbstub is on {device.get('filename')}; "
-                "start it with -gdb unix:..., or without -gdb"
+                f"the guest's gdbstub is on {place}; start it with -gdb unix:..., or without -gdb"
             )
         if not found["free"]:
             raise StubBusyError(f"a gdb is connected to the guest's gdbstub, {found['path']}")

@@ -10,6 +10,9 @@ from optpolined.qemu.sockets import set_receive_timeout
 __all__ = ("Wire",)
 
 _CHUNK = 0x10000
+_DRAIN_BYTES = 1 << 20
+"""QEMU's socket holds some hundred stop packets; this is 50,000 of them."""
+
 _NO_ANSWER = "the gdbstub does not answer; another gdb may be connected"
 
 
@@ -77,7 +80,11 @@ class Wire:
 
     def drain(self) -> None:
         """Drop the stop packets that have come, without waiting."""
+        left = _DRAIN_BYTES
         while data := self._receive_now():
+            left -= len(data)
+            if left < 0:
+                raise StubProtocolError("the gdbstub reports stops without end")
             self._replies.feed(data)
             while (reply := self._replies.take()) is not None:
                 _expect_stop(reply)

@@ -1,15 +1,11 @@
 """The way into a running guest, and out again."""
 
-import fcntl
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from optpolined.config import GuestConfig
-from optpolined.errors import OptpolinedError
 from optpolined.kernel.attach import Attachment, attach
 from optpolined.kernel.errors import KernelError
 from optpolined.qemu.errors import PermissionDeniedError, QemuError
@@ -18,26 +14,14 @@ from optpolined.qemu.guardian import Guardian
 from optpolined.qemu.memory import PhysicalMemory, ProcessMemory, StubMemory, ram_ranges
 from optpolined.qemu.monitor import Monitor
 from optpolined.qemu.process import QemuProcess
+from optpolined.qemu.stopnote import StopNote, note_path
+from optpolined.service.errors import AttachRefusedError, NothingToGainError
+from optpolined.service.lock import held
+from optpolined.service.rescue import resume_if_left
 
 __all__ = ("AttachRefusedError", "Link", "NothingToGainError", "connect", "refuse_on_failure")
 
 _log = logging.getLogger(__name__)
-
-_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-class AttachRefusedError(OptpolinedError):
-    """The guest cannot be attached to as it is, or as it is configured; nothing was changed."""
-
-
-class NothingToGainError(OptpolinedError):
-    """The guest has no retpolines to make direct."""
-
-    def __init__(self, kernel: str) -> None:
-        super().__init__(
-            f"the guest's kernel {kernel} runs without retpolines: nothing to gain here "
-            "(--force attaches all the same)"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +65,18 @@ def refuse_on_failure() -> Iterator[None]:
 
 def _connect(config: GuestConfig, stack: ExitStack, *, writable: bool) -> Link:
     timeout = config.qemu.connect_timeout_seconds
+    # Ends after the monitor: a guardian that must resume the guest needs the monitor's place.
+    last = stack.enter_context(ExitStack())
     monitor = stack.enter_context(Monitor.connect(config.qemu.qmp_socket, timeout_seconds=timeout))
     process = QemuProcess.find(monitor)
     stub = None
     if writable:
-        stack.enter_context(_only_one(config.runtime_directory, process))
-        stub = _stub(config, monitor, process, stack)
+        last.enter_context(held(config.runtime_directory, process.pid))
+        rescued = resume_if_left(monitor, process, config.runtime_directory)
+        if rescued:
+            _log.warning("%s", rescued)
+        guardian = last.enter_context(_guardian(config, process))
+        stub = _stub(config, monitor, process, guardian, stack)
     memory = _memory(config, monitor, process, stub)
     return Link(
         monitor=monitor,
@@ -112,13 +102,27 @@ def _memory(
         return StubMemory(stub, ranges)
 
 
-def _stub(config: GuestConfig, monitor: Monitor, process: QemuProcess, stack: ExitStack) -> GdbStub:
+def _guardian(config: GuestConfig, process: QemuProcess) -> Guardian:
+    path = note_path(config.runtime_directory, process.pid)
+    try:
+        note = StopNote.create(path, process.start_time)
+    except OSError as error:
+        raise AttachRefusedError(f"{path}: {error.strerror}") from error
+    return Guardian.start(config.qemu.qmp_socket, note)
+
+
+def _stub(
+    config: GuestConfig,
+    monitor: Monitor,
+    process: QemuProcess,
+    guardian: Guardian,
+    stack: ExitStack,
+) -> GdbStub:
     """Connect to the gdbstub; one that we open ourselves is closed again at the end."""
     own = config.runtime_directory.absolute() / f"gdb-{process.pid}.sock"
     opened = open_stub(monitor, config.qemu.gdbstub_socket or own)
     if opened == own:
         stack.callback(close_stub, monitor)
-    guardian = stack.enter_context(Guardian.start(config.qemu.qmp_socket))
     timeout = config.qemu.connect_timeout_seconds
     ran = monitor.status() == "running"
     stub = stack.enter_context(GdbStub.connect(opened, timeout_seconds=timeout, guard=guardian))
@@ -126,32 +130,6 @@ def _stub(config: GuestConfig, monitor: Monitor, process: QemuProcess, stack: Ex
         # From 8.1 on, QEMU does not tell a client that connecting has stopped the guest.
         monitor.execute("cont")
     return stub
-
-
-@contextmanager
-def _only_one(directory: Path, process: QemuProcess) -> Iterator[None]:
-    """Hold the lock of this QEMU process; it ends with the daemon, however that ends.
-
-    :raise AttachRefusedError: another daemon holds it.
-    """
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(directory / f"qemu-{process.pid}.lock", _LOCK_FLAGS, 0o600)
-    except OSError as error:
-        raise AttachRefusedError(
-            f"{error.filename}: {error.strerror}; runtime_directory must be writable"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise AttachRefusedError(
-            f"another optpolined serves this guest (QEMU process {process.pid}): stop it first"
-        ) from error
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _accelerator(monitor: Monitor) -> str:

@@ -1,11 +1,11 @@
-"""The reconcile loop: observe, learn, poke, report, until it is told to leave."""
+"""The reconcile loop over one attached guest: observe, learn, poke, report."""
 
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from optpolined.addresses import GuestVirtual
@@ -15,16 +15,14 @@ from optpolined.learning.audit import audit
 from optpolined.learning.hysteresis import Hysteresis
 from optpolined.learning.strategy import Snapshot
 from optpolined.qemu.errors import ResumedError
-from optpolined.service.attach import AttachRefusedError, Link, connect, refuse_on_failure
+from optpolined.service.attach import Link
+from optpolined.service.migration import is_migrating
 from optpolined.service.rates import Rates
 from optpolined.service.session import Session
-from optpolined.service.stops import STOP_BUCKETS_SECONDS
-from optpolined.telemetry.metrics import StatusCollector, serve_metrics
 from optpolined.telemetry.report import Report, SiteCounts, StopCounts
-from optpolined.telemetry.server import serve_status, status_socket
 from optpolined.telemetry.status import HotSite, Phase, Status, StopSummary
 
-__all__ = ("Daemon", "Options", "serve")
+__all__ = ("Daemon", "Job")
 
 _log = logging.getLogger(__name__)
 
@@ -35,80 +33,35 @@ _RETRY_EPOCHS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line asks of one run."""
+class Job:
+    """What one run is to do: how long (``ends_at`` of time.monotonic()), and who is told."""
 
-    duration_seconds: float | None = None
-    audit: bool = False
-    force: bool = False
+    guest: str
+    config: GuestConfig
+    audit: bool
+    force: bool
+    ends_at: float | None
+    stop: threading.Event
+    show: Callable[[Status], None]
 
-
-def serve(
-    guest: str,
-    config: GuestConfig,
-    options: Options,
-    stop: threading.Event,
-    show: Callable[[Status], None],
-) -> Report:
-    """Manage a guest until ``stop`` is set or the time is over; everything is put back then.
-
-    ``show`` gets the status once an epoch.
-
-    :raise AttachRefusedError: the guest cannot be attached to; nothing stays changed.
-    :raise NothingToGainError: it has no retpolines.
-    :raise OptpolinedError: the guest or QEMU failed while it was attached.
-    """
-    began = time.monotonic()
-    with connect(config) as link:
-        with refuse_on_failure():
-            session = Session(link, config, time.monotonic, force=options.force)
-        daemon = Daemon(guest, link, session, config, attach_seconds=time.monotonic() - began)
-        try:
-            with _published(guest, config, daemon):
-                daemon.run(options, stop, show)
-        finally:
-            daemon.detach(show)
-    return daemon.report()
-
-
-@contextmanager
-def _published(guest: str, config: GuestConfig, daemon: "Daemon") -> Iterator[None]:
-    """Serve the status on its socket and, where configured, the metrics over HTTP."""
-    path = status_socket(config.runtime_directory, guest)
-    address, port = config.metrics.listen_address, config.metrics.port
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(serve_status(path, lambda: daemon.status))
-            if port:
-                collector = StatusCollector(lambda: daemon.status, STOP_BUCKETS_SECONDS)
-                stop, _ = serve_metrics(collector, address, port)
-                stack.callback(stop)
-        except OSError as error:
-            raise AttachRefusedError(
-                f"the status cannot be served at {path} or metrics at {address}:{port}: "
-                f"{error.strerror or error}"
-            ) from error
-        yield
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is over, or somebody asked to leave."""
+        late = self.ends_at is not None and time.monotonic() >= self.ends_at
+        return late or self.stop.is_set()
 
 
 class Daemon:
     """One guest under management; ``status`` may be read from any thread."""
 
-    def __init__(
-        self,
-        guest: str,
-        link: Link,
-        session: Session,
-        config: GuestConfig,
-        *,
-        attach_seconds: float,
-    ) -> None:
+    def __init__(self, job: Job, link: Link, session: Session, *, attach_seconds: float) -> None:
+        self._job = job
         self._link = link
         self._session = session
-        self._config = config
+        self._config = job.config
         self._attached_at = time.monotonic()
         self._attach_seconds = attach_seconds
-        self._strategy = Hysteresis(config.learning.hysteresis)
+        self._strategy = Hysteresis(job.config.learning.hysteresis)
         self._state = self._strategy.initial(session.survey.inventory.eligible)
         self._states: dict[GuestVirtual, str] = {}
         self._wanted: dict[GuestVirtual, Form] = {}
@@ -119,44 +72,55 @@ class Daemon:
         self._rates = Rates()
         self._pokes = 0
         self._refused: Counter[str] = Counter()
-        self._report = self._first_report(guest)
+        self._report = self._first_report(job.guest)
         self.status = self._make_status(Phase.LEARNING)
 
-    def run(self, options: Options, stop: threading.Event, show: Callable[[Status], None]) -> None:
-        """Reconcile once an epoch; at the end of the time, audit where asked to.
+    def run(self) -> None:
+        """Reconcile once an epoch until the end; then audit, where asked to.
 
         :raise OptpolinedError: the guest or QEMU failed.
         """
         epoch_seconds = self._config.learning.epoch_milliseconds / 1e3
-        ends_at = None
-        if options.duration_seconds is not None:
-            ends_at = self._attached_at + options.duration_seconds
-        while not stop.is_set() and (ends_at is None or time.monotonic() < ends_at):
-            self._session.drain()
-            if self._link.monitor.status() == "running":
+        while not self._job.is_over and not self._has_migrated():
+            self._forms = self._session.look()
+            phase = self._pause()
+            if phase is None:
                 self._reconcile()
-                self._tell(Phase.RUNNING if self._promoted() else Phase.LEARNING, show)
-            else:
-                self._tell(Phase.PAUSED, show)
-            stop.wait(epoch_seconds)
-        if options.audit and not stop.is_set():
-            self._tell(Phase.AUDITING, show)
-            self._audit(stop)
+                phase = Phase.RUNNING if self._promoted() else Phase.LEARNING
+            self._tell(phase)
+            self._job.stop.wait(epoch_seconds)
+        if self._job.audit and not self._job.stop.is_set() and self._pause() is None:
+            self._tell(Phase.AUDITING)
+            self._audit()
 
-    def detach(self, show: Callable[[Status], None]) -> None:
+    def _pause(self) -> Phase | None:
+        """Why nothing may be changed now; ``None`` where it may."""
+        if is_migrating(self._link.monitor):
+            return Phase.MIGRATING
+        return None if self._link.monitor.status() == "running" else Phase.PAUSED
+
+    def _has_migrated(self) -> bool:
+        return self._link.monitor.status() == "postmigrate"
+
+    def detach(self) -> None:
         """Put every site back and compare the text with what it was.
 
         :raise OptpolinedError: the guest or QEMU failed.
         """
         report = self._report
-        self._tell(Phase.DETACHING, show)
+        self._tell(Phase.DETACHING)
         report.promoted = len(self._promoted())
         report.targets_histogram = {
             str(size): count for size, count in sorted(self._histogram().items())
         }
-        report.text_differences = self._session.restore()
-        report.text_identical_after_detach = not report.text_differences
-        self._tell(Phase.DETACHED, show)
+        if self._has_migrated():
+            _log.warning("the guest has migrated: start optpolined where it runs now")
+            report.migrated_away = True
+        else:
+            running = self._link.monitor.status() == "running"
+            report.text_differences = self._session.restore(running=running)
+            report.text_identical_after_detach = not report.text_differences
+        self._tell(Phase.DETACHED)
         report.int3_hits = self._session.int3_hits
         report.seconds = time.monotonic() - self._attached_at
         stops = self.status.stops
@@ -183,7 +147,7 @@ class Daemon:
     def _reconcile(self) -> None:
         """One epoch: what stands there, what was counted, what should stand there, make it so."""
         self._epoch += 1
-        self._forms = self._session.patcher.observe()
+        self._follow_modules()
         snapshot = self._snapshot()
         self._rates.update(snapshot)
         self._state, decision = self._strategy.decide(self._state, snapshot)
@@ -197,7 +161,20 @@ class Daemon:
                 and self._shunned.get(site, 0) <= self._epoch
             }
         )
-        self._session.recycle()
+        with suppress(ResumedError):  # the request is made again next time
+            self._session.recycle()
+
+    def _follow_modules(self) -> None:
+        change = self._session.follow_modules()
+        if change is None:
+            return
+        self._state = self._strategy.add(self._state, change.came)
+        self._state = self._strategy.forget(self._state, change.went)
+        for site in change.went:
+            self._wanted.pop(site, None)
+            self._states.pop(site, None)
+            self._forms.pop(site, None)
+            self._shunned.pop(site, None)
 
     def _snapshot(self) -> Snapshot:
         now = time.monotonic()
@@ -222,7 +199,7 @@ class Daemon:
         self._refused += report.refused
         self._shunned.update(dict.fromkeys(report.sites, self._epoch + _RETRY_EPOCHS))
 
-    def _audit(self, stop: threading.Event) -> None:
+    def _audit(self) -> None:
         """Let every eligible site count all its calls for a while, and see how many are direct."""
         forms: dict[GuestVirtual, Form] = dict.fromkeys(
             self._session.survey.inventory.eligible, LEARNING
@@ -230,7 +207,7 @@ class Daemon:
         for site, chain in self._promoted().items():
             forms[site] = Chain(chain.targets, counts_hits=True)
         self._poke(forms)
-        stop.wait(self._config.learning.audit_milliseconds / 1e3)
+        self._job.stop.wait(self._config.learning.audit_milliseconds / 1e3)
         coverage = audit(self._snapshot())
         self._report.coverage = coverage.share
         self._report.audited_calls = {
@@ -249,9 +226,9 @@ class Daemon:
     def _histogram(self) -> Counter[int]:
         return Counter(len(chain.targets) for chain in self._promoted().values())
 
-    def _tell(self, phase: Phase, show: Callable[[Status], None]) -> None:
+    def _tell(self, phase: Phase) -> None:
         self.status = self._make_status(phase)
-        show(self.status)
+        self._job.show(self.status)
 
     def _make_status(self, phase: Phase) -> Status:
         stops = self._session.stopper.statistics

@@ -5,7 +5,7 @@ from optpolined.kernel.header import read_status
 from optpolined.kernel.modules import read_modules
 from optpolined.service.attach import NothingToGainError, connect, refuse_on_failure
 from optpolined.service.entries import Entries
-from optpolined.service.survey import survey
+from optpolined.service.survey import Survey
 
 __all__ = ("dry_run",)
 
@@ -21,7 +21,7 @@ def dry_run(guest: str, config: GuestConfig, *, force: bool) -> list[str]:
         header = attachment.header
         modules = read_modules(attachment.space, header)
         originals = Entries(attachment.space, header).originals()
-        found = survey(attachment, modules, config.policy, originals)
+        found = Survey(attachment, modules, config.policy, originals)
         held = read_status(attachment.space, header).held
     inventory = found.inventory
     release = attachment.vmcoreinfo.osrelease

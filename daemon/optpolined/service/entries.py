@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.abi import PokeEntry as PokeEntryLayout
 from optpolined.kernel.abi import PokeState
@@ -42,11 +44,20 @@ class Entries:
         """The instruction that stood at each site before the first poke."""
         return {entry.site: entry.original for entry in self}
 
-    def is_armed(self, site: GuestVirtual, pages: AddressSpace) -> bool:
-        """Whether the entry of ``site`` says that a 0xCC of ours may stand there, read anew."""
-        address = self._address(self._table.place(site))
-        state = pages.read(GuestVirtual(address + _STATE_OFFSET), 1)
-        return state[0] == PokeState.ARMED
+    def armed(self, pages: AddressSpace) -> set[GuestVirtual]:
+        """The sites whose entry says that a 0xCC of ours may stand there, read anew.
+
+        :raise TranslationError: the table is not mapped any more.
+        """
+        image = pages.read(self._base, self._size)
+        states = np.frombuffer(image, np.uint8)[_STATE_OFFSET::ENTRY_SIZE]
+        sites = np.frombuffer(image, "<u8")[:: ENTRY_SIZE // 8]
+        indices = np.flatnonzero(states == PokeState.ARMED)
+        armed = zip(indices.tolist(), map(GuestVirtual, sites[indices].tolist()), strict=True)
+        entries = self._table.entries
+        return {
+            site for index, site in armed if site in entries and self._table.place(site) == index
+        }
 
     def guard(
         self, entry: PokeEntry, pages: AddressSpace, protocol: Protocol
@@ -65,8 +76,12 @@ class Entries:
         if protocol is Protocol.STOPPED:
             return ((Write(address, found, idle),) if found != idle else ()), None
         before = (Write(address, found, armed),) if found != armed else ()
-        state = GuestVirtual(address + _STATE_OFFSET)
-        return before, Write(state, bytes([PokeState.ARMED]), bytes([PokeState.IDLE]))
+        return before, self.disarm(entry.site)
+
+    def disarm(self, site: GuestVirtual) -> Write:
+        """The write that disarms the entry of ``site``."""
+        state = GuestVirtual(self._address(self._table.place(site)) + _STATE_OFFSET)
+        return Write(state, bytes([PokeState.ARMED]), bytes([PokeState.IDLE]))
 
     def _address(self, index: int) -> GuestVirtual:
         return GuestVirtual(self._base + index * ENTRY_SIZE)

@@ -1,14 +1,16 @@
 """The guest as the poke engine's machine: writes over the gdbstub, cut into short stops."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 from optpolined.addresses import GuestPhysical
+from optpolined.config import GuestConfig
 from optpolined.kernel.errors import TranslationError
 from optpolined.kernel.paging import AddressSpace
 from optpolined.poke.execute import Machine
 from optpolined.poke.protocol import Write
 from optpolined.qemu.memory import PhysicalMemory
+from optpolined.service.attach import Link
 from optpolined.service.stops import Stopper
 
 __all__ = ("GuestMachine",)
@@ -44,13 +46,26 @@ class GuestMachine(Machine):
         budget_seconds: float,
         clock: Callable[[], float],
     ) -> None:
-        self._stopper = stopper
+        self.stopper = stopper
         self._writer = writer
         self._memory = memory
         self._space = space
         self._budget_seconds = budget_seconds
         self._clock = clock
         self._group_seconds = budget_seconds / 8
+
+    @classmethod
+    def of(cls, link: Link, config: GuestConfig, clock: Callable[[], float]) -> Self:
+        """The machine at the other end of ``link``, which must be writable."""
+        assert link.stub is not None
+        return cls(
+            stopper=Stopper(link.stub, clock),
+            writer=link.stub,
+            memory=link.memory,
+            space=link.attachment.space,
+            budget_seconds=config.poke.stop_budget_microseconds / 1e6,
+            clock=clock,
+        )
 
     def write(self, writes: Sequence[Write]) -> list[bytes | None]:
         """See :class:`optpolined.poke.execute.Machine`.
@@ -66,7 +81,7 @@ class GuestMachine(Machine):
 
     def _one_stop(self, writes: Sequence[Write], start: int) -> list[bytes | None]:
         found: list[bytes | None] = []
-        with self._stopper.stopped() as stopped_at, self._space.snapshot() as pages:
+        with self.stopper.stopped() as stopped_at, self._space.snapshot() as pages:
             deadline = stopped_at + self._budget_seconds
             now = self._clock()
             while start + len(found) < len(writes):

@@ -8,17 +8,23 @@ written to are never freed: a probe may have copied the instruction that refers 
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import Assembler, branch_target, site_instruction
 from optpolined.codegen.decode import Decoder
-from optpolined.codegen.errors import CodegenError
+from optpolined.codegen.errors import DecodeError
 from optpolined.codegen.forms import ORIGINAL, Chain, Form
 from optpolined.kernel.abi import PokeState
 from optpolined.kernel.arena import Arena
-from optpolined.kernel.errors import ArenaFullError, PokeTableFullError, TranslationError
+from optpolined.kernel.errors import (
+    ArenaFullError,
+    GuestReplacedError,
+    PokeTableFullError,
+    TranslationError,
+)
 from optpolined.kernel.header import Header
 from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.poketable import PokeEntry
@@ -42,6 +48,7 @@ class Block:
     address: GuestVirtual
     site: GuestVirtual
     form: Chain
+    code: bytes
 
 
 @dataclass(slots=True)
@@ -103,6 +110,9 @@ class Patcher:
         """Read what stands at every touched site; ``None`` where it is not ours.
 
         Blocks that nothing refers to any more are retired.
+
+        :raise GuestReplacedError: a site refers to a block that we did not build, or a block that
+            is in use does not hold what we wrote.
         """
         forms: dict[GuestVirtual, Form | None] = {}
         in_use: set[GuestVirtual] = set()
@@ -111,11 +121,27 @@ class Patcher:
                 forms[address], referred = self._standing(self._sites[address], pages)
                 if referred is not None:
                     in_use.add(referred)
+            self._check_blocks(in_use, pages)
         for block in list(self._blocks.values()):
             if block.address not in in_use and forms.get(block.site, ORIGINAL) is not None:
                 self._arena.retire(block.address)
                 del self._blocks[block.address]
         return forms
+
+    def forget(self, sites: Iterable[GuestVirtual]) -> None:
+        """Drop sites whose memory has gone with their module; their blocks are retired."""
+        gone = set(sites)
+        self._touched -= gone
+        for block in list(self._blocks.values()):
+            if block.site in gone:
+                self._arena.retire(block.address)
+                del self._blocks[block.address]
+
+    def _check_blocks(self, in_use: Iterable[GuestVirtual], pages: AddressSpace) -> None:
+        for address in in_use:
+            block = self._blocks[address]
+            if pages.read(address, len(block.code)) != block.code:
+                raise GuestReplacedError
 
     def apply(self, wanted: Mapping[GuestVirtual, Form]) -> PatchReport:
         """Give each site its form; a site that holds anything unexpected is left alone.
@@ -141,19 +167,25 @@ class Patcher:
         return report
 
     def _standing(self, site: Site, pages: AddressSpace) -> tuple[Form | None, GuestVirtual | None]:
+        """The form of a site, and the block that it refers to."""
         try:
             found = pages.read(site.address, site.length)
         except TranslationError:
             return None, None
         if found == site.original:
             return ORIGINAL, None
+        if found[:-4] != site.original[:-4]:
+            return None, None
         try:
-            block = self._blocks.get(branch_target(found, site.address))
-        except CodegenError:
+            target = branch_target(found, site.address)
+        except DecodeError:
             return None, None
-        if block is None or block.site != site.address or found[:-4] != site.original[:-4]:
-            return None, None
-        return block.form, block.address
+        block = self._blocks.get(target)
+        if block is not None and block.site == site.address:
+            return block.form, block.address
+        if 0 <= target - self._arena.base < self._arena.size:
+            raise GuestReplacedError
+        return None, None
 
     def change(self, address: GuestVirtual, form: Form, pages: AddressSpace) -> Change:
         """The change that gives the site at ``address`` its form; its block is allocated.
@@ -167,6 +199,8 @@ class Patcher:
             raise SiteRefusedError(address, _foreign_reason(b"")) from error
         if self._standing(site, pages)[0] is None:
             raise SiteRefusedError(address, _foreign_reason(before))
+        if _takes_two_packets(site, pages):
+            raise SiteRefusedError(address, "split_page")
         try:
             prepare, disarm = self._entries.guard(_entry(site), pages, self._protocol)
         except PokeTableFullError as error:
@@ -196,7 +230,7 @@ class Patcher:
         self._decoder.verify(
             code, form, register=site.register, at=address, record=offset, learn_stub=learn_stub
         )
-        self._blocks[address] = Block(address, site.address, form)
+        self._blocks[address] = Block(address, site.address, form, code)
         return Write(address, pages.read(address, size), code)
 
     def _refused(self, change: Change, refusal: Refusal, report: PatchReport) -> None:
@@ -217,6 +251,15 @@ class Patcher:
 
 def _entry(site: Site) -> PokeEntry:
     return PokeEntry(site.address, site.thunk, site.kind, PokeState.IDLE, site.original)
+
+
+def _takes_two_packets(site: Site, pages: AddressSpace) -> bool:
+    """Whether its bytes stand in two pages apart: a daemon may die between the two writes of them.
+
+    What would stand there then is no instruction, and neither ours nor the original.
+    """
+    pieces = pages.pieces(site.address, site.length)
+    return any(start + size != following for (start, size), (following, _) in pairwise(pieces))
 
 
 def _foreign_reason(found: bytes) -> str:

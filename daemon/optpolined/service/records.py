@@ -41,6 +41,13 @@ class Records:
         self._bind(site, self._clean.popleft())
         return old
 
+    def forget(self, site: GuestVirtual) -> int | None:
+        """Take the record of a site that has gone, to be recycled after a grace period."""
+        record = self._of_site.pop(site, None)
+        if record is not None:
+            del self._site_of[record]
+        return record
+
     def recycle(self, records: Iterable[int]) -> None:
         """Take back cleared records."""
         self._clean.extend(records)

@@ -5,9 +5,10 @@ say how far the last change came.  Nothing else is needed, and nothing else is b
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import branch_target
@@ -17,13 +18,16 @@ from optpolined.kernel.header import Header
 from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.poketable import PokeEntry
 from optpolined.poke.execute import Machine, execute
-from optpolined.poke.protocol import Change, Protocol
+from optpolined.poke.protocol import Change, Protocol, Write
 from optpolined.poke.recovery import Range, Standing, classify
 from optpolined.service.entries import Entries
 
 __all__ = ("Leftover", "blocks_in_use", "find_leftovers", "put_back")
 
 _log = logging.getLogger(__name__)
+
+_SPAN_BYTES = 0x10000
+"""Sites that are this close are read at once: the table may name thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +44,43 @@ def find_leftovers(entries: Entries, space: AddressSpace, header: Header) -> lis
     arena = _arena(header)
     leftovers = []
     with space.snapshot() as pages:
-        for entry in entries:
-            try:
-                found = pages.read(entry.site, entry.length)
-                armed = entries.is_armed(entry.site, pages)
-            except TranslationError:
-                continue
-            standing = classify(entry.site, found, entry.original, armed=armed, arena=arena)
+        armed = entries.armed(pages)
+        for entry, found in _live(entries, pages):
+            standing = classify(
+                entry.site, found, entry.original, armed=entry.site in armed, arena=arena
+            )
             if standing is not Standing.ORIGINAL:
                 leftovers.append(Leftover(entry, found, standing))
     return leftovers
+
+
+def _live(entries: Iterable[PokeEntry], pages: AddressSpace) -> Iterator[tuple[PokeEntry, bytes]]:
+    """Each entry with what stands at its site; those whose site is not mapped are left out."""
+    span: list[PokeEntry] = []
+    for entry in sorted(entries, key=attrgetter("site")):
+        if span and entry.site - span[0].site > _SPAN_BYTES:
+            yield from _live_span(span, pages)
+            span = []
+        span.append(entry)
+    yield from _live_span(span, pages)
+
+
+def _live_span(span: Sequence[PokeEntry], pages: AddressSpace) -> Iterator[tuple[PokeEntry, bytes]]:
+    """Read close sites at once; by halves, where something between them is not mapped."""
+    if not span:
+        return
+    start = span[0].site
+    try:
+        data = pages.read(start, max(entry.site + entry.length for entry in span) - start)
+    except TranslationError:
+        if len(span) > 1:
+            half = len(span) // 2
+            yield from _live_span(span[:half], pages)
+            yield from _live_span(span[half:], pages)
+        return
+    for entry in span:
+        offset = entry.site - start
+        yield entry, data[offset : offset + entry.length]
 
 
 def put_back(
@@ -57,7 +88,9 @@ def put_back(
 ) -> None:
     """Restore the sites that hold something of ours; those of others are left alone.
 
-    Uses the breakpoint protocol, which also ends a change that stopped half-way.
+    Uses the breakpoint protocol, which also ends a change that stopped half-way.  An entry that is
+    still armed where no 0xCC of ours stands any more is disarmed: as long as it is armed, a probe
+    that somebody puts there is taken for ours.
 
     :raise QemuError: QEMU failed; this can be done again.
     """
@@ -77,6 +110,21 @@ def put_back(
             len(report.done),
             len(changes),
         )
+    stale = list(_stale(entries, space))
+    if stale:
+        machine.write(stale)
+
+
+def _stale(entries: Entries, space: AddressSpace) -> Iterator[Write]:
+    """What disarms the entries whose site holds a whole instruction, or is there no more."""
+    with space.snapshot() as pages:
+        armed = entries.armed(pages)
+        suspects = [entry for entry in entries if entry.site in armed]
+        live = {entry.site: found for entry, found in _live(suspects, pages)}
+    for entry in suspects:
+        found = live.get(entry.site, entry.original)
+        if found[:-4] == entry.original[:-4]:
+            yield entries.disarm(entry.site)
 
 
 def blocks_in_use(leftovers: Iterable[Leftover], header: Header) -> set[GuestVirtual]:

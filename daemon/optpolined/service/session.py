@@ -14,17 +14,18 @@ from optpolined.kernel.arena import Arena, GraceToken
 from optpolined.kernel.counters import RECORD, Counters, RecordGain, clean, difference, forget
 from optpolined.kernel.errors import (
     ArenaError,
-    KernelError,
     RequestTimeoutError,
     TranslationError,
 )
+from optpolined.kernel.guards import integrity_guard
+from optpolined.kernel.header import read_status
 from optpolined.kernel.modules import read_modules
-from optpolined.kernel.services import Mailbox, MailboxWrite
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.poke.execute import Machine
 from optpolined.poke.protocol import Protocol, Write
 from optpolined.poke.recovery import Standing
-from optpolined.service.attach import Link, NothingToGainError
+from optpolined.qemu.errors import ResumedError
+from optpolined.service.attach import AttachRefusedError, Link, NothingToGainError
 from optpolined.service.entries import Entries
 from optpolined.service.machine import GuestMachine
 from optpolined.service.patcher import Patcher, PatchReport
@@ -35,19 +36,15 @@ from optpolined.service.recovery import (
     find_leftovers,
     put_back,
 )
-from optpolined.service.stops import Stopper
-from optpolined.service.survey import survey
+from optpolined.service.requests import open_mailbox
+from optpolined.service.survey import ModuleChange, Survey
 from optpolined.service.text import differences, read_text
 
-__all__ = ("MailboxChangedError", "Session")
+__all__ = ("Session",)
 
 _log = logging.getLogger(__name__)
 
 _RESTORE_ATTEMPTS = 3
-
-
-class MailboxChangedError(KernelError):
-    """The mailbox changed while a request was being written into it."""
 
 
 class Session:
@@ -67,21 +64,18 @@ class Session:
         self._config = config
         self.space = link.attachment.space
         self._header = link.attachment.header
-        self.stopper = Stopper(link.stub, clock)
-        self.machine = GuestMachine(
-            stopper=self.stopper,
-            writer=link.stub,
-            memory=link.memory,
-            space=self.space,
-            budget_seconds=config.poke.stop_budget_microseconds / 1e6,
-            clock=clock,
-        )
-        self._mailbox = Mailbox(self.space, self._header, self._post)
+        self.machine = GuestMachine.of(link, config, clock)
+        self.stopper = self.machine.stopper
+        self._mailbox = open_mailbox(link.attachment, self.machine)
         self._mailbox.request(RequestOp.MODULES)
         self._entries = Entries(self.space, self._header)
         put_back(self._leftovers(), self._entries, self.space, self.machine)
         modules = read_modules(self.space, self._header)
-        self.survey = survey(link.attachment, modules, config.policy, self._entries.originals())
+        self._generation = read_status(self.space, self._header).modules_generation
+        self.survey = Survey(link.attachment, modules, config.policy, self._entries.originals())
+        guard = integrity_guard(self.survey.symbols.addresses, self.space.read, modules)
+        if guard is not None:
+            raise AttachRefusedError(f"the guest's kernel is guarded by {guard}: not patched")
         if not (self.survey.inventory.found or force):
             raise NothingToGainError(link.attachment.vmcoreinfo.osrelease)
         self._mailbox.request(RequestOp.HOLD)
@@ -130,12 +124,40 @@ class Session:
         self._last = self.counters.snapshot(self.records.extent)
         return report
 
-    def drain(self) -> None:
-        """Take note of stops that others made; to be called once an epoch.
+    def look(self) -> dict[GuestVirtual, Form | None]:
+        """What stands at every touched site; ``None`` where it is somebody else's.
 
-        :raise QemuError: the gdbstub is gone.
+        To be called once an epoch, before anything else: also sees to the gdbstub's reports of
+        stops that others made.
+
+        :raise GuestReplacedError: the memory is not the one that we left.
+        :raise ModuleGoneError: the guest was reset, or our module unloaded.
+        :raise QemuError: QEMU failed.
         """
         self._stub.drain()
+        read_status(self.space, self._header)
+        return self.patcher.observe()
+
+    def follow_modules(self) -> ModuleChange | None:
+        """Follow modules that came or went since the last time; ``None`` where none did.
+
+        :raise KernelError: the module list makes no sense.
+        """
+        if self._grace is not None:
+            return None  # the mailbox is busy: another epoch will do
+        generation = read_status(self.space, self._header).modules_generation
+        if generation == self._generation:
+            return None
+        self._mailbox.request(RequestOp.MODULES)
+        self._generation = generation
+        modules = read_modules(self.space, self._header)
+        change = self.survey.follow(modules, self._entries.originals())
+        self.patcher.forget(change.went)
+        for site in change.went:
+            record = self.records.forget(site)
+            if record is not None:
+                self._stale.append(record)
+        return change
 
     def mend(self) -> None:
         """Put back the sites that a failed change has left half-way.
@@ -173,15 +195,17 @@ class Session:
             forget(self._last, cleared)
             self.records.recycle(cleared)
             self._stale_in_grace = []
-        if self.arena.usage().retired or self._stale:
-            self._grace = self.arena.grace_begin()
-            self._stale_in_grace, self._stale = self._stale, []
+        if (self.arena.usage().retired or self._stale) and self._mailbox.idle():
+            token = self.arena.grace_begin()
             self._mailbox.post(RequestOp.GRACE)
+            self._grace = token
+            self._stale_in_grace, self._stale = self._stale, []
 
-    def restore(self) -> list[str]:
+    def restore(self, *, running: bool = True) -> list[str]:
         """Put every site back and let the module go; answer how the text differs from before.
 
-        The module stays held where a site could not be put back: its code still refers to ours.
+        The module stays held where a site could not be put back, for its code still refers to ours,
+        and where the guest does not run, for nobody can tell then who sleeps in our blocks.
 
         :raise QemuError, KernelError: QEMU failed, or the module is gone.
         """
@@ -190,15 +214,19 @@ class Session:
             left = {site: ORIGINAL for site, form in forms.items() if form != ORIGINAL}
             if not left:
                 break
-            self.patcher.apply(left)
-        else:
-            forms = self.patcher.observe()
+            try:
+                self.patcher.apply(left)
+            except ResumedError:
+                self.mend()
+        forms = self.patcher.observe()
         lines = differences(
             self.survey.texts,
-            read_text(self.space, self.survey.regions),
+            read_text(self.space, self.survey.texts),
             self.survey.symbols.name,
         )
-        if all(form == ORIGINAL for form in forms.values()):
+        if not running:
+            _log.warning("the guest is paused: optpoline.ko stays loaded until a later run")
+        elif all(form == ORIGINAL for form in forms.values()):
             self._release()
         else:
             _log.error("some sites hold somebody else's bytes: optpoline.ko stays loaded for them")
@@ -275,10 +303,3 @@ class Session:
             owner for owner, found in zip(owners, found_instead, strict=True) if found is not None
         }
         return [record for record in records if record not in busy]
-
-    def _post(self, writes: Sequence[MailboxWrite]) -> None:
-        found = self.machine.write(
-            [Write(write.address, write.expected, write.data) for write in writes]
-        )
-        if any(item is not None for item in found):
-            raise MailboxChangedError("the guest's mailbox changed while a request was written")

@@ -2,30 +2,34 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from optpolined.addresses import GuestVirtual
 from optpolined.config import PolicyConfig
 from optpolined.kernel.attach import Attachment
-from optpolined.kernel.exclusions import Exclusions, TextRange, discover
+from optpolined.kernel.exclusions import TextRange, discover
 from optpolined.kernel.modules import GuestModule
 from optpolined.kernel.sites import Site, scan, with_originals
 from optpolined.kernel.symbols import Symbols
 from optpolined.service.text import TextRegion, read_text, text_regions
-from optpolined.x86 import Register
 
-__all__ = ("Inventory", "Survey", "survey")
+__all__ = ("Inventory", "ModuleChange", "Survey")
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Inventory:
-    """Every site that was found; ``eligible`` by address, ``skipped`` counted by reason."""
+    """Every site that was found; ``eligible`` by address, ``skipped`` by reason."""
 
     eligible: dict[GuestVirtual, Site] = field(default_factory=dict)
-    skipped: Counter[str] = field(default_factory=Counter)
+    skipped_by_region: dict[TextRegion, Counter[str]] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """The sites that are left alone, counted by reason."""
+        return sum(self.skipped_by_region.values(), Counter())
 
     @property
     def found(self) -> int:
@@ -34,65 +38,84 @@ class Inventory:
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleChange:
+    """The sites that came and went with their modules."""
+
+    came: Sequence[GuestVirtual]
+    went: Sequence[GuestVirtual]
+
+
 class Survey:
-    """A guest's symbols, its text as it stood at attach, and its sites."""
+    """A guest's symbols, its text as it stood when it was first seen, and its sites."""
 
-    symbols: Symbols
-    regions: Sequence[TextRegion]
-    texts: Mapping[TextRegion, bytes]
-    inventory: Inventory
+    def __init__(
+        self,
+        attachment: Attachment,
+        modules: Sequence[GuestModule],
+        policy: PolicyConfig,
+        originals: Mapping[GuestVirtual, bytes],
+    ) -> None:
+        """Read the guest's symbols and text, and find its sites.
 
+        ``originals`` are the instructions that the poke table holds: a site that is patched now, by
+        us or by a daemon that died, is a site all the same.
 
-def survey(
-    attachment: Attachment,
-    modules: Sequence[GuestModule],
-    policy: PolicyConfig,
-    originals: Mapping[GuestVirtual, bytes],
-) -> Survey:
-    """Read the guest's symbols and text, and find its sites.
+        :raise KernelError: the guest's symbols or page tables make no sense.
+        :raise QemuError: its memory cannot be read at all.
+        """
+        self._attachment = attachment
+        self._policy = policy
+        self.symbols = Symbols.load(attachment.space, attachment.vmcoreinfo)
+        self.inventory = Inventory()
+        self.texts: dict[TextRegion, bytes] = {}
+        self.follow(modules, originals)
 
-    ``originals`` are the instructions that the poke table holds: a site that is patched now, by us
-    or by a daemon that died, is a site all the same.
+    def follow(
+        self, modules: Sequence[GuestModule], originals: Mapping[GuestVirtual, bytes]
+    ) -> ModuleChange:
+        """Take note of the modules that are loaded now; raises as the constructor."""
+        space, header = self._attachment.space, self._attachment.header
+        self.symbols.set_modules(space, modules)
+        now = text_regions(self.symbols, modules, header)
+        went = self._forget(region for region in list(self.texts) if region not in now)
+        texts = read_text(space, (region for region in now if region not in self.texts))
+        came = self._scan(
+            {region: with_originals(text, region.base, originals) for region, text in texts.items()}
+        )
+        self.texts |= texts
+        return ModuleChange(came, went)
 
-    :raise KernelError: the guest's symbols or page tables make no sense.
-    :raise QemuError: its memory cannot be read at all.
-    """
-    space, header = attachment.space, attachment.header
-    symbols = Symbols.load(space, attachment.vmcoreinfo)
-    symbols.set_modules(space, modules)
-    own = TextRange(header.module_text, GuestVirtual(header.module_text + header.module_text_size))
-    exclusions = discover(symbols.addresses, space.read, own)
-    regions = text_regions(symbols, modules, header)
-    texts = read_text(space, regions)
-    thunks = {address: register for register, address in header.thunk.items()}
-    inventory = _inventory(_with_originals(texts, originals), symbols, exclusions, policy, thunks)
-    return Survey(symbols, regions, texts, inventory)
+    def _forget(self, regions: Iterable[TextRegion]) -> list[GuestVirtual]:
+        went = []
+        for region in regions:
+            del self.texts[region]
+            self.inventory.skipped_by_region.pop(region, None)
+            end = region.base + region.size
+            went += [site for site in self.inventory.eligible if region.base <= site < end]
+        for site in went:
+            del self.inventory.eligible[site]
+        return went
 
-
-def _with_originals(
-    texts: Mapping[TextRegion, bytes], originals: Mapping[GuestVirtual, bytes]
-) -> dict[TextRegion, bytes]:
-    return {region: with_originals(text, region.base, originals) for region, text in texts.items()}
-
-
-def _inventory(
-    texts: Mapping[TextRegion, bytes],
-    symbols: Symbols,
-    exclusions: Exclusions,
-    policy: PolicyConfig,
-    thunks: Mapping[GuestVirtual, Register],
-) -> Inventory:
-    """Sort the sites of each region by what may be done with them."""
-    inventory = Inventory()
-    for region, text in texts.items():
-        functions = symbols.functions_in(region.base, region.size)
-        found = scan(text, region.base, thunks, functions)
-        for rejected in found.rejected:
-            _log.warning("bytes at %#x look like a site: %s", rejected.address, rejected.reason)
-        for site in found.sites:
-            reason = exclusions.reason(site) or policy.refusal(site.function, region.module)
-            if reason:
-                inventory.skipped[str(reason)] += 1
-            else:
-                inventory.eligible[site.address] = site
-    return inventory
+    def _scan(self, texts: Mapping[TextRegion, bytes]) -> list[GuestVirtual]:
+        """Find the sites of each region, and sort them by what may be done with them."""
+        space, header = self._attachment.space, self._attachment.header
+        own_end = GuestVirtual(header.module_text + header.module_text_size)
+        own = TextRange(header.module_text, own_end)
+        exclusions = discover(self.symbols.addresses, space.read, own)
+        thunks = {address: register for register, address in header.thunk.items()}
+        came = []
+        for region, text in texts.items():
+            functions = self.symbols.functions_in(region.base, region.size)
+            found = scan(text, region.base, thunks, functions)
+            for rejected in found.rejected:
+                _log.warning("bytes at %#x look like a site: %s", rejected.address, rejected.reason)
+            skipped = self.inventory.skipped_by_region[region] = Counter()
+            for site in found.sites:
+                refused = self._policy.refusal(site.function, region.module)
+                reason = exclusions.reason(site) or refused
+                if reason:
+                    skipped[str(reason)] += 1
+                else:
+                    self.inventory.eligible[site.address] = site
+                    came.append(site.address)
+        return came

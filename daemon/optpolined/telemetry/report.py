@@ -51,6 +51,7 @@ class Report:
     seconds: float = 0.0
     text_identical_after_detach: bool = False
     text_differences: list[str] = field(default_factory=list)
+    migrated_away: bool = False
 
     def write(self, path: Path) -> None:
         """Write the report as JSON.
@@ -64,6 +65,8 @@ class Report:
         coverage = "not audited" if self.coverage is None else f"{self.coverage:.1%}"
         chains = ", ".join(f"{count} of {size}" for size, count in self.targets_histogram.items())
         identical = "identical" if self.text_identical_after_detach else "NOT identical"
+        if self.migrated_away:
+            identical = "has migrated with the guest; nothing to compare"
         milliseconds = (
             f"{name} {seconds * 1e3:.2f} ms"
             for name, seconds in (

@@ -14,6 +14,7 @@ class Phase(Enum):
     LEARNING = "learning"
     RUNNING = "running"
     PAUSED = "paused by somebody else"
+    MIGRATING = "waiting for a migration"
     AUDITING = "auditing"
     DETACHING = "detaching"
     DETACHED = "detached"

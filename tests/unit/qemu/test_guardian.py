@@ -17,6 +17,7 @@ import pytest
 from optpolined.qemu import guardian
 from optpolined.qemu.errors import GuardianError
 from optpolined.qemu.guardian import Guardian
+from optpolined.qemu.stopnote import StopNote
 from tests.unit.fakes.fake_monitor import FakeMonitor
 from tests.unit.fakes.faults import Faults
 
@@ -30,10 +31,11 @@ import sys, socket, time
 from pathlib import Path
 sys.path.append(sys.argv[1])
 from optpolined.qemu.guardian import Guardian
+from optpolined.qemu.stopnote import StopNote
 if "holds-qmp" in sys.argv:
     qmp = socket.socket(socket.AF_UNIX)
     qmp.connect(sys.argv[2])
-guardian = Guardian.start(Path(sys.argv[2]))
+guardian = Guardian.start(Path(sys.argv[2]), StopNote.create(Path(sys.argv[2] + ".stop"), 1))
 if "stopping" in sys.argv:
     guardian.stopping()
 if "resumed" in sys.argv:
@@ -48,6 +50,14 @@ def path() -> Iterator[Path]:
     """A short path: pytest's own may be too long for a socket."""
     with tempfile.TemporaryDirectory() as directory:
         yield Path(directory) / "qmp"
+
+
+def note_at(path: Path) -> Path:
+    return path.with_name("qmp.stop")
+
+
+def start(path: Path) -> Guardian:
+    return Guardian.start(path, StopNote.create(note_at(path), 1))
 
 
 @contextlib.contextmanager
@@ -92,6 +102,22 @@ def test_a_guest_that_a_dead_daemon_stopped_runs_again_at_once(path: Path) -> No
         assert soon(lambda: fake.status == "running")
         # 0.1 s on a machine that has time for it.
         assert time.monotonic() - began < 1.0
+
+
+def test_the_note_is_cleared_when_the_guest_runs_again(path: Path) -> None:
+    with FakeMonitor(path, status="paused"), daemon(path, "stopping") as (kill, pid):
+        assert note_at(path).read_bytes() == b"\x011"
+        kill()
+        assert ends(pid)
+        assert note_at(path).read_bytes() == b"\x001"
+
+
+def test_a_guardian_that_is_killed_too_leaves_the_note(path: Path) -> None:
+    with daemon(path, "stopping") as (kill, pid):
+        os.kill(pid, signal.SIGKILL)
+        kill()
+        assert ends(pid)
+    assert note_at(path).read_bytes() == b"\x011"
 
 
 def test_it_waits_for_the_daemons_place_at_the_monitor(path: Path) -> None:
@@ -142,25 +168,26 @@ def test_signals_of_terminal_and_service_manager_do_not_end_it(path: Path) -> No
 
 
 def test_it_is_small_and_needs_the_standard_library_only(path: Path) -> None:
-    with Guardian.start(path) as watcher:
+    with start(path) as watcher:
         assert "site-packages" not in Path(f"/proc/{watcher.pid}/maps").read_text()
         anonymous = _status(watcher.pid).split("RssAnon:")[1].split()
         assert int(anonymous[0]) < 12_000, "KiB"
 
 
 def test_closing_ends_it(path: Path) -> None:
-    watcher = Guardian.start(path)
+    watcher = start(path)
     assert watcher.is_alive()
     watcher.stopping()
     watcher.resumed()
     watcher.close()
     watcher.close()
     assert not watcher.is_alive()
+    assert not note_at(path).exists()
 
 
 def test_closing_in_a_stop_resumes_the_guest(path: Path) -> None:
     with FakeMonitor(path, status="paused") as fake:
-        watcher = Guardian.start(path)
+        watcher = start(path)
         watcher.stopping()
         watcher.close()
         assert fake.status == "running"
@@ -182,10 +209,11 @@ def test_a_guardian_that_does_not_start_is_an_error(
 ) -> None:
     monkeypatch.setattr(guardian, "_PROGRAM", "raise SystemExit(3)")
     with pytest.raises(GuardianError, match="did not start"):
-        Guardian.start(path)
+        start(path)
     monkeypatch.setattr(sys, "executable", "/nonexistent")
     with pytest.raises(GuardianError, match="cannot be started"):
-        Guardian.start(path)
+        start(path)
+    assert not note_at(path).exists()
 
 
 @pytest.mark.parametrize(

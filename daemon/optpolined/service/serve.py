@@ -1,0 +1,115 @@
+"""Manages a guest from attach to detach, through resets and back."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from optpolined.config import GuestConfig
+from optpolined.kernel.errors import KernelError
+from optpolined.qemu.errors import QemuError
+from optpolined.service.attach import AttachRefusedError, connect, refuse_on_failure
+from optpolined.service.daemon import Daemon, Job
+from optpolined.service.session import Session
+from optpolined.service.stops import STOP_BUCKETS_SECONDS
+from optpolined.telemetry.metrics import StatusCollector, serve_metrics
+from optpolined.telemetry.report import Report
+from optpolined.telemetry.server import serve_status, status_socket
+from optpolined.telemetry.status import Status
+
+__all__ = ("Options", "serve")
+
+_log = logging.getLogger(__name__)
+
+_REATTACH_SECONDS = 1.0
+"""Between two looks at whether a guest that was reset has its module again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asks of one run."""
+
+    duration_seconds: float | None = None
+    audit: bool = False
+    force: bool = False
+
+
+def serve(
+    guest: str,
+    config: GuestConfig,
+    options: Options,
+    stop: threading.Event,
+    show: Callable[[Status], None],
+) -> Report:
+    """Manage a guest until ``stop`` is set or the time is over; everything is put back then.
+
+    ``show`` gets the status once an epoch.  A guest that is reset, or goes back to a snapshot, is
+    attached to anew as soon as it has its module again.
+
+    :raise AttachRefusedError: the guest cannot be attached to; nothing stays changed.
+    :raise NothingToGainError: it has no retpolines.
+    :raise OptpolinedError: the guest or QEMU failed while it was attached.
+    """
+    ends_at = None
+    if options.duration_seconds is not None:
+        ends_at = time.monotonic() + options.duration_seconds
+    job = Job(guest, config, options.audit, options.force, ends_at, stop, show)
+    report = _attach(job)
+    said = ""
+    while report is None and not job.is_over:
+        stop.wait(_REATTACH_SECONDS)
+        try:
+            report = _attach(job)
+        except AttachRefusedError as error:  # it boots, or has no module yet
+            if str(error) != said:
+                said = str(error)
+                _log.warning("not attached: %s", said)
+    return report or Report(guest, text_identical_after_detach=True)
+
+
+def _attach(job: Job) -> Report | None:
+    """One attachment; ``None`` where the guest no longer is what was attached to.
+
+    It was reset, went back to a snapshot, or says what makes no sense: what stands in it then is
+    found out by attaching anew, and by nothing else.
+    """
+    began = time.monotonic()
+    with connect(job.config) as link:
+        with refuse_on_failure():
+            session = Session(link, job.config, time.monotonic, force=job.force)
+        daemon = Daemon(job, link, session, attach_seconds=time.monotonic() - began)
+        try:
+            with _published(job, daemon):
+                daemon.run()
+            daemon.detach()
+        except KernelError as error:
+            _log.warning("%s; attaching anew", error)
+            return None
+        except QemuError:
+            raise  # there is nothing left to put anything back through
+        except BaseException:
+            daemon.detach()
+            raise
+    return daemon.report()
+
+
+@contextmanager
+def _published(job: Job, daemon: Daemon) -> Iterator[None]:
+    """Serve the status on its socket and, where configured, the metrics over HTTP."""
+    path = status_socket(job.config.runtime_directory, job.guest)
+    address, port = job.config.metrics.listen_address, job.config.metrics.port
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(serve_status(path, lambda: daemon.status))
+            if port:
+                collector = StatusCollector(lambda: daemon.status, STOP_BUCKETS_SECONDS)
+                stop, _ = serve_metrics(collector, address, port)
+                stack.callback(stop)
+        except OSError as error:
+            raise AttachRefusedError(
+                f"the status cannot be served at {path}, or metrics at {address}:{port}: "
+                f"{error.strerror or error}"
+            ) from error
+        yield

@@ -1,0 +1,85 @@
+"""A guest under load, its hottest sites, and the forms that `crash` and `soak` give them."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from guest.image.boot import Guest
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
+from optpolined.kernel.sites import Site
+from optpolined.service.session import Session
+from tests.guest.harness import bench_calls, load_state
+
+__all__ = ("Checks", "Plan", "checks", "load", "plan_hottest")
+
+BENCH = ("call_1", "call_2_random", "call_4_random", "tail_1", "tail_2_random", "tail_4_random")
+
+_TARGETS_MAX = 4
+_WARM_UP_SECONDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """What the guest has verified by itself, and what was wrong: results, workers, kernel BUGs."""
+
+    calls: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sites, and what each really calls, the most called first."""
+
+    sites: Mapping[GuestVirtual, Site]
+    targets: Mapping[GuestVirtual, tuple[GuestVirtual, ...]]
+
+    def cycle(self, turn: int = 0) -> Iterator[dict[GuestVirtual, Form]]:
+        """Promote, retarget, revert: the forms of all sites, one after the other."""
+        yield {site: Chain(targets) for site, targets in self.targets.items()}
+        retargeted: dict[GuestVirtual, Form] = {}
+        for site, targets in self.targets.items():
+            first = (turn + 1) % len(targets)
+            retargeted[site] = Chain(targets[first:] + targets[:first], counts_hits=True)
+        yield retargeted
+        yield dict.fromkeys(self.targets, ORIGINAL)
+
+
+def load(guest: Guest) -> None:
+    """Let optload run, and some sites of optbench as fast as they can."""
+    guest.run("optload --state /run/optload >/dev/null 2>&1 &")
+    guest.run("echo reset >/proc/optbench; echo rate 0 >/proc/optbench")
+    for name in BENCH:
+        guest.run(f"echo run {name} >/proc/optbench")
+    time.sleep(_WARM_UP_SECONDS)
+
+
+def checks(guest: Guest) -> Checks:
+    """Read the guest's own checks."""
+    optload, optbench = load_state(guest), bench_calls(guest)["total"]
+    bugs = int(guest.run("dmesg | grep -cE 'BUG|Oops|WARNING' || true"))
+    stopped = int(optload["workers"] == 0)
+    return Checks(optload["checks"] + optbench[0], optload["errors"] + optbench[1] + bugs + stopped)
+
+
+def plan_hottest(session: Session, count: int, seconds: float = 2) -> Plan:
+    """The sites of optbench that run, and the hottest of the kernel's: ``count`` in all."""
+    eligible = session.survey.inventory.eligible
+    session.apply(dict.fromkeys(eligible, LEARNING))
+    time.sleep(seconds)
+    counts = session.count()
+    session.apply(dict.fromkeys(eligible, ORIGINAL))
+    called = {site: gain.calls for site, gain in counts.items() if gain.calls}
+    bench = [site for site in called if eligible[site].function in _BENCH_FUNCTIONS]
+    others = sorted(set(called) - set(bench), key=lambda site: -sum(called[site].values()))
+    chosen = [*bench, *others][:count]
+    assert len(bench) == len(BENCH)
+    assert len(chosen) == count
+    targets = {
+        site: tuple(sorted(called[site], key=lambda target: -called[site][target])[:_TARGETS_MAX])
+        for site in chosen
+    }
+    return Plan({site: eligible[site] for site in chosen}, targets)
+
+
+_BENCH_FUNCTIONS = frozenset(f"optbench_{name}" for name in BENCH)
