@@ -111,7 +111,7 @@ class GuestConfig(_Section):
     policy: PolicyConfig = PolicyConfig()
     metrics: MetricsConfig = MetricsConfig()
     runtime_directory: Path = Path("/run/optpolined")
-    """Lock files and the gdbstub socket; made with mode 0700 where it is absent."""
+    """Lock files, notes about stops, the sockets; made with mode 0700 where it is absent."""
 
 
 def load(name: str, directories: Sequence[Path] = DEFAULT_DIRECTORIES) -> GuestConfig:

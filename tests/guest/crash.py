@@ -36,6 +36,7 @@ from tests.guest.hot_cycle import checks, load, plan_hottest
 SITES = 24
 _PROGRESS_KILLS = 25
 _RUNS_AGAIN_SECONDS = 20
+_LONG_SECONDS = 0.25
 
 
 class Crash:
@@ -64,7 +65,8 @@ class Crash:
             self._check(os.WEXITSTATUS(status) == 0, "the daemon failed")
             self._recover()
             return trace.read()[1:]
-        self._killed(status, trace.read()[0], str(cut))
+        killed_at, packets, sent = trace.read()
+        self._killed(status, killed_at, f"packet {packets}, byte {sent}")
         return None
 
     def after(self, seconds: float) -> None:
@@ -93,6 +95,8 @@ class Crash:
         self._check(self._runs_again(), f"{where}: the guest stays stopped")
         stood_seconds = longest_after(self._watch.take_events(), killed_at)
         self.longest_seconds = max(self.longest_seconds, stood_seconds)
+        if stood_seconds > _LONG_SECONDS:
+            _say(f"{where}: the guest stood {stood_seconds * 1e3:.0f} ms; is the machine idle?")
         self._recover()
         if self.kills % _PROGRESS_KILLS == 0:
             _say(

@@ -36,7 +36,7 @@ with connect(load("test", [Path(sys.argv[1])])) as link:
 
 
 def test_a_daemon_killed_anywhere_does_no_harm() -> None:
-    program = [sys.executable, "-m", "tests.guest.crash", "--every", "40", "--random", "6"]
+    program = [sys.executable, "-m", "tests.guest.crash", "--every", "50", "--random", "4"]
     result = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     *_, kills, text = result.stdout.splitlines()
@@ -78,6 +78,21 @@ def test_recover_only_restores_and_lets_the_module_go(
     assert (code, line) == (0, f"{len(left)} sites restored; optpoline.ko released")
     code, line = command("optpolined", *recover)
     assert (code, line) == (0, "nothing to restore; optpoline.ko was not held")
+
+
+def test_recover_only_restores_a_paused_guest_and_keeps_its_module(
+    guest: Guest, left: list[int]
+) -> None:
+    config = config_of(guest)
+    with Watch(guest.side_qmp) as watch:
+        watch.execute("stop")
+        recovered = recover_only(config)
+        assert not watch.is_running()
+        watch.execute("cont")
+    assert recovered.restored == len(left)
+    assert not recovered.is_complete
+    assert str(recovered).endswith("optpoline.ko stays held: the guest is paused")
+    assert recover_only(config).is_complete
 
 
 def test_recover_only_leaves_and_names_the_bytes_of_others(

@@ -10,8 +10,9 @@
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from optpolined.addresses import GuestPhysical, GuestVirtual
 from optpolined.kernel import abi
@@ -23,7 +24,7 @@ from optpolined.kernel.errors import (
     VmcoreinfoError,
 )
 from optpolined.kernel.header import Header, HeaderStatus, read_header, read_status
-from optpolined.kernel.paging import ADDRESS_MASK, PAGE_SIZE, AddressSpace, PageRange
+from optpolined.kernel.paging import ADDRESS_MASK, PAGE_SIZE, AddressSpace
 from optpolined.kernel.vmcoreinfo import Vmcoreinfo, read_vmcoreinfo
 from optpolined.qemu.errors import OutOfRamError
 from optpolined.qemu.memory import PhysicalMemory
@@ -49,6 +50,8 @@ _EFER_LMA = 1 << 10
 _USER_ROOT = 1 << 12  # PTI_USER_PGTABLE_BIT
 
 _ROOTS_MAX = 32  # the first or second one does, unless the guest wants to waste our time
+_PAGES_MAX = 400_000  # in all; the whole area has 258,048, and a guest with all modules 40,000
+_PREFIX_SIZE = abi.offset_of(abi.Header, "self") + 8
 _REGISTER = re.compile(r"\b(CR0|CR3|CR4|EFER)=([0-9a-fA-F]{1,16})\b")
 
 
@@ -95,11 +98,10 @@ def find_header(memory: PhysicalMemory, registers: str) -> Header:
     candidates = roots(registers)
     if not candidates:
         raise PagingOffError
-    for root in candidates:
-        space = AddressSpace(memory, root.address, root.levels)
-        for address in _named(space):
+    for space, virtual, physical in islice(_pages(memory, candidates), _PAGES_MAX):
+        if _is_named(memory, virtual, physical):
             try:
-                return read_header(space, address)
+                return read_header(space, virtual)
             except TranslationError:  # unloaded, or its root's process gone, since we looked
                 continue
     raise ModuleMissingError
@@ -119,23 +121,27 @@ def roots(registers: str) -> list[Root]:
     return list(found)[:_ROOTS_MAX]
 
 
-def _named(space: AddressSpace) -> Iterator[GuestVirtual]:
-    """The pages of the module area that carry the magic and name their own address."""
-    pages = list(space.mapped(_MODULES_START, _MODULES_END))
-    # The header is data, most of the area is code: four times as fast on a guest with many modules.
-    pages.sort(key=lambda page: page.executable or not page.writable)
-    prefix_size = abi.offset_of(abi.Header, "self") + 8
-    for page in pages:
-        for virtual, physical in _frames(page):
-            try:
-                prefix = space.memory.read(physical, prefix_size)
-            except OutOfRamError:
-                continue
-            own = int.from_bytes(prefix[-8:], "little")
-            if prefix.startswith(abi.MAGIC) and own == virtual:
-                yield virtual
+def _pages(
+    memory: PhysicalMemory, candidates: Iterable[Root]
+) -> Iterator[tuple[AddressSpace, GuestVirtual, GuestPhysical]]:
+    """Each page of the module area that each root maps."""
+    for root in candidates:
+        space = AddressSpace(memory, root.address, root.levels)
+        ranges = list(space.mapped(_MODULES_START, _MODULES_END))
+        # The header is data, most of the area is code: four times as fast on a guest with many
+        # modules.
+        ranges.sort(key=lambda page: page.executable or not page.writable)
+        for page in ranges:
+            for offset in range(0, page.size, PAGE_SIZE):
+                virtual, physical = page.start + offset, page.physical + offset
+                yield space, GuestVirtual(virtual), GuestPhysical(physical)
 
 
-def _frames(page: PageRange) -> Iterator[tuple[GuestVirtual, GuestPhysical]]:
-    for offset in range(0, page.size, PAGE_SIZE):
-        yield GuestVirtual(page.start + offset), GuestPhysical(page.physical + offset)
+def _is_named(memory: PhysicalMemory, virtual: GuestVirtual, physical: GuestPhysical) -> bool:
+    """Whether a page carries the magic and names its own address."""
+    try:
+        prefix = memory.read(physical, _PREFIX_SIZE)
+    except OutOfRamError:
+        return False
+    own = int.from_bytes(prefix[-8:], "little")
+    return prefix.startswith(abi.MAGIC) and own == virtual

@@ -62,7 +62,7 @@ _LOW_HALF: Final = np.uint64(0xFFFF_FFFF)
 _TOP: Final = 1 << 64
 
 _CPU_STATS: Final = struct.Struct("<2Q")
-_SNAPSHOT_MAX: Final = 1 << 30  # bytes; the guest says how many CPUs and chunks it has
+_SNAPSHOT_MAX: Final = 256 << 20  # bytes; the guest says how many CPUs and chunks it has
 
 _U64 = npt.NDArray[np.uint64]
 _U32 = npt.NDArray[np.uint32]

@@ -12,6 +12,7 @@
     |   +-- VmcoreinfoError      the kernel's VMCOREINFO note is absent, torn or incomplete
     +-- SymbolsError             kallsyms cannot be read, or a symbol does not exist
     +-- ModuleListError          the module's table of loaded modules makes no sense
+    +-- TextError                more sites than any kernel has
     +-- RequestError             the module's mailbox
     |   +-- RequestBusyError     an earlier request has not been answered
     |   +-- RequestTimeoutError  no answer in time
@@ -53,6 +54,7 @@ __all__ = (
     "RequestFailedError",
     "RequestTimeoutError",
     "SymbolsError",
+    "TextError",
     "TranslationError",
     "VmcoreinfoError",
 )
@@ -144,6 +146,10 @@ class SymbolsError(KernelError):
 
 class ModuleListError(KernelError):
     """The table of loaded modules makes no sense."""
+
+
+class TextError(KernelError):
+    """The guest's text holds more calls to thunks than any kernel's."""
 
 
 class RequestError(KernelError):

@@ -28,9 +28,9 @@ _TEXT = (_TOP - (2 << 30), _TOP)  # what a rel32 and a sign-extended imm32 reach
 
 _ARENA_SIZE = (64 << 10, 256 << 20)
 _TEXT_SIZE = (_ARENA_SIZE[0], 2 * _ARENA_SIZE[1])
-_POKE_ORDER = (8, 20)
+_POKE_ORDER = (8, 17)
 _CPU_IDS = (1, 8192)  # the most that x86 allows (CONFIG_NR_CPUS)
-_RECORD_CHUNKS = (1, 256)
+_RECORD_CHUNKS = (1, 128)
 _MODULES = (1, 65536)
 _ARENA_ALIGNMENT = 32
 

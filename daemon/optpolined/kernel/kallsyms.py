@@ -2,13 +2,16 @@
 
 The guest wrote the table, and drgn trusts a kernel's memory: tokens of 64 KiB in names of 16,384
 tokens would eat the host's memory.  So the tables are read and measured first, and drgn is given
-those very bytes as the only memory of its program.  That is fast, too: through page tables it asks
-for half a million reads.
+those very bytes as the only memory of its program, and a VMCOREINFO that is written here.  No two
+tables may overlap: of bytes that were read twice, drgn would get others than were measured.  That
+is fast, too: through page tables it asks for half a million reads.
 
 Layout: scripts/kallsyms.c and kernel/kallsyms.c in the kernel.  It takes Linux 6.0 or later, whose
 VMCOREINFO names the tables (f09bddbd8661, "vmcoreinfo: add kallsyms_num_syms symbol").
 """
 
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Final
 
 import drgn
@@ -30,6 +33,7 @@ SYMBOL_NAME_MAX: Final = 512
 
 _NAMES_SIZE_MAX = 32 << 20
 _EXPANDED_SIZE_MAX = 128 << 20
+_PIECE = 1 << 20
 _TOKENS = 256
 _TOKEN_SIZE_MAX = 1024  # bytes of the last token; the index reaches the others
 _LONG_NAME = 0x80
@@ -43,14 +47,14 @@ def load_kallsyms(space: AddressSpace, vmcoreinfo: Vmcoreinfo) -> list[tuple[int
     """
     try:
         with space.snapshot() as pages:
-            tables = _read_tables(pages, vmcoreinfo)
+            tables = _read_tables(pages, vmcoreinfo.symbols)
     except TranslationError as error:
         raise SymbolsError(f"the guest's kallsyms are not mapped: {error}") from error
     program = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
     try:
-        program.set_linux_kernel_custom(vmcoreinfo.text, is_live=True)
-        for address, table in tables.items():
-            _add_table(program, address, table)
+        program.set_linux_kernel_custom(_note(vmcoreinfo, tables), is_live=True)
+        for name, table in tables.items():
+            _add_table(program, vmcoreinfo.symbols[name], table)
         symbols = load_vmlinux_kallsyms(program)(program, None, None, one=False)
     except (
         drgn.BadDataError,
@@ -63,6 +67,15 @@ def load_kallsyms(space: AddressSpace, vmcoreinfo: Vmcoreinfo) -> list[tuple[int
     return [(symbol.address, symbol.name[:SYMBOL_NAME_MAX]) for symbol in symbols]
 
 
+def _note(vmcoreinfo: Vmcoreinfo, tables: Iterable[str]) -> bytes:
+    """The VMCOREINFO for drgn: what it asks for and nothing else."""
+    places = {name: vmcoreinfo.symbols.get(name, 0) for name in ("_stext", *tables)}
+    symbols = "".join(f"SYMBOL({name})={address:x}\n" for name, address in places.items())
+    # The root of the page tables must not be absent, and is never looked at.
+    text = f"OSRELEASE={vmcoreinfo.osrelease}\nPAGESIZE={PAGE_SIZE}\nSYMBOL(swapper_pg_dir)=1\n"
+    return (text + symbols).encode()
+
+
 def _add_table(program: drgn.Program, address: GuestVirtual, table: bytes) -> None:
     def read(_address: int, count: int, offset: int, _physical: bool) -> bytes:
         return table[offset : offset + count]
@@ -70,12 +83,12 @@ def _add_table(program: drgn.Program, address: GuestVirtual, table: bytes) -> No
     program.add_memory_segment(address, len(table), read)
 
 
-def _read_tables(space: AddressSpace, vmcoreinfo: Vmcoreinfo) -> dict[GuestVirtual, bytes]:
-    """What drgn will read, by address."""
+def _read_tables(space: AddressSpace, symbols: Mapping[str, GuestVirtual]) -> dict[str, bytes]:
+    """What drgn will read, by name."""
 
     def place(name: str) -> GuestVirtual:
         try:
-            return vmcoreinfo.symbols[name]
+            return symbols[name]
         except KeyError as error:
             raise SymbolsError(
                 f"the guest's VMCOREINFO lacks {name}: it needs Linux 6.0"
@@ -88,16 +101,27 @@ def _read_tables(space: AddressSpace, vmcoreinfo: Vmcoreinfo) -> dict[GuestVirtu
     index = space.read(place("kallsyms_token_index"), 2 * _TOKENS)
     tokens, lengths = _read_tokens(space, place("kallsyms_token_table"), index)
     names = _read_names(space, place("kallsyms_names"), count)
-    if int(lengths[np.frombuffer(names, np.uint8)].sum()) > _EXPANDED_SIZE_MAX:
+    if _expanded_size(names, lengths) > _EXPANDED_SIZE_MAX:
         raise SymbolsError("the names in the guest's kallsyms are absurdly long")
-    return {
-        place("kallsyms_num_syms"): count_bytes,
-        place("kallsyms_token_index"): index,
-        place("kallsyms_token_table"): tokens,
-        place("kallsyms_names"): names,
-        place("kallsyms_offsets"): space.read(place("kallsyms_offsets"), 4 * count),
-        place("kallsyms_relative_base"): space.read(place("kallsyms_relative_base"), 8),
+    tables = {
+        "kallsyms_num_syms": count_bytes,
+        "kallsyms_token_index": index,
+        "kallsyms_token_table": tokens,
+        "kallsyms_names": names,
+        "kallsyms_offsets": space.read(place("kallsyms_offsets"), 4 * count),
+        "kallsyms_relative_base": space.read(place("kallsyms_relative_base"), 8),
     }
+    ends = sorted((symbols[name], symbols[name] + len(table)) for name, table in tables.items())
+    if any(end > start for (_, end), (start, _) in pairwise(ends)):
+        raise SymbolsError("the tables of the guest's kallsyms overlap")
+    return tables
+
+
+def _expanded_size(names: bytes, lengths: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> int:
+    """The bytes of all names with their tokens written out."""
+    pieces = range(0, len(names), _PIECE)
+    octets = (np.frombuffer(names[start : start + _PIECE], np.uint8) for start in pieces)
+    return sum(int(lengths[piece].sum()) for piece in octets)
 
 
 def _read_tokens(

@@ -21,6 +21,7 @@ MODULE_SYMBOLS_MAX: Final = 200_000
 
 _TEXT_START = (1 << 64) - (2 << 30)
 _TEXT_SIZE_MAX = 512 << 20
+_ALL_TEXT_MAX = 128 << 20  # of all modules, without our arena
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,14 @@ def read_modules(space: AddressSpace, header: Header) -> list[GuestModule]:
         for start in range(0, len(data), size)
         if (module := _module(abi.Module.from_buffer_copy(data, start))) is not None
     ]
+    if sum(_text_size(module, header) for module in modules) > _ALL_TEXT_MAX:
+        raise ModuleListError(f"the guest's modules claim more than {_ALL_TEXT_MAX} bytes of text")
     return sorted(modules, key=lambda module: module.text)
+
+
+def _text_size(module: GuestModule, header: Header) -> int:
+    own = module.text <= header.arena < module.text + module.size
+    return header.arena - module.text if own else module.size
 
 
 def _module(raw: abi.Module) -> GuestModule | None:

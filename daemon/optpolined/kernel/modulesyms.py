@@ -17,6 +17,7 @@ from optpolined.kernel.paging import PAGE_SIZE, AddressSpace
 __all__ = ("module_functions",)
 
 _STRINGS_SIZE_MAX = 4 << 20
+_FUNCTION_SIZE = 256 + SYMBOL_NAME_MAX  # the most that a function takes up in our memory
 _TYPES = (0, 2)  # STT_NOTYPE, which assembly often leaves, and STT_FUNC
 
 _SYMBOL = np.dtype(
@@ -34,9 +35,10 @@ _SYMBOL = np.dtype(
 def module_functions(
     space: AddressSpace, module: GuestModule, bytes_left: int
 ) -> tuple[list[tuple[int, int, str]], int]:
-    """The functions in ``module``'s text as (start, size, name) in order, and the bytes read.
+    """The functions in ``module``'s text as (start, size, name) in order, and what they cost.
 
-    There are none where the table is not mapped or would take more than ``bytes_left``.
+    The cost is in bytes: those that are read, and those that the functions take up here.  There are
+    none where the table is not mapped or would cost more than ``bytes_left``.
 
     :raise QemuError: the guest's memory cannot be read at all.
     """
@@ -57,7 +59,8 @@ def module_functions(
     if not len(symbols):
         return [], table_size
     strings_size = int(symbols["name"].max()) + SYMBOL_NAME_MAX
-    if table_size + strings_size > bytes_left:
+    cost = table_size + strings_size + len(symbols) * _FUNCTION_SIZE
+    if cost > bytes_left:
         return [], table_size
     strings = _read_mapped(space, module.strtab, strings_size)
     named = zip(
@@ -66,7 +69,7 @@ def module_functions(
         (_string(strings, offset) for offset in symbols["name"].tolist()),
         strict=True,
     )
-    return _cut(sorted(named), module.text + module.size), table_size + strings_size
+    return _cut(sorted(named), module.text + module.size), cost
 
 
 def _cut(symbols: list[tuple[int, int, str]], end: int) -> list[tuple[int, int, str]]:

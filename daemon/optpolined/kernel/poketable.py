@@ -22,6 +22,7 @@ import numpy as np
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.abi import POKE_HASH, PokeState, SiteKind
 from optpolined.kernel.errors import PokeEntryError, PokeTableFullError
+from optpolined.x86 import INT3
 
 __all__ = ("ENTRY_SIZE", "Defect", "PokeEntry", "PokeTable", "decode", "encode", "home")
 
@@ -83,6 +84,8 @@ def decode(data: bytes) -> PokeEntry | None:
     if not site:
         return None
     reason = _nonsense(site, slow_path, kind, state, length)
+    if reason is None and original[0] == INT3:
+        reason = "its original instruction is a breakpoint"
     if reason is not None:
         raise PokeEntryError(reason)
     return PokeEntry(

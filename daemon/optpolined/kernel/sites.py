@@ -23,9 +23,22 @@ import numpy.typing as npt
 
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.abi import SiteKind
+from optpolined.kernel.errors import TextError
 from optpolined.x86 import Register
 
-__all__ = ("FunctionRange", "Rejected", "Rejection", "Scan", "Site", "scan", "with_originals")
+__all__ = (
+    "SITES_MAX",
+    "FunctionRange",
+    "Rejected",
+    "Rejection",
+    "Scan",
+    "Site",
+    "scan",
+    "with_originals",
+)
+
+SITES_MAX: Final = 1 << 17
+"""Of one text; Debian's kernel has 7,861."""
 
 _BRANCH_SIZE: Final = 5
 _KINDS: Final = {0xE8: SiteKind.CALL, 0xE9: SiteKind.JMP}
@@ -35,6 +48,9 @@ _TOP: Final = 1 << 64
 # kvm's fastop loads the flags right before the call (arch/x86/kvm/emulate.c, fastop() and
 # test_cc()).  One instruction between would still be near.
 _FLAGS_REACH: Final = 16
+
+# The text is searched in pieces, for what numpy makes of one is up to 32 times as long.
+_PIECE: Final = 1 << 20
 
 # One call of capstone allocates 248 bytes an instruction, and the guest may claim that a function
 # is as long as its text.
@@ -116,6 +132,8 @@ def scan(
 
     ``functions`` may come in any order, overlap, and lie elsewhere.  The time is linear in the size
     of the text, whatever it and they contain: no byte is decoded more than twice.
+
+    :raise TextError: there are more than ``SITES_MAX``, taken for sites or not.
     """
     targets = _branches(text, base, thunks)
     table = _Functions(functions, base, len(text))
@@ -160,8 +178,11 @@ def with_originals(
     text are left out.
     """
     restored = bytearray(text)
-    for address, original in originals.items():
-        offset = address - base
+    # Whichever are fewer: of modules and of entries there may be many.
+    span = range(base, base + len(text))
+    inside = originals.keys() if len(originals) < len(span) else originals.keys() & set(span)
+    for address in inside:
+        offset, original = address - base, originals[address]
         if 0 <= offset <= len(text) - len(original):
             restored[offset : offset + len(original)] = original
     return bytes(restored)
@@ -174,13 +195,21 @@ def _branches(
     if len(text) < _BRANCH_SIZE:
         return {}
     octets = np.frombuffer(text, np.uint8)
-    last = len(text) - _BRANCH_SIZE
-    opcodes = np.flatnonzero((octets[: last + 1] & 0xFE) == min(_KINDS))
-    rel32: npt.NDArray[np.int32] = np.ndarray((last + 1,), "<i4", text, offset=1, strides=(1,))
-    ends = opcodes.astype(np.uint64) + np.uint64((base + _BRANCH_SIZE) % _TOP)
-    targets = ends + rel32[opcodes].astype(np.int64).view(np.uint64)
-    hits = np.isin(targets, np.fromiter(thunks, np.uint64, len(thunks)))
-    return dict(zip(opcodes[hits].tolist(), map(GuestVirtual, targets[hits].tolist()), strict=True))
+    places = len(text) - _BRANCH_SIZE + 1
+    rel32: npt.NDArray[np.int32] = np.ndarray((places,), "<i4", text, offset=1, strides=(1,))
+    wanted = np.fromiter(thunks, np.uint64, len(thunks))
+    found: dict[int, GuestVirtual] = {}
+    for start in range(0, places, _PIECE):
+        piece = octets[start : min(start + _PIECE, places)]
+        opcodes = start + np.flatnonzero((piece & 0xFE) == min(_KINDS))
+        ends = opcodes.astype(np.uint64) + np.uint64((base + _BRANCH_SIZE) % _TOP)
+        targets = ends + rel32[opcodes].astype(np.int64).view(np.uint64)
+        hits = np.isin(targets, wanted)
+        addresses = map(GuestVirtual, targets[hits].tolist())
+        found.update(zip(opcodes[hits].tolist(), addresses, strict=True))
+        if len(found) > SITES_MAX:
+            raise TextError(f"the guest's text at {base:#x} holds more than {SITES_MAX} sites")
+    return found
 
 
 class _Functions:

@@ -28,7 +28,8 @@ _TEXT_SECTIONS = (("_stext", "_etext"), ("_sinittext", "_einittext"))
 # The linker script's marks (include/asm-generic/vmlinux.lds.h): they share an address with the
 # function that comes next, or with none.
 _MARK = re.compile(r"_text|_[se]text|_[se]inittext|__\w+_text_(?:start|end)|__indirect_thunk_\w+")
-_MODULE_BYTES_MAX = 256 << 20  # of symbol and string tables, over all modules
+_TEXT_SIZE_MAX = 128 << 20  # of each section; Debian's kernel has 15 MiB
+_MODULE_BYTES_MAX = 256 << 20  # of symbol and string tables and what becomes of them, in all
 _HIGHEST = (1 << 64) - 1
 
 
@@ -138,6 +139,8 @@ class Symbols:
         functions = []
         for section in _TEXT_SECTIONS:
             low, high = self.section(*section)
+            if high - low > _TEXT_SIZE_MAX:
+                raise SymbolsError(f"the guest's kernel claims {high - low} bytes of text")
             first = bisect_left(symbols, low, key=itemgetter(0))
             last = bisect_left(symbols, high, key=itemgetter(0))
             functions += _cut(symbols[first:last], high)

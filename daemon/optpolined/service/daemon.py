@@ -32,23 +32,33 @@ _RETRY_EPOCHS = 20
 """A site that held somebody else's bytes is looked at again after so many epochs."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
-    """What one run is to do: how long (``ends_at`` of time.monotonic()), and who is told."""
+    """What one run is to do: for how long from the first attach on, and who is told."""
 
     guest: str
     config: GuestConfig
     audit: bool
     force: bool
-    ends_at: float | None
+    duration_seconds: float | None
     stop: threading.Event
     show: Callable[[Status], None]
+    attached_at: float | None = None
+    """As time.monotonic() gives it."""
 
     @property
     def is_over(self) -> bool:
         """Whether the time is over, or somebody asked to leave."""
-        late = self.ends_at is not None and time.monotonic() >= self.ends_at
-        return late or self.stop.is_set()
+        return self.stop.is_set() or (
+            self.duration_seconds is not None
+            and self.attached_at is not None
+            and time.monotonic() - self.attached_at >= self.duration_seconds
+        )
+
+    def attached(self) -> None:
+        """Note that the guest is attached to; the time counts from the first."""
+        if self.attached_at is None:
+            self.attached_at = time.monotonic()
 
 
 class Daemon:

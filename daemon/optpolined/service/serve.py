@@ -52,10 +52,7 @@ def serve(
     :raise NothingToGainError: it has no retpolines.
     :raise OptpolinedError: the guest or QEMU failed while it was attached.
     """
-    ends_at = None
-    if options.duration_seconds is not None:
-        ends_at = time.monotonic() + options.duration_seconds
-    job = Job(guest, config, options.audit, options.force, ends_at, stop, show)
+    job = Job(guest, config, options.audit, options.force, options.duration_seconds, stop, show)
     report = _attach(job)
     said = ""
     while report is None and not job.is_over:
@@ -79,6 +76,7 @@ def _attach(job: Job) -> Report | None:
     with connect(job.config) as link:
         with refuse_on_failure():
             session = Session(link, job.config, time.monotonic, force=job.force)
+        job.attached()
         daemon = Daemon(job, link, session, attach_seconds=time.monotonic() - began)
         try:
             with _published(job, daemon):

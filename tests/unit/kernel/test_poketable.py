@@ -1,5 +1,6 @@
 """The model of the poke table, against a plain search such as the guest's."""
 
+import ctypes
 import struct
 import time
 
@@ -83,6 +84,7 @@ def test_the_layout_is_that_of_the_abi() -> None:
         ("state", 2, "state 2"),
         ("length", 0, "length 0"),
         ("length", 9, "length 9"),
+        ("original", (ctypes.c_uint8 * 8)(0xCC, 1, 2, 3, 4), "original instruction"),
     ],
 )
 def test_entries_that_make_no_sense(field: str, value: int, message: str) -> None:

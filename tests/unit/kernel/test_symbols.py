@@ -143,6 +143,13 @@ def test_a_kernel_that_does_not_say_where_its_text_is() -> None:
         Symbols(SYMBOLS[:-3])
 
 
+def test_a_kernel_that_claims_too_much_text() -> None:
+    far = [(at if name != "_etext" else BASE + (129 << 20), name) for at, name in SYMBOLS[:-3]]
+    end = [(BASE + (200 << 20), "_sinittext"), (BASE + (201 << 20), "_einittext")]
+    with pytest.raises(SymbolsError, match="bytes of text"):
+        Symbols([*far, *end])
+
+
 # What a hostile guest may try.
 
 BAD_TABLES = {
@@ -175,6 +182,23 @@ def test_names_that_would_fill_the_hosts_memory() -> None:
     guest.tables["kallsyms_names"] = (b"\xff\x7f" + bytes(16383)) * len(SYMBOLS)
     with pytest.raises(SymbolsError, match="absurdly long"):
         load_kallsyms(guest.space, guest.load())
+
+
+def test_tables_that_overlap() -> None:
+    guest = Kallsyms()
+    text = guest.load().text
+    places = parse_vmcoreinfo(text).symbols
+    names, base = places["kallsyms_names"], places["kallsyms_relative_base"]
+    moved = text.replace(b"base)=%x" % base, b"base)=%x" % (names + 8))
+    with pytest.raises(SymbolsError, match="overlap"):
+        load_kallsyms(guest.space, parse_vmcoreinfo(moved))
+
+
+@pytest.mark.parametrize("line", [b"BUILD-ID=zz", b"PAGESIZE=3", b"NUMBER(phys_base)=x"])
+def test_drgn_is_given_no_line_that_the_guest_wrote(line: bytes) -> None:
+    guest = Kallsyms()
+    vmcoreinfo = parse_vmcoreinfo(guest.load().text + line + b"\n")
+    assert sorted(load_kallsyms(guest.space, vmcoreinfo)) == sorted(SYMBOLS)
 
 
 @pytest.mark.parametrize("name", ["kallsyms_names", "kallsyms_offsets"])
@@ -254,7 +278,8 @@ def test_the_functions_of_a_module() -> None:
     module = put_module(guest, symtab, strtab)
     found, size = module_functions(guest.space, module, 1 << 20)
     assert found == [(TEXT, 0x180, "veth_xmit"), (TEXT + 0x200, 0xE00, "veth_asm")]
-    assert size == len(symtab) + place[b"alias"] + SYMBOL_NAME_MAX
+    read = len(symtab) + place[b"alias"] + SYMBOL_NAME_MAX
+    assert size == read + 3 * (256 + SYMBOL_NAME_MAX)
 
     symbols = Symbols(SYMBOLS)
     symbols.set_modules(guest.space, [module])
@@ -275,6 +300,10 @@ def test_a_module_whose_tables_are_not_mapped_or_too_large() -> None:
     assert module_functions(guest.space, module, 4_799_999) == ([], 0)
     module = put_module(guest, elf_symbol(1, FUNC, TEXT), b"\0f\0")
     assert module_functions(guest.space, module, 24 + 10)[0] == []
+    read = 24 + 1 + SYMBOL_NAME_MAX
+    enough = read + 256 + SYMBOL_NAME_MAX
+    assert module_functions(guest.space, module, enough - 1) == ([], 24)
+    assert module_functions(guest.space, module, enough)[0] != []
 
 
 @settings(deadline=None)

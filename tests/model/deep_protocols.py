@@ -1,0 +1,12 @@
+"""As test_protocols.py, with more functions, vCPUs and tasks: for `make model-deep`."""
+
+import pytest
+
+from tests.model.forms import deep_scenarios
+from tests.model.scenarios import Scenario
+from tests.model.tally import Tally
+
+
+@pytest.mark.parametrize("scenario", [*deep_scenarios()], ids=lambda scenario: scenario.name)
+def test_every_call_ends_where_its_register_says(scenario: Scenario, tally: Tally) -> None:
+    scenario.check(tally)

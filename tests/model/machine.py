@@ -1,0 +1,121 @@
+"""The guest as the daemon's own code sees it: a machine that notes what is done to it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from optpolined.addresses import GuestVirtual
+from optpolined.kernel.arena import UNIT, Arena, GraceToken
+from optpolined.poke.execute import PatientMachine
+from optpolined.poke.protocol import Write
+from tests.model.world import ARENA, ARENA_UNITS, REGIONS, Memory
+
+Owners = tuple[int, ...]
+"""By unit of the arena: the number of the block that stands there, 0 where it is free."""
+
+NOBODY: Owners = (0,) * ARENA_UNITS
+
+
+class Act(Enum):
+    """What leads from one moment of the guest to the next."""
+
+    WRITE = "writes"
+    SYNC = "serialises all vCPUs"
+    GRACE_BEGINS = "asks for a grace period"
+    GRACE_ENDS = "sees the grace period end"
+    BOOKS = "books its arena"
+    DIES = "dies; the next one starts"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that the daemon did, and whose the arena's units were after it."""
+
+    act: Act
+    owners: Owners
+    write: Write | None = None
+
+
+class Guest(PatientMachine):
+    """Compares and writes at once, and never fails."""
+
+    def __init__(self, image: bytes, owners: Owners = NOBODY) -> None:
+        self.memory = Memory(image)
+        self.space = self.memory.space
+        self.events: list[Event] = []
+        self.owners = owners
+
+    def write(self, writes: Sequence[Write]) -> list[bytes | None]:
+        found: list[bytes | None] = []
+        for write in writes:
+            now = self.space.read(write.address, len(write.data))
+            found.append(None if now == write.expect else now)
+            if now == write.expect:
+                self.memory.write(write.address, write.data)
+                self.events.append(Event(Act.WRITE, self.owners, write))
+        self._note(Act.SYNC)
+        return found
+
+    def grace(self) -> None:
+        self.grace_begins()
+        self.grace_ends()
+
+    def grace_begins(self) -> None:
+        self._note(Act.GRACE_BEGINS)
+
+    def grace_ends(self) -> None:
+        self._note(Act.GRACE_ENDS)
+
+    def own(self, owners: Owners) -> None:
+        """The daemon's books of the arena change, which nobody in the guest can see."""
+        self.owners = owners
+        self._note(Act.BOOKS)
+
+    def image(self) -> bytes:
+        return b"".join(self.space.read(region.start, region.size) for region in REGIONS)
+
+    def _note(self, act: Act) -> None:
+        self.events.append(Event(act, self.owners))
+
+
+class WatchedArena(Arena):
+    """The daemon's arena; the guest notes whose each unit is."""
+
+    def __init__(self, guest: Guest) -> None:
+        super().__init__(ARENA, ARENA_UNITS * UNIT)
+        self._guest = guest
+        self._blocks = 0
+        self._units: dict[GuestVirtual, range] = {}
+        self._leaving: list[tuple[GraceToken | None, range]] = []
+
+    def allocate(self, size: int) -> GuestVirtual:
+        address = super().allocate(size)
+        first = (address - ARENA) // UNIT
+        self._units[address] = range(first, first - -size // UNIT)
+        self._blocks += 1
+        self._own(self._units[address], self._blocks)
+        return address
+
+    def retire(self, address: GuestVirtual) -> None:
+        super().retire(address)
+        self._leaving.append((None, self._units.pop(address)))
+
+    def grace_begin(self) -> GraceToken:
+        token = super().grace_begin()
+        self._leaving = [
+            (token if since is None else since, units) for since, units in self._leaving
+        ]
+        return token
+
+    def grace_end(self, token: GraceToken) -> int:
+        freed = super().grace_end(token)
+        for since, units in self._leaving:
+            if since == token:
+                self._own(units, 0)
+        self._leaving = [item for item in self._leaving if item[0] != token]
+        return freed
+
+    def _own(self, units: range, block: int) -> None:
+        owners = list(self._guest.owners)
+        owners[units.start : units.stop] = [block] * len(units)
+        self._guest.own(tuple(owners))

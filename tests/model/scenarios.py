@@ -1,0 +1,119 @@
+"""Who calls what while the daemon does what: everything that a search needs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.assemble import scratch_register, site_instruction
+from optpolined.kernel.abi import SiteKind
+from optpolined.kernel.sites import Site
+from optpolined.poke.protocol import Protocol
+from tests.model.cpu import Call, CallSite, Cpu
+from tests.model.daemon import Wanted, program, record_offset, recovery
+from tests.model.explore import Crew, Explorer
+from tests.model.listing import Listing
+from tests.model.rules import Rules, Violation
+from tests.model.tally import Tally
+from tests.model.timeline import Program, Timeline
+from tests.model.world import fresh_image, in_arena
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A program on a guest, and the calls that its tasks make.
+
+    ``plan`` completes the listing of what may be executed, once it is known which blocks the
+    program writes.
+    """
+
+    name: str
+    image: bytes
+    calls: tuple[Call, ...]
+    program: Program
+    recover: Program | None
+    plan: Callable[[Listing, Timeline], None]
+    rules: Rules
+    crew: Crew = field(default_factory=Crew)
+
+    def explore(self) -> int:
+        """Visit every state; answer how many.
+
+        :raise Violation: a property does not hold.
+        """
+        timeline = Timeline(self.image, self.program, self.recover, self.rules)
+        listing = Listing()
+        self.plan(listing, timeline)
+        cpu = Cpu(listing, self.calls, self.rules.handler)
+        return Explorer(timeline, cpu, self.rules, self.crew).run()
+
+    def check(self, tally: Tally) -> None:
+        """Explore; a violation fails the test that runs."""
+        try:
+            tally.states += self.explore()
+        except Violation as violation:
+            tally.violations += 1
+            pytest.fail(str(violation), pytrace=False)
+
+    def with_crew(self, vcpus: int, sleepers: int) -> "Scenario":
+        """The same with other numbers of vCPUs and of tasks that wait for one."""
+        crew = Crew(vcpus, sleepers)
+        return replace(self, crew=crew, name=f"{self.name}, {vcpus} vCPUs, {sleepers} asleep")
+
+
+def thunk_sites(
+    name: str,
+    sites: Sequence[Site],
+    functions: Sequence[GuestVirtual],
+    *wanted: Wanted,
+    protocol: Protocol = Protocol.BREAKPOINT,
+    dies: bool = False,
+    then: Wanted | None = None,
+    rules: Rules | None = None,
+) -> Scenario:
+    """Sites that get the ``wanted`` forms one after the other, called with ``functions``.
+
+    With ``dies``, the daemon may die after every moment, and the next one puts all back; ``then``
+    is what that one goes on to do.
+    """
+    image = fresh_image([(site.address, site.original) for site in sites])
+
+    def plan(listing: Listing, timeline: Timeline) -> None:
+        blocks = [write for write in timeline.writes if in_arena(write.address)]
+        for block in blocks:
+            listing.add(block.address, block.data)
+        for site in sites:
+            listing.add_breakpoint(site.address)
+            listing.add(site.address, site.original)
+            for block in blocks:
+                listing.add(
+                    site.address, site_instruction(site.original, site.address, block.address)
+                )
+
+    return Scenario(
+        name=name,
+        image=image,
+        calls=tuple(
+            Call(_call_site(site, number), function)
+            for number, site in enumerate(sites)
+            for function in functions
+        ),
+        program=program(sites, protocol, *wanted),
+        recover=recovery(image, sites, then) if dies else None,
+        plan=plan,
+        rules=rules or Rules(),
+    )
+
+
+def _call_site(site: Site, record: int) -> CallSite:
+    end = site.address + site.length
+    return CallSite(
+        entry=site.address,
+        register=site.register,
+        scratch=scratch_register(site.register),
+        is_call=site.kind is SiteKind.CALL,
+        returns=frozenset({end}),
+        done=end,
+        record=record_offset(record),
+    )

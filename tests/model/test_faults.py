@@ -1,0 +1,16 @@
+"""The model can fail: each seeded fault is caught, for what it is."""
+
+import pytest
+
+from tests.model.faults import Fault, faults
+from tests.model.rules import Violation
+from tests.model.tally import Tally
+
+
+@pytest.mark.parametrize("fault", [*faults()], ids=lambda fault: fault.name)
+def test_a_seeded_fault_is_caught(fault: Fault, tally: Tally) -> None:
+    tally.seeded += 1
+    with pytest.raises(Violation) as caught:
+        fault.explore()
+    assert caught.value.kind is fault.kind, str(caught.value)
+    tally.caught += 1
