@@ -10,7 +10,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 APT_PACKAGES := busybox-static gcc libc6-dev libelf1 lz4 make python3-venv qemu-system-x86
 
-.PHONY: help setup apt image demo test test-unit test-model model-deep test-hostile nightly test-guest test-crash soak lint lock clean
+.PHONY: help setup apt image demo test test-unit test-model model-deep test-guest test-crash soak lint lock clean
 
 help:
 	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
@@ -20,8 +20,6 @@ help:
 	@echo 'make test-unit   the tests that need no QEMU'
 	@echo 'make test-model  the poke protocol under every interleaving, about a minute'
 	@echo 'make model-deep  the same with more vCPUs, tasks and functions, some minutes'
-	@echo 'make test-hostile guests and peers that lie, 2,000 examples a surface'
-	@echo 'make nightly     the same with 20,000 examples a surface, about half an hour'
 	@echo 'make test-guest  the tests that boot guests'
 	@echo 'make test-crash  the daemon killed at every packet of its work, about half an hour'
 	@echo 'make soak        sites changed without end for MINUTES=10'
@@ -70,16 +68,10 @@ demo: image
 
 # One pytest for all, so that its summary, the last lines, counts all.
 test: lint image
-	@$(PYTEST) tests/unit tests/model tests/hostile tests/guest
+	@$(PYTEST) tests/unit tests/model tests/guest
 
 test-unit: image
 	@$(PYTEST) tests/unit
-
-test-hostile: setup
-	@$(PYTEST) tests/hostile
-
-nightly: setup
-	@HYPOTHESIS_PROFILE=nightly $(PYTEST) tests/hostile
 
 test-model: setup
 	@$(PYTEST) tests/model
