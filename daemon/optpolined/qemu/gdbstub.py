@@ -61,6 +61,9 @@ checksum that is most likely wrong.
 """
 _GREET = _FORGET + rsp.packet(b"qSupported") + rsp.packet(b"Qqemu.PhyMemMode:1") + _MARKER
 
+_RESUMES = 20
+"""How often one end of a stop is tried where somebody else resumes the guest in between."""
+
 _PACKET_SIZE = re.compile(rb"PacketSize=([0-9a-f]{1,8})(;|$)")
 
 _WROTE = b"+" + rsp.packet(b"OK")
@@ -350,8 +353,16 @@ class GdbStub:
             self._continue()
 
     def _insist(self) -> None:
-        if not self._continue():
-            raise StubProtocolError("the guest is resumed from outside again and again")
+        """Resume the guest that a packet of ours has stopped again.
+
+        Where somebody was quicker, our ``c`` has stopped it once more: the next one shall do.
+        """
+        for _ in range(_RESUMES):
+            if self._continue():
+                return
+            self._ask()
+            self._settle()
+        raise StubProtocolError("the guest is resumed from outside again and again")
 
     def _enter(self) -> None:
         if self._guard:

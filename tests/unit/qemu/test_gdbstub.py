@@ -363,6 +363,27 @@ def test_a_resume_before_ours_is_noticed_and_the_guest_runs(path: Path) -> None:
         stub.resume()
 
 
+def test_resumes_before_each_of_ours_are_outlasted(path: Path) -> None:
+    # Each try is a ``c`` and, where that was lost, a burst of two packets.
+    tries = {GREETING_PACKETS + 2 + 3 * number for number in range(5)}
+    fake = FakeStub(path, cont_before=tries)
+    with connected(fake) as stub:
+        stub.stop()
+        with pytest.raises(ResumedError):
+            stub.resume()
+        assert running_soon(fake)
+        assert stub.stop()
+        stub.resume()
+
+
+def test_a_guest_that_is_always_resumed_is_given_up(path: Path) -> None:
+    fake = FakeStub(path, cont_before=range(GREETING_PACKETS + 2, 1000, 3))
+    with connected(fake) as stub:
+        stub.stop()
+        with in_time(), pytest.raises(StubProtocolError, match="again and again"):
+            stub.resume()
+
+
 def test_a_pause_that_somebody_made_within_our_stop_stays(path: Path) -> None:
     number = GREETING_PACKETS + 4
     fake = FakeStub(path, cont_before={number}, pause_before={number})
