@@ -2,15 +2,24 @@
 
 CodegenError
 +-- AssembleError    a form, register or address that no code can be made for: the caller's fault
+|   +-- BadKeyError  a key that no code can be made for: what declared it is at fault
 |   +-- ReachError   the destination of a branch is further than a rel32 goes
 +-- DecodeError      bytes that are not what assemble emits: the guest's memory, or its owner
 +-- VerifyError      what was assembled does not read back as what was asked: our fault
 """
 
 from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import Key
 from optpolined.errors import OptpolinedError
 
-__all__ = ("AssembleError", "CodegenError", "DecodeError", "ReachError", "VerifyError")
+__all__ = (
+    "AssembleError",
+    "BadKeyError",
+    "CodegenError",
+    "DecodeError",
+    "ReachError",
+    "VerifyError",
+)
 
 
 class CodegenError(OptpolinedError):
@@ -19,6 +28,18 @@ class CodegenError(OptpolinedError):
 
 class AssembleError(CodegenError):
     """No code can be made for this form, register or address."""
+
+
+class BadKeyError(AssembleError):
+    """No code can be made for ``key``."""
+
+    def __init__(self, key: Key, reason: str) -> None:
+        super().__init__(
+            f"the key of {key.bits} bits from bit {key.shift} of {key.register.name.lower()} "
+            f"cannot be used: {reason}"
+        )
+        self.key = key
+        self.reason = reason
 
 
 class ReachError(AssembleError):

@@ -84,15 +84,20 @@ def test_hits_are_where_the_module_has_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [0, 0xFFFFFFFF7FFFFFFF, 0x81000000, 0xFFFF888012345678, 1 << 64, -1]
+    "target", [1 << 31, 0xFFFFFFFF7FFFFFFF, 0x81000000, 0xFFFF888012345678, 1 << 64, -1]
 )
-def test_a_target_outside_the_top_2_gib_is_refused(assembler: Assembler, target: int) -> None:
-    with pytest.raises(AssembleError, match=f"target {target:#x} is not in the top 2 GiB"):
+def test_a_target_that_no_imm32_names_is_refused(assembler: Assembler, target: int) -> None:
+    with pytest.raises(AssembleError, match=f"target {target:#x} is not in the lowest or the top"):
         block(assembler, TARGET, target)
 
 
+def test_a_chain_in_user_space(assembler: Assembler) -> None:
+    code = block(assembler, 0x7FFFFFFF, at=0x40000000, learn_stub=0x40001000)
+    assert code[:12] == bytes.fromhex("48 3d ff ff ff 7f 0f 84 f3 ff ff 3f")
+
+
 def test_a_target_twice_is_refused(assembler: Assembler) -> None:
-    with pytest.raises(AssembleError, match="target 0xffffffff81000010 is in the chain twice"):
+    with pytest.raises(AssembleError, match="target 0xffffffff81000010 stands twice"):
         block(assembler, TARGET, TARGET + 16, TARGET + 16)
 
 

@@ -1,7 +1,6 @@
 """What holds for every block: one template, keystone and capstone agree, and it reads back."""
 
 import re
-from dataclasses import dataclass
 
 import capstone
 import keystone
@@ -10,90 +9,32 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.assemble import (
-    MAX_TARGETS,
-    Assembler,
-    branch_target,
-    scratch_register,
-    site_instruction,
-    source,
-)
-from optpolined.codegen.decode import Block, Decoder
+from optpolined.codegen.assemble import branch_target, scratch_register, site_instruction
+from optpolined.codegen.decode import BLOCK_BYTES_MAX
 from optpolined.codegen.errors import CodegenError, DecodeError, VerifyError
 from optpolined.codegen.forms import Chain
 from optpolined.x86 import THUNK_REGISTERS, Register
+from tests.unit.codegen.block_requests import (
+    ASSEMBLER,
+    DECODER,
+    TOP,
+    U64,
+    Request,
+    addresses,
+    requests,
+)
 
-U64 = 1 << 64
-TOP = U64 - (1 << 31)
-
-ASSEMBLER = Assembler()
-DECODER = Decoder(ASSEMBLER)
 KEYSTONE = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
 CAPSTONE = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
 
-
-@dataclass(frozen=True)
-class Request:
-    """The arguments of one block."""
-
-    form: Chain
-    register: Register
-    at: GuestVirtual
-    record: int
-    learn_stub: GuestVirtual
-
-    def assemble(self) -> bytes:
-        return ASSEMBLER.assemble(
-            self.form,
-            register=self.register,
-            at=self.at,
-            record=self.record,
-            learn_stub=self.learn_stub,
-        )
-
-    def verify(self, code: bytes) -> None:
-        DECODER.verify(
-            code,
-            self.form,
-            register=self.register,
-            at=self.at,
-            record=self.record,
-            learn_stub=self.learn_stub,
-        )
-
-
-def addresses(low: int = TOP, high: int = U64 - 1) -> st.SearchStrategy[GuestVirtual]:
-    return st.integers(low, high).map(GuestVirtual)
-
-
-@st.composite
-def requests(draw: st.DrawFn, code: range = range(TOP, U64 - 1024)) -> Request:
-    """Blocks at 0xffffffffc0000000 and up; what they branch to lies in ``code``."""
-    reachable = addresses(code.start, code.stop - 1)
-    targets = draw(st.lists(reachable, max_size=MAX_TARGETS, unique=True))
-    return Request(
-        Chain(tuple(targets), counts_hits=bool(targets) and draw(st.booleans())),
-        draw(st.sampled_from(THUNK_REGISTERS)),
-        draw(addresses(0xFFFFFFFFC0000000, 0xFFFFFFFFFEFFFFFF)),
-        draw(st.integers(0, U64 - 1) | st.integers(0, 100)),
-        draw(reachable),
-    )
-
-
 # Without what keystone has a shorter branch or compare for: blocks of a shape have one size.
-kernel_requests = requests(range(TOP, 0xFFFFFFFFBFFF0000))
+kernel_requests = requests(code=range(TOP, 0xFFFFFFFFBFFF0000))
 
 
 @settings(deadline=None)
 @given(kernel_requests)
 def test_a_filled_template_is_what_keystone_assembles(request: Request) -> None:
-    text = source(
-        request.form,
-        register=request.register,
-        record=request.record,
-        learn_stub=request.learn_stub,
-    )
-    expected, _ = KEYSTONE.asm(text, request.at, as_bytes=True)
+    expected, _ = KEYSTONE.asm(request.source(), request.at, as_bytes=True)
     assert request.assemble() == expected
 
 
@@ -103,6 +44,7 @@ def listing(request: Request) -> list[str]:
     scratch = "r10" if reg == "r11" else "r11"
     record = f"movabs {scratch}, #{request.record:#x}"
     lines = []
+    assert isinstance(request.form, Chain)
     for target in request.form.targets:
         lines.append(f"cmp {reg}, #{target:#x}")
         if request.form.counts_hits:
@@ -136,8 +78,8 @@ def unsigned(number: re.Match[str]) -> str:
 
 
 @settings(deadline=None)
-@given(requests())
-def test_a_block_reads_as_it_should(request: Request) -> None:
+@given(requests(tree=False))
+def test_a_chain_reads_as_it_should(request: Request) -> None:
     assert disassembly(request.assemble(), request.at) == listing(request)
 
 
@@ -147,8 +89,8 @@ def test_a_block_decodes_to_what_it_was_made_from(request: Request, after: bytes
     code = request.assemble()
     stubs = {request.learn_stub: request.register, GuestVirtual(TOP - 1): Register.RCX}
     block = DECODER.decode_block(code + after, request.at, stubs)
-    assert block == Block(request.form, request.register, request.record, len(code))
-    assert len(code) == ASSEMBLER.block_size(request.form, request.register)
+    assert block == request.block(len(code))
+    assert len(code) == ASSEMBLER.block_size(request.form, request.register) <= BLOCK_BYTES_MAX
     request.verify(code)
 
 
@@ -162,15 +104,17 @@ def test_no_changed_bit_is_verified(request: Request, data: st.DataObject) -> No
         request.verify(bytes(code))
 
 
-def expect_ours_or_refused(code: bytes, at: GuestVirtual, stub: GuestVirtual) -> None:
+def expect_ours_or_refused(
+    code: bytes, at: GuestVirtual, stub: GuestVirtual, *more: Register
+) -> None:
     """The decoder's one promise about bytes that it has not seen: what it accepts is ours."""
-    for register in (Register.RAX, Register.R11):
+    for register in (Register.RAX, Register.R11, *more):
         try:
             block = DECODER.decode_block(code, at, {stub: register})
         except DecodeError:
             continue
-        again = Request(block.form, block.register, at, block.record, stub).assemble()
-        assert code[: block.size] == again
+        again = Request(block.form, block.register, at, block.record, stub, block.key_table)
+        assert code[: block.size] == again.assemble()
 
 
 @settings(deadline=None)
@@ -185,7 +129,9 @@ def test_any_bytes_are_ours_or_refused(code: bytes, at: GuestVirtual, stub: Gues
 @settings(deadline=None)
 @given(
     requests(),
-    st.lists(st.tuples(st.integers(0, 600), st.integers(-1, 3), st.binary(max_size=3)), max_size=3),
+    st.lists(
+        st.tuples(st.integers(0, 2000), st.integers(-1, 3), st.binary(max_size=3)), max_size=3
+    ),
 )
 def test_any_blend_with_a_block_is_ours_or_refused(
     request: Request, changes: list[tuple[int, int, bytes]]
@@ -193,7 +139,28 @@ def test_any_blend_with_a_block_is_ours_or_refused(
     code = request.assemble()
     for offset, removed, added in changes:
         code = code[:offset] + added + code[max(0, offset + removed) :]
-    expect_ours_or_refused(code, request.at, request.learn_stub)
+    expect_ours_or_refused(code, request.at, request.learn_stub, request.register)
+
+
+@settings(deadline=None)
+@given(requests(chain=False), st.data())
+def test_any_change_of_the_source_is_ours_or_refused(request: Request, data: st.DataObject) -> None:
+    lines = request.source().split("\n")
+    places = st.integers(0, len(lines) - 1)
+    for _ in range(data.draw(st.integers(1, 3))):
+        this, other = data.draw(places), data.draw(places)
+        match data.draw(st.sampled_from(["swap", "copy", "jump"])):
+            case "swap":
+                lines[this], lines[other] = lines[other], lines[this]
+            case "copy":
+                lines[this] = lines[other]
+            case _:
+                lines[this] = lines[this].split(" ")[0] + " " + lines[other].split(" ")[-1]
+    try:
+        code, _ = KEYSTONE.asm("\n".join(lines), request.at, as_bytes=True)
+    except keystone.KsError:
+        return  # a label that stands twice or nowhere
+    expect_ours_or_refused(code or b"", request.at, request.learn_stub, request.register)
 
 
 pieces = st.sampled_from(
@@ -210,7 +177,15 @@ pieces = st.sampled_from(
         "push r10; movabs r10, 0x1000",
         "jmp 0xffffffff81000000",
         "jmp 0xffffffffc0000000",
+        "jae end",
+        "test edi, 0",
+        "test edi, 8; jne end",
+        "test edi, 16; je end2",
+        "jmp end2",
+        "push r11; push rcx; mov r11d, edi; shr r11d, 3; and r11d, 7; movabs rcx, 0x3000",
+        "mov dword ptr gs:[rcx + r11*4], eax; pop rcx; pop r11",
         "end:",
+        "end2:",
     ]
 )
 
@@ -219,9 +194,9 @@ pieces = st.sampled_from(
 @given(st.lists(pieces, max_size=12, unique=True))
 def test_any_order_of_our_instructions_is_ours_or_refused(chosen: list[str]) -> None:
     try:
-        code, _ = KEYSTONE.asm("; ".join([*chosen, "end2:"]), 0xFFFFFFFFC0001000, as_bytes=True)
+        code, _ = KEYSTONE.asm("; ".join(chosen), 0xFFFFFFFFC0001000, as_bytes=True)
     except keystone.KsError:
-        return  # a jne without its end
+        return  # a label that stands nowhere
     expect_ours_or_refused(
         code or b"", GuestVirtual(0xFFFFFFFFC0001000), GuestVirtual(0xFFFFFFFFC0000000)
     )

@@ -1,6 +1,5 @@
 """Code that is nearly ours, and why it is refused."""
 
-import time
 from collections.abc import Iterable
 
 import keystone
@@ -52,9 +51,9 @@ def test_what_the_refusals_vary_is_accepted(decoder: Decoder) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ([FIRST, FIRST, MISS], "in the chain twice"),
-        ([FIRST, COUNTED, MISS], "counts the hits of some targets only"),
-        ([COUNTED, FIRST, MISS], "counts the hits of some targets only"),
+        ([FIRST, FIRST, MISS], "0xffffffff81000000 stands twice"),
+        ([FIRST, COUNTED, MISS], "at 0xffffffffc0200012 cmp rax"),
+        ([COUNTED, FIRST, MISS], "at 0xffffffffc0200026 cmp rax"),
         ([COUNTED.replace("0x1000", "0x2000"), MISS], "in different ways"),
         ([COUNTED.replace("r11", "r10"), MISS], "in different ways"),
         ([COUNTED.replace("next:", "nop; next:"), MISS], "cmp rax"),
@@ -71,11 +70,11 @@ def test_what_the_refusals_vary_is_accepted(decoder: Decoder) -> None:
         (["cmp rax, qword ptr [rbx]; je 0xffffffff81000000", MISS], "cmp rax, qword ptr"),
         ([MISS.replace("c0100000", "c0100001")], "0xffffffffc0100001 is no learning stub"),
         ([MISS.replace("r11", "r10")], "another scratch"),
-        ([MISS.replace("push r11", "push r10")], "push r10"),
+        ([MISS.replace("push r11", "push r10")], "no way to a learning stub"),
         (["nop", MISS], "nop"),
-        (["push r11; movabs r11, 0x1000", "jmp rax"], "push r11"),
-        (["push r11; movabs r11, 0x1000"], "push r11"),
-        ([FIRST], "cut off or no code"),
+        (["push r11; movabs r11, 0x1000", "jmp rax"], "ends at 0xffffffffc020000e jmp rax"),
+        (["push r11; movabs r11, 0x1000"], "ends at 0xffffffffc020000c movabs r11"),
+        ([FIRST], "ends at 0xffffffffc020000c je"),
     ],
 )
 def test_another_sequence_is_refused(decoder: Decoder, text: list[str], reason: str) -> None:
@@ -127,11 +126,16 @@ def test_another_encoding_is_refused(decoder: Decoder, name: str, other: str) ->
         decoder.decode_block(code, AT, STUBS)
 
 
-def test_a_target_of_user_space_is_refused(decoder: Decoder) -> None:
+def test_a_block_of_user_space_is_accepted(decoder: Decoder) -> None:
     at, stub = GuestVirtual(0x10000), GuestVirtual(0x30000)
     arm, miss = "cmp rax, 0x20000; je 0x20000", "push r11; movabs r11, 0x1000; jmp 0x30000"
-    with pytest.raises(DecodeError, match="target 0x20000 is not in the top 2 GiB"):
-        decoder.decode_block(assembled(arm, miss, at=at), at, {stub: Register.RAX})
+    block = decoder.decode_block(assembled(arm, miss, at=at), at, {stub: Register.RAX})
+    assert block.form == Chain((GuestVirtual(0x20000),))
+
+
+def test_nothing_is_no_block(decoder: Decoder) -> None:
+    with pytest.raises(DecodeError, match="ends at 0xffffffffc0200000"):
+        decoder.decode_block(b"", AT, STUBS)
 
 
 def test_a_cut_block_is_refused(decoder: Decoder) -> None:
@@ -152,10 +156,9 @@ def test_seventeen_targets_are_refused(decoder: Decoder) -> None:
 def test_a_megabyte_costs_no_more_than_a_block(decoder: Decoder, soup: str) -> None:
     code = assembled(soup)
     code *= (1 << 20) // len(code)
-    start = time.process_time()
+    assert len(decoder._lines(code, AT)) < 400
     with pytest.raises(DecodeError):
         decoder.decode_block(code, AT, STUBS)
-    assert time.process_time() - start < 0.5
 
 
 def test_verify_says_what_differs(decoder: Decoder) -> None:
@@ -173,6 +176,6 @@ def test_verify_says_what_differs(decoder: Decoder) -> None:
         verify(code, form, record=0x1001)
     with pytest.raises(VerifyError, match="instead of Block"):
         verify(code + b"\xcc", form)
-    with pytest.raises(VerifyError, match="push r11") as caught:
+    with pytest.raises(VerifyError, match="no way to a learning stub") as caught:
         verify(code[:-1], form)
     assert caught.value.address == AT
