@@ -1,6 +1,7 @@
 """The main job on a real guest: boot it, load it, make its hot calls direct, put them back.
 
 python -m guest.demo                 what `make demo` runs
+python -m guest.demo --kernel plugin `make demo KERNEL=plugin`: a kernel built with our gcc plugin
 python -m guest.demo --guest-only    only the loaded guest, until Ctrl-C; attach to it with
                                      `optpolined --guest demo`
 """
@@ -14,12 +15,17 @@ from pathlib import Path
 
 from guest.image.boot import Guest
 from guest.image.errors import GuestError
+from guest.image.paths import Flavour
 
 _DIRECTORY = Path("build/demo")
 """Where configs/guests/demo.toml looks for the guest; relative, for socket paths are short."""
 
 _SUMMARY = Path("build/demo.json")
 _WORKLOAD = "optload --state /run/optload & echo run all >/proc/optbench; wait"
+_KERNELS: dict[Flavour, str] = {
+    "cloud": "Debian's cloud kernel",
+    "plugin": "a kernel built with our gcc plugin",
+}
 _WARM_UP_SECONDS = 5
 _DURATION_SECONDS = 60
 
@@ -27,11 +33,14 @@ _DURATION_SECONDS = 60
 def main() -> int:
     """Run the demo; answer its exit code."""
     parser = argparse.ArgumentParser(description="Run optpolined on a small guest under load.")
+    parser.add_argument("--kernel", choices=_KERNELS, default="cloud")
     parser.add_argument("--guest-only", action="store_true", help="boot and load, then wait")
     parser.add_argument("--duration", type=float, default=_DURATION_SECONDS, metavar="SECONDS")
     options = parser.parse_args()
     try:
-        return _guest_only() if options.guest_only else _demo(options.duration)
+        if options.guest_only:
+            return _guest_only(options.kernel)
+        return _demo(options.kernel, options.duration)
     except GuestError as error:
         sys.stderr.write(f"demo: {error}\n")
         return 1
@@ -40,12 +49,12 @@ def main() -> int:
         return 130
 
 
-def _loaded_guest() -> Guest:
-    return Guest(vcpus=2, append=f'workload="{_WORKLOAD}"', directory=_DIRECTORY)
+def _loaded_guest(kernel: Flavour) -> Guest:
+    return Guest(kernel, vcpus=2, append=f'workload="{_WORKLOAD}"', directory=_DIRECTORY)
 
 
-def _guest_only() -> int:
-    with _loaded_guest() as guest:
+def _guest_only(kernel: Flavour) -> int:
+    with _loaded_guest(kernel) as guest:
         guest.wait_ready()
         _say(f"a guest under load, QEMU pid {guest.pid}; Ctrl-C ends it")
         _say("try: .venv/bin/optpolined --guest demo --dry-run")
@@ -53,9 +62,9 @@ def _guest_only() -> int:
     return 0
 
 
-def _demo(duration_seconds: float) -> int:
-    _say("booting a Debian kernel with 2 vCPUs")
-    with _loaded_guest() as guest:
+def _demo(kernel: Flavour, duration_seconds: float) -> int:
+    _say(f"booting {_KERNELS[kernel]} with 2 vCPUs")
+    with _loaded_guest(kernel) as guest:
         guest.wait_ready()
         _say(f"kernel {guest.run('uname -r').strip()}; warming up the workload")
         time.sleep(_WARM_UP_SECONDS)

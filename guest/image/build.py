@@ -6,14 +6,13 @@ Everything lands in ``build/guest/<flavour>``; what did not change is not built 
 """
 
 import argparse
-import hashlib
 import os
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from guest.image import packages, vmlinux
+from guest.image import drivers, kbuild, kernel, packages, sources, vmlinux
 from guest.image.cpio import Directory, Entry, File, Link, archive
 from guest.image.errors import BuildError, GuestError
 from guest.image.packages import Kernel
@@ -22,11 +21,14 @@ from guest.image.tools import progress, run
 
 __all__ = ("Image", "build", "load")
 
-_SOURCES = ("module", "workload")
-_SOURCE_SUFFIXES = (".S", ".c", ".h", ".py")
-_SOURCE_NAMES = ("Kbuild", "Makefile", "agent", "init")
+_SOURCES = ("include", "module", "seed", "workload")
+_INPUTS = ("image", "drivers", "gcc-plugin", *_SOURCES)
+_MODULES = ("module", "workload")
 _BUSYBOX = Path("/bin/busybox")
-_DIRECTORIES = ("bin", "dev", "lib", "lib/modules", "proc", "root", "run", "sys")
+_DIRECTORIES = (
+    *("bin", "dev", "lib", "lib/modules", "lib/modules/seed"),
+    *("proc", "root", "run", "sys"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,13 @@ class Image:
         return {path.stem: path for path in sorted((self.directory / "modules").glob("*.ko"))}
 
     @property
+    def seed_modules(self) -> dict[str, Path]:
+        """The same for modules that our gcc plugin made inline sites in: ``optseed``, and in the
+        cloud guest ``veth``, ``fuse`` and ``overlay``.  They are in the guest's /lib/modules/seed.
+        """
+        return {path.stem: path for path in sorted((self.directory / "seed").glob("*.ko"))}
+
+    @property
     def stamp(self) -> Path:
         """Written last: the digest of what the image was built from."""
         return self.directory / "stamp"
@@ -65,10 +74,11 @@ def load(flavour: Flavour) -> Image:
 
     :raise BuildError: where there is none.
     """
-    image = Image(flavour, packages.provide(flavour))
+    image = Image(flavour, _kernel(flavour))
     with locked(image.directory):
         if not image.stamp.exists():
-            raise BuildError(f"the {flavour} guest was not built yet: make image")
+            target = "guest-kernel" if flavour == "plugin" else "image"
+            raise BuildError(f"the {flavour} guest was not built yet: make {target}")
     return image
 
 
@@ -77,76 +87,64 @@ def build(flavour: Flavour) -> Image:
 
     :raise GuestError: where a package cannot be had or a tool fails.
     """
-    image = Image(flavour, packages.provide(flavour))
+    image = Image(flavour, _kernel(flavour))
     with locked(image.directory):
-        wanted = _digest(image)
+        inputs = (_BUSYBOX, image.kernel.vmlinuz, *sources.files(*_INPUTS))
+        wanted = sources.digest(image.kernel.release, inputs)
         if image.stamp.exists() and image.stamp.read_text() == wanted:
             return image
         image.stamp.unlink(missing_ok=True)
         progress(f"building the {flavour} guest, {image.kernel.release} (half a minute)")
         image.vmlinux.write_bytes(vmlinux.extract(image.kernel.vmlinuz.read_bytes()))
-        sources = _copy_sources(image)
-        _build_programs(image, sources)
-        _build_modules(image, sources)
+        copies = sources.copied(image.directory / "src", *_SOURCES)
+        _build_programs(image, copies)
+        _build_modules(image, copies)
+        _build_seed_modules(image, copies)
         image.initramfs.write_bytes(archive(_tree(image)))
         image.stamp.write_text(wanted)
     return image
 
 
-def _digest(image: Image) -> str:
-    inputs = (_BUSYBOX, *_files(GUEST / "image"), *_files(*(GUEST / name for name in _SOURCES)))
-    digest = hashlib.sha256(image.kernel.release.encode())
-    for path in inputs:
-        digest.update(f"{path} {path.stat().st_mode}\n".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+def _kernel(flavour: Flavour) -> Kernel:
+    return kernel.load() if flavour == "plugin" else packages.provide(flavour)
 
 
-def _files(*directories: Path) -> list[Path]:
-    """Return the sources in ``directories``, but nothing that a build in place left there."""
-    return sorted(
-        path
-        for directory in directories
-        for path in directory.rglob("*")
-        if (path.suffix in _SOURCE_SUFFIXES or path.name in _SOURCE_NAMES)
-        and not path.name.endswith(".mod.c")
-    )
-
-
-def _copy_sources(image: Image) -> Path:
-    """Copy the sources, so that nothing is built among them; return the folder of the copies."""
-    copies = image.directory / "src"
-    shutil.rmtree(copies, ignore_errors=True)
-    for source in _files(*(GUEST / name for name in _SOURCES)):
-        copy = copies / source.relative_to(GUEST)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, copy)
-    return copies
-
-
-def _build_modules(image: Image, sources: Path) -> None:
-    """Fill ``modules/`` with what the Kbuild files under ``sources`` name."""
+def _build_modules(image: Image, copies: Path) -> None:
+    """Fill ``modules/``."""
     modules = _emptied(image.directory / "modules")
-    jobs = f"-j{os.cpu_count()}"
-    for kbuild in sorted(sources.glob("*/Kbuild")):
-        run(
-            ("make", jobs, "-C", image.kernel.headers, f"M={kbuild.parent}", "modules"),
-            error=BuildError,
-            what=f"build the modules in guest/{kbuild.parent.name}",
-        )
-        for module in kbuild.parent.glob("*.ko"):
+    for name in _MODULES:
+        for module in kbuild.build_modules(
+            image.kernel,
+            copies / name,
+            what=f"build the modules in guest/{name}",
+            with_plugin=False,
+        ):
             shutil.copy2(module, modules)
 
 
-def _build_programs(image: Image, sources: Path) -> None:
+def _build_seed_modules(image: Image, copies: Path) -> None:
+    """Fill ``seed/``."""
+    built = kbuild.build_modules(
+        image.kernel,
+        copies / "seed",
+        what="build the module in guest/seed",
+        with_plugin=True,
+    )
+    if image.flavour == "cloud":
+        built += drivers.build(image.kernel, image.directory / "drivers")
+    modules = _emptied(image.directory / "seed")
+    for module in built:
+        shutil.copy2(module, modules)
+
+
+def _build_programs(image: Image, copies: Path) -> None:
     """Fill ``programs/`` with the static programs of the workload."""
     programs = _emptied(image.directory / "programs")
-    if (sources / "workload" / "Makefile").exists():
-        run(
-            ("make", "-C", sources / "workload", f"O={programs}", "programs"),
-            error=BuildError,
-            what="build the programs in guest/workload",
-        )
+    run(
+        ("make", "-C", copies / "workload", f"O={programs}", "programs"),
+        error=BuildError,
+        what="build the programs in guest/workload",
+    )
 
 
 def _emptied(directory: Path) -> Path:
@@ -170,21 +168,28 @@ def _tree(image: Image) -> dict[str, Entry]:
         if os.access(program, os.X_OK):
             tree[f"bin/{program.name}"] = File(program.read_bytes(), 0o755)
     stripped = _emptied(image.directory / "stripped")
-    for module in image.modules.values():
-        # Debug information is most of a module.
-        run(
-            ("strip", "--strip-debug", "-o", stripped / module.name, module),
-            error=BuildError,
-            what=f"strip {module.name}",
-        )
-        tree[f"lib/modules/{module.name}"] = File((stripped / module.name).read_bytes())
+    for folder, modules in (("", image.modules), ("seed/", image.seed_modules)):
+        for module in modules.values():
+            # Debug information is most of a module.
+            run(
+                ("strip", "--strip-debug", "-o", stripped / module.name, module),
+                error=BuildError,
+                what=f"strip {module.name}",
+            )
+            small = (stripped / module.name).read_bytes()
+            tree[f"lib/modules/{folder}{module.name}"] = File(small)
     return tree
 
 
 def main() -> int:
     """Build the flavours that the command line names; return an exit code."""
     parser = argparse.ArgumentParser(description="Build the small guest.")
-    parser.add_argument("--flavour", action="append", choices=FLAVOURS, help="default: both")
+    parser.add_argument(
+        "--flavour",
+        action="append",
+        choices=(*FLAVOURS, "plugin"),
+        help="default: the two of Debian's kernels",
+    )
     arguments = parser.parse_args()
     try:
         for flavour in arguments.flavour or FLAVOURS:

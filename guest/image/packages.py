@@ -4,19 +4,31 @@ All packages are unpacked into one tree, ``build/packages/root``: they share no 
 linux-headers-common and linux-kbuild, which are the same ones for both flavours.
 """
 
+import gzip
 import os
 import re
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from guest.image.errors import PackagesError
-from guest.image.paths import PACKAGES, Flavour, locked
+from guest.image.paths import PACKAGES, DebianFlavour, locked
 from guest.image.tools import progress, run
 
-__all__ = ("Kernel", "provide")
+__all__ = (
+    "Kernel",
+    "config",
+    "provide",
+    "provide_sources",
+    "source_version",
+    "unpack_sources",
+)
 
-_META_PACKAGES: dict[Flavour, str] = {
+_T = TypeVar("_T")
+
+_META_PACKAGES: dict[DebianFlavour, str] = {
     "cloud": "linux-image-cloud-amd64",
     "plain": "linux-image-amd64",
 }
@@ -24,28 +36,34 @@ _IMAGE_DEPENDENCY = re.compile(
     r"^Depends: linux-image-(6\.1\.0-\d+)((?:-cloud)?-amd64)\b", re.MULTILINE
 )
 
+_CHANGELOG_HEAD = re.compile(rb"linux \((6\.1\.\d+-\w+)\) ")
+
 # apt warns when its own user cannot reach the folder that it downloads to.
 _APT_OPTIONS = ("-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3")
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One unpacked kernel."""
+    """One kernel that is not installed."""
 
     release: str
     """As ``uname -r`` says it: ``6.1.0-56-cloud-amd64``."""
 
-    @property
-    def vmlinuz(self) -> Path:
-        return PACKAGES / "root" / "boot" / f"vmlinuz-{self.release}"
+    vmlinuz: Path
 
-    @property
-    def headers(self) -> Path:
-        """The folder to build modules in: ``make -C headers M=...``."""
-        return PACKAGES / "root" / "usr" / "src" / f"linux-headers-{self.release}"
+    headers: Path
+    """The folder to build modules in: ``make -C headers M=...``."""
 
 
-def provide(flavour: Flavour) -> Kernel:
+def _unpacked(release: str) -> Kernel:
+    return Kernel(
+        release,
+        vmlinuz=PACKAGES / "root" / "boot" / f"vmlinuz-{release}",
+        headers=PACKAGES / "root" / "usr" / "src" / f"linux-headers-{release}",
+    )
+
+
+def provide(flavour: DebianFlavour) -> Kernel:
     """Return the kernel of ``flavour``, downloaded the first time.
 
     :raise PackagesError: where apt does not know, or cannot download, a package.
@@ -54,12 +72,85 @@ def provide(flavour: Flavour) -> Kernel:
     with locked(PACKAGES):
         if not stamp.exists():
             stamp.write_text(_download(flavour).release)
-        return Kernel(stamp.read_text())
+        return _unpacked(stamp.read_text())
 
 
-def _download(flavour: Flavour) -> Kernel:
+def config(kernel: Kernel) -> Path:
+    """Return the configuration that Debian built ``kernel`` with."""
+    return PACKAGES / "root" / "boot" / f"config-{kernel.release}"
+
+
+def provide_sources(kernel: Kernel, paths: Sequence[str]) -> Path:
+    """Return a folder with the files and folders ``paths`` of the kernel's source tree.
+
+    :raise PackagesError: where apt cannot download the source package of this very version.
+    """
+    version = source_version(kernel)
+    tree = PACKAGES / f"linux-source-{version}"
+    stamp = tree / ".paths"
+    wanted = "\n".join(paths)
+    with locked(PACKAGES):
+        if not stamp.exists() or stamp.read_text() != wanted:
+            _with_fresh_lists(lambda: _unpack_sources(version, paths, tree))
+            stamp.write_text(wanted)
+    return tree
+
+
+def unpack_sources(kernel: Kernel, tree: Path) -> None:
+    """Unpack the kernel's whole source into ``tree``, which is emptied first: 1.4 GB.
+
+    :raise PackagesError: where apt cannot download the source package of this very version.
+    """
+    version = source_version(kernel)
+    with locked(PACKAGES):
+        _with_fresh_lists(lambda: _unpack_sources(version, ("",), tree))
+
+
+def source_version(kernel: Kernel) -> str:
+    """Return the version of the source package that the kernel was built from: ``6.1.192-2``."""
+    changelog = (
+        PACKAGES / "root/usr/share/doc" / f"linux-headers-{kernel.release}/changelog.Debian.gz"
+    )
+    with gzip.open(changelog) as file:
+        found = _CHANGELOG_HEAD.match(file.readline())
+    if found is None:
+        raise PackagesError(f"{changelog} does not begin with a version of the package linux")
+    return found[1].decode()
+
+
+def _unpack_sources(version: str, paths: Sequence[str], tree: Path) -> None:
+    package = f"linux-source-6.1={version}"
+    progress(f"downloading {package} and unpacking what is needed of it (half a minute)")
+    archives = _emptied(PACKAGES / "archives")
+    run(
+        ("apt-get", *_APT_OPTIONS, "download", package),
+        error=PackagesError,
+        what=f"download {package} (after make clean, the newest kernel is used)",
+        cwd=archives,
+    )
+    for archive in archives.glob("*.deb"):
+        run(
+            ("dpkg-deb", "-x", archive, archives),
+            error=PackagesError,
+            what=f"unpack {archive.name}",
+        )
+    names = (f"linux-source-6.1/{path}" for path in paths)
+    tarball = archives / "usr/src/linux-source-6.1.tar.xz"
+    run(
+        ("tar", "-xJf", tarball, "-C", _emptied(tree), "--strip-components=1", *names),
+        error=PackagesError,
+        what=f"unpack the sources in {package}",
+    )
+    shutil.rmtree(archives)
+
+
+def _download(flavour: DebianFlavour) -> Kernel:
+    return _with_fresh_lists(lambda: _download_newest(flavour))
+
+
+def _with_fresh_lists(download: Callable[[], _T]) -> _T:
     try:
-        return _download_newest(flavour)
+        return download()
     except PackagesError:
         # The package list is missing or too old: the version that it names may be gone.
         progress("apt-get update")
@@ -69,12 +160,12 @@ def _download(flavour: Flavour) -> Kernel:
             error=PackagesError,
             what="update the package list",
         )
-        return _download_newest(flavour)
+        return download()
 
 
-def _download_newest(flavour: Flavour) -> Kernel:
+def _download_newest(flavour: DebianFlavour) -> Kernel:
     version, suffix = _newest(flavour)
-    kernel = Kernel(version + suffix)
+    kernel = _unpacked(version + suffix)
     names = (
         f"linux-image-{kernel.release}",
         f"linux-headers-{kernel.release}",
@@ -82,9 +173,7 @@ def _download_newest(flavour: Flavour) -> Kernel:
         "linux-kbuild-6.1",
     )
     progress(f"downloading and unpacking the packages of {kernel.release} (half a minute)")
-    archives = PACKAGES / "archives"
-    shutil.rmtree(archives, ignore_errors=True)
-    archives.mkdir()
+    archives = _emptied(PACKAGES / "archives")
     run(
         ("apt-get", *_APT_OPTIONS, "download", *names),
         error=PackagesError,
@@ -102,7 +191,13 @@ def _download_newest(flavour: Flavour) -> Kernel:
     return kernel
 
 
-def _newest(flavour: Flavour) -> tuple[str, str]:
+def _emptied(directory: Path) -> Path:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    return directory
+
+
+def _newest(flavour: DebianFlavour) -> tuple[str, str]:
     """Return version and suffix of the kernel that the meta package asks for."""
     meta = _META_PACKAGES[flavour]
     shown = run(

@@ -1,17 +1,31 @@
-"""Where the guest's parts stand, and the two kernels that we know."""
+"""Where the guest's parts stand, and the kernels that we know."""
 
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
-__all__ = ("BUILD", "FLAVOURS", "GUEST", "PACKAGES", "Flavour", "locked")
+__all__ = (
+    "BUILD",
+    "FLAVOURS",
+    "GUEST",
+    "KERNEL",
+    "PACKAGES",
+    "PLUGIN",
+    "DebianFlavour",
+    "Flavour",
+    "locked",
+)
 
-Flavour = Literal["cloud", "plain"]
+DebianFlavour = Literal["cloud", "plain"]
 """``cloud``: Debian's linux-image-cloud-amd64; ``plain``: linux-image-amd64."""
 
-FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+Flavour = DebianFlavour | Literal["plugin"]
+"""``plugin``: the kernel that kernel.py builds."""
+
+FLAVOURS: tuple[DebianFlavour, ...] = ("cloud", "plain")
+"""What ``make image`` builds."""
 
 GUEST = Path(__file__).resolve().parent.parent
 """The sources: this folder's parent."""
@@ -21,6 +35,12 @@ PACKAGES = GUEST.parent / "build" / "packages"
 
 BUILD = GUEST.parent / "build" / "guest"
 """What is built, one folder a flavour."""
+
+PLUGIN = GUEST.parent / "build" / "plugin"
+"""The gcc plugin."""
+
+KERNEL = GUEST.parent / "build" / "kernel"
+"""The kernel that is built with it."""
 
 
 @contextmanager

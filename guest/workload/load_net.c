@@ -14,6 +14,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include "load_net.h"
 #include "optload.h"
 
 #define MESSAGE		8192
@@ -21,12 +22,6 @@
 
 static char sent[MESSAGE];
 static char got[MESSAGE];
-
-union address {
-	struct sockaddr any;
-	struct sockaddr_in v4;
-	struct sockaddr_in6 v6;
-};
 
 /* A TCP pair with both ends here, and an end whose other is the partner's. */
 struct tcp {
@@ -44,35 +39,27 @@ struct datagram {
 	char data[1400];
 };
 
-struct udp {
-	int near;
-	int far;
-	uint32_t number;
-};
-
 static struct tcp tcp4, tcp6;
 static struct udp udp4, udp6;
 static int packets = -1;
 static uint64_t nr_packets;
 
-static socklen_t loopback(union address *address, int family)
+static union address loopback(int family)
 {
-	memset(address, 0, sizeof(*address));
-	address->any.sa_family = family;
-	if (family == AF_INET6) {
-		address->v6.sin6_addr = in6addr_loopback;
-		return sizeof(address->v6);
-	}
-	address->v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	return sizeof(address->v4);
+	union address address = { .any.sa_family = family };
+
+	if (family == AF_INET6)
+		address.v6.sin6_addr = in6addr_loopback;
+	else
+		address.v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	return address;
 }
 
-/* A socket bound to the loopback address, whose port is in @address then. */
-static int bound(int family, int type, union address *address)
+int bound(int type, union address *address)
 {
 	const struct timeval patience = { PATIENCE_MS / 1000, 0 };
-	socklen_t size = loopback(address, family);
-	int fd = socket(family, type, 0);
+	socklen_t size = sizeof(*address);
+	int fd = socket(address->any.sa_family, type, 0);
 
 	if (!CHECK(fd >= 0) ||
 	    !CHECK(!setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience,
@@ -83,17 +70,16 @@ static int bound(int family, int type, union address *address)
 	return fd;
 }
 
-static bool tcp_connect(const struct tcp *tcp, int *near, int *far)
+bool connect_tcp(int listener, const union address *address, int *near, int *far)
 {
 	const struct timeval patience = { PATIENCE_MS / 1000, 0 };
 	const int on = 1;
-	int family = tcp->address.any.sa_family;
 
-	*near = socket(family, SOCK_STREAM, 0);
+	*near = socket(address->any.sa_family, SOCK_STREAM, 0);
 	if (!CHECK(*near >= 0) ||
-	    !CHECK(!connect(*near, &tcp->address.any, sizeof(tcp->address))))
+	    !CHECK(!connect(*near, &address->any, sizeof(*address))))
 		return false;
-	*far = accept(tcp->listener, NULL, NULL);
+	*far = accept(listener, NULL, NULL);
 	return CHECK(*far >= 0) &&
 	       CHECK(!setsockopt(*near, SOL_SOCKET, SO_RCVTIMEO, &patience,
 				 sizeof(patience))) &&
@@ -107,16 +93,17 @@ static bool setup_tcp(struct tcp *tcp, int family)
 {
 	int theirs;
 
-	tcp->listener = bound(family, SOCK_STREAM, &tcp->address);
+	tcp->address = loopback(family);
+	tcp->listener = bound(SOCK_STREAM, &tcp->address);
 	if (tcp->listener < 0 || !CHECK(!listen(tcp->listener, 8)) ||
-	    !tcp_connect(tcp, &tcp->near, &tcp->far) ||
-	    !tcp_connect(tcp, &tcp->partner, &theirs))
+	    !connect_tcp(tcp->listener, &tcp->address, &tcp->near, &tcp->far) ||
+	    !connect_tcp(tcp->listener, &tcp->address, &tcp->partner, &theirs))
 		return false;
 	partner_link(theirs, theirs);
 	return true;
 }
 
-static void through(int from, int to)
+void pass_bytes(int from, int to)
 {
 	size_t size = random_size(MESSAGE);
 	uint32_t key = random32();
@@ -133,8 +120,8 @@ static void reconnect(const struct tcp *tcp)
 	const struct linger reset = { .l_onoff = 1, .l_linger = 0 };
 	int near = -1, far = -1;
 
-	if (tcp_connect(tcp, &near, &far)) {
-		through(near, far);
+	if (connect_tcp(tcp->listener, &tcp->address, &near, &far)) {
+		pass_bytes(near, far);
 		CHECK(!setsockopt(near, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset)));
 		CHECK(!close(near));
 		near = -1;
@@ -151,25 +138,31 @@ static void turn_tcp(const struct tcp *tcp)
 	int i;
 
 	for (i = 0; i < 4; i++) {
-		through(tcp->near, tcp->far);
-		through(tcp->far, tcp->near);
-		through(tcp->partner, tcp->partner);
+		pass_bytes(tcp->near, tcp->far);
+		pass_bytes(tcp->far, tcp->near);
+		pass_bytes(tcp->partner, tcp->partner);
 	}
 	if (random32() % 8 == 0)
 		reconnect(tcp);
 }
 
-static bool setup_udp(struct udp *udp, int family)
+bool connect_udp(struct udp *udp, const union address *near, const union address *far)
 {
-	union address near, far;
 	const int on = 1;
 
-	udp->near = bound(family, SOCK_DGRAM, &near);
-	udp->far = bound(family, SOCK_DGRAM, &far);
 	return udp->near >= 0 && udp->far >= 0 &&
-	       CHECK(!connect(udp->near, &far.any, sizeof(far))) &&
-	       CHECK(!connect(udp->far, &near.any, sizeof(near))) &&
+	       CHECK(!connect(udp->near, &far->any, sizeof(*far))) &&
+	       CHECK(!connect(udp->far, &near->any, sizeof(*near))) &&
 	       CHECK(!setsockopt(udp->far, SOL_SOCKET, SO_TIMESTAMP, &on, sizeof(on)));
+}
+
+static bool setup_udp(struct udp *udp, int family)
+{
+	union address near = loopback(family), far = near;
+
+	udp->near = bound(SOCK_DGRAM, &near);
+	udp->far = bound(SOCK_DGRAM, &far);
+	return connect_udp(udp, &near, &far);
 }
 
 /* Receives with the time of arrival, which the kernel takes for us only. */
@@ -191,7 +184,7 @@ static ssize_t recv_stamped(int fd, void *buffer, size_t size)
 	return result;
 }
 
-static void turn_udp(struct udp *udp)
+void pass_datagrams(struct udp *udp)
 {
 	struct datagram out, in;
 	int i;
@@ -240,7 +233,7 @@ bool setup_udp4(void)
 
 void turn_udp4(void)
 {
-	turn_udp(&udp4);
+	pass_datagrams(&udp4);
 }
 
 bool setup_udp6(void)
@@ -250,7 +243,7 @@ bool setup_udp6(void)
 
 void turn_udp6(void)
 {
-	turn_udp(&udp6);
+	pass_datagrams(&udp6);
 }
 
 static bool loopback_up(void)

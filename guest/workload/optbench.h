@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * What the parts of optbench.ko share: a scenario is one site and the order
- * in which its targets are called.
+ * in which its targets are called.  optseed.ko in ../seed is made of the same
+ * parts and more, with another prefix and with inline sites.
  */
 #ifndef OPTBENCH_H
 #define OPTBENCH_H
@@ -15,7 +16,17 @@
 
 #ifndef __ASSEMBLY__
 
+#include <linux/atomic.h>
+#include <linux/compiler.h>
 #include <linux/types.h>
+
+#ifndef OPTBENCH_PREFIX
+#define OPTBENCH_PREFIX	optbench_
+#endif
+#ifndef OPTBENCH_INLINE
+#define OPTBENCH_INLINE	0
+#endif
+#define OPTBENCH_SYMBOL(name)	__PASTE(OPTBENCH_PREFIX, name)
 
 /* Calls of one batch: short, so that cond_resched() comes often. */
 #define OPTBENCH_BATCH	16
@@ -27,17 +38,28 @@ struct optbench_run {
 };
 
 struct optbench_scenario {
-	const char *name;	/* its site is the function optbench_<name> */
+	const char *name;	/* its site is the function <prefix><name> */
 	const char *order;
 	unsigned int targets;
 	/* makes OPTBENCH_BATCH calls; returns how many went wrong */
 	unsigned int (*batch)(struct optbench_run *run);
 };
 
-extern const struct optbench_scenario optbench_site_scenarios[];
-extern const unsigned int optbench_nr_site_scenarios;
-extern const struct optbench_scenario optbench_reg_scenarios[];
-extern const unsigned int optbench_nr_reg_scenarios;
+struct optbench_table {
+	const struct optbench_scenario *scenarios;
+	unsigned int count;
+};
+
+/* What a module adds to optbench_main.c. */
+struct optbench_parts {
+	const struct optbench_table *const *tables;	/* NULL ends them */
+	int (*init)(void);	/* may be NULL, as exit may */
+	void (*exit)(void);
+};
+
+extern const struct optbench_parts optbench_parts;
+extern const struct optbench_table optbench_site_table;
+extern const struct optbench_table optbench_reg_table;
 
 /* xorshift64 */
 static inline u64 optbench_random(struct optbench_run *run)
@@ -52,6 +74,18 @@ static inline u64 optbench_random(struct optbench_run *run)
 }
 
 /*
+ * An inline site has two calls: behind the direct one stands a jmp past the
+ * other.
+ */
+static inline bool optbench_jumps_to(unsigned long from, unsigned long to)
+{
+	const u8 *jmp = (const u8 *)from;
+
+	return OPTBENCH_INLINE && to - from >= 7 && to - from <= 8 &&
+	       jmp[0] == 0xeb && jmp[1] == to - from - 2;
+}
+
+/*
  * The first call of a site tells where its calls return to; each later one
  * must agree.  Nothing patches a site that was never called.
  */
@@ -61,7 +95,7 @@ static inline bool optbench_same_return(unsigned long *known, unsigned long ret)
 
 	if (unlikely(!old))
 		old = cmpxchg(known, 0, ret) ?: ret;
-	return old == ret;
+	return old == ret || optbench_jumps_to(ret, old);
 }
 
 #endif /* !__ASSEMBLY__ */

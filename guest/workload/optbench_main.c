@@ -3,8 +3,12 @@
  * optbench: indirect calls of known shape, each checked.
  *
  * One thread for each online CPU runs batches of the chosen scenarios in
- * turns, at a bounded rate.  /proc/optbench is the only interface: README.md
- * describes it.  The threads exist from "run" to "stop"; the counts stay.
+ * turns, at a bounded rate.  A file in /proc of the module's name is the
+ * interface: README.md describes it.  The threads exist from "run" to "stop";
+ * the counts stay.
+ *
+ * Two modules are made with this file, optbench and optseed: what differs is
+ * in their struct optbench_parts.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -28,7 +32,7 @@
 #error "optbench measures retpoline call sites: CONFIG_RETPOLINE is needed"
 #endif
 
-#define OPTBENCH_MAX_SCENARIOS	64
+#define OPTBENCH_MAX_SCENARIOS	96
 #define OPTBENCH_NAP_MS		10
 #define OPTBENCH_MAX_DEBT_MS	100
 #define OPTBENCH_PHASE_AUTO	(-1)
@@ -58,14 +62,21 @@ static int optbench_phase = OPTBENCH_PHASE_AUTO;
 
 static unsigned int optbench_nr_scenarios(void)
 {
-	return optbench_nr_site_scenarios + optbench_nr_reg_scenarios;
+	const struct optbench_table *const *table;
+	unsigned int count = 0;
+
+	for (table = optbench_parts.tables; *table; table++)
+		count += (*table)->count;
+	return count;
 }
 
 static const struct optbench_scenario *optbench_scenario(unsigned int i)
 {
-	if (i < optbench_nr_site_scenarios)
-		return &optbench_site_scenarios[i];
-	return &optbench_reg_scenarios[i - optbench_nr_site_scenarios];
+	const struct optbench_table *const *table = optbench_parts.tables;
+
+	for (; i >= (*table)->count; table++)
+		i -= (*table)->count;
+	return &(*table)->scenarios[i];
 }
 
 static unsigned int optbench_current_phase(void)
@@ -155,7 +166,7 @@ static int optbench_start(void)
 		if (cpu->thread)
 			continue;
 		thread = kthread_create_on_cpu(optbench_thread, cpu, i,
-					       "optbench/%u");
+					       KBUILD_MODNAME "/%u");
 		if (IS_ERR(thread)) {
 			err = PTR_ERR(thread);
 			break;
@@ -325,18 +336,27 @@ static const struct proc_ops optbench_proc_ops = {
 
 static int __init optbench_init(void)
 {
+	int err;
+
 	if (optbench_nr_scenarios() > OPTBENCH_MAX_SCENARIOS)
 		return -EINVAL;
-	if (!proc_create("optbench", 0600, NULL, &optbench_proc_ops))
-		return -ENOMEM;
-	return 0;
+	err = optbench_parts.init ? optbench_parts.init() : 0;
+	if (err)
+		return err;
+	if (proc_create(KBUILD_MODNAME, 0600, NULL, &optbench_proc_ops))
+		return 0;
+	if (optbench_parts.exit)
+		optbench_parts.exit();
+	return -ENOMEM;
 }
 
 /* Removing the file waits for the commands under way. */
 static void __exit optbench_exit(void)
 {
-	remove_proc_entry("optbench", NULL);
+	remove_proc_entry(KBUILD_MODNAME, NULL);
 	optbench_stop();
+	if (optbench_parts.exit)
+		optbench_parts.exit();
 }
 
 module_init(optbench_init);

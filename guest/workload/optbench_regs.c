@@ -102,7 +102,7 @@ DEFINE_REG(r13, 13)
 DEFINE_REG(r14, 14)
 DEFINE_REG(r15, 15)
 
-const struct optbench_scenario optbench_reg_scenarios[] = {
+static const struct optbench_scenario optbench_reg_scenarios[] = {
 	{ "reg_rax", "skewed", 2, batch_reg_rax },
 	{ "reg_rcx", "skewed", 2, batch_reg_rcx },
 	{ "reg_rdx", "skewed", 2, batch_reg_rdx },
@@ -120,5 +120,6 @@ const struct optbench_scenario optbench_reg_scenarios[] = {
 	{ "reg_r15", "skewed", 2, batch_reg_r15 },
 };
 
-const unsigned int optbench_nr_reg_scenarios =
-	ARRAY_SIZE(optbench_reg_scenarios);
+const struct optbench_table optbench_reg_table = {
+	optbench_reg_scenarios, ARRAY_SIZE(optbench_reg_scenarios)
+};

@@ -11,35 +11,19 @@
  * and whether the rest of a call-form site ran; the return address that the
  * target saw tells that a tail call returns past its site.
  */
-#include <linux/compiler.h>
-#include <linux/kernel.h>
-#include <linux/atomic.h>
 #include <linux/instruction_pointer.h>
-#include <linux/printk.h>
 
-#include "optbench.h"
+#include "optbench_drive.h"
 
 #define OPTBENCH_MAX_TARGETS	16
-#define OPTBENCH_CALL_MARK	0x0ddba11c0ffee000ULL
-
-enum optbench_order {
-	OPTBENCH_SKEWED,	/* target 0 gets nine calls of ten */
-	OPTBENCH_RANDOM,	/* all alike */
-	OPTBENCH_PHASE,		/* as skewed, but the hot target changes */
-};
 
 typedef u64 (*optbench_target_fn)(u64 arg, unsigned long *ret);
 typedef u64 (*optbench_site_fn)(u64 arg, unsigned long *ret,
 				optbench_target_fn target);
 
-static __always_inline u64 optbench_value(u64 arg, unsigned int id)
-{
-	return (arg ^ (id + 1)) * 0x9e3779b97f4a7c15ULL + id;
-}
-
 #define DEFINE_TARGET(id)						\
-static noinline __noclone u64 optbench_target_##id(u64 arg,		\
-						   unsigned long *ret)	\
+static noinline __noclone u64						\
+OPTBENCH_SYMBOL(target_##id)(u64 arg, unsigned long *ret)		\
 {									\
 	*ret = _RET_IP_;						\
 	return optbench_value(arg, id);					\
@@ -63,31 +47,15 @@ DEFINE_TARGET(14)
 DEFINE_TARGET(15)
 
 static const optbench_target_fn optbench_targets[OPTBENCH_MAX_TARGETS] = {
-	optbench_target_0, optbench_target_1,
-	optbench_target_2, optbench_target_3,
-	optbench_target_4, optbench_target_5,
-	optbench_target_6, optbench_target_7,
-	optbench_target_8, optbench_target_9,
-	optbench_target_10, optbench_target_11,
-	optbench_target_12, optbench_target_13,
-	optbench_target_14, optbench_target_15,
+	OPTBENCH_SYMBOL(target_0), OPTBENCH_SYMBOL(target_1),
+	OPTBENCH_SYMBOL(target_2), OPTBENCH_SYMBOL(target_3),
+	OPTBENCH_SYMBOL(target_4), OPTBENCH_SYMBOL(target_5),
+	OPTBENCH_SYMBOL(target_6), OPTBENCH_SYMBOL(target_7),
+	OPTBENCH_SYMBOL(target_8), OPTBENCH_SYMBOL(target_9),
+	OPTBENCH_SYMBOL(target_10), OPTBENCH_SYMBOL(target_11),
+	OPTBENCH_SYMBOL(target_12), OPTBENCH_SYMBOL(target_13),
+	OPTBENCH_SYMBOL(target_14), OPTBENCH_SYMBOL(target_15),
 };
-
-static __always_inline unsigned int
-optbench_pick(struct optbench_run *run, enum optbench_order order,
-	      unsigned int targets)
-{
-	u32 dice = optbench_random(run) >> 32;
-	unsigned int hot = order == OPTBENCH_PHASE ? run->phase % targets : 0;
-
-	if (targets == 1)
-		return 0;
-	if (order == OPTBENCH_RANDOM)
-		return dice % targets;
-	if (dice % 10)
-		return hot;
-	return (hot + 1 + dice / 10 % (targets - 1)) % targets;
-}
 
 /*
  * Inlined into one batch function for each site: the call of the site is
@@ -122,49 +90,51 @@ static unsigned int batch_##name(struct optbench_run *run)		\
 {									\
 	static unsigned long known_ret;					\
 									\
-	return optbench_drive(run, optbench_##name, mark, &known_ret,	\
-			      order, targets);				\
+	return optbench_drive(run, OPTBENCH_SYMBOL(name), mark,		\
+			      &known_ret, order, targets);		\
 }
 
-#define DEFINE_CALL(name, order, targets)				\
+#define DEFINE_CALL(shape, order, targets)				\
 static noinline __noclone u64						\
-optbench_##name(u64 arg, unsigned long *ret, optbench_target_fn target)	\
+OPTBENCH_SYMBOL(call_##shape)(u64 arg, unsigned long *ret,		\
+			      optbench_target_fn target)		\
 {									\
 	return target(arg, ret) ^ OPTBENCH_CALL_MARK;			\
 }									\
-DEFINE_BATCH(name, OPTBENCH_CALL_MARK, order, targets)
+DEFINE_BATCH(call_##shape, OPTBENCH_CALL_MARK, order, targets)
 
-#define DEFINE_TAIL(name, order, targets)				\
+#define DEFINE_TAIL(shape, order, targets)				\
 static noinline __noclone u64						\
-optbench_##name(u64 arg, unsigned long *ret, optbench_target_fn target)	\
+OPTBENCH_SYMBOL(tail_##shape)(u64 arg, unsigned long *ret,		\
+			      optbench_target_fn target)		\
 {									\
 	return target(arg, ret);					\
 }									\
-DEFINE_BATCH(name, 0, order, targets)
+DEFINE_BATCH(tail_##shape, 0, order, targets)
 
-DEFINE_CALL(call_1, OPTBENCH_SKEWED, 1)
-DEFINE_CALL(call_2_skewed, OPTBENCH_SKEWED, 2)
-DEFINE_CALL(call_2_random, OPTBENCH_RANDOM, 2)
-DEFINE_CALL(call_2_phase, OPTBENCH_PHASE, 2)
-DEFINE_CALL(call_4_skewed, OPTBENCH_SKEWED, 4)
-DEFINE_CALL(call_4_random, OPTBENCH_RANDOM, 4)
-DEFINE_CALL(call_4_phase, OPTBENCH_PHASE, 4)
-DEFINE_CALL(call_16_skewed, OPTBENCH_SKEWED, 16)
-DEFINE_CALL(call_16_random, OPTBENCH_RANDOM, 16)
-DEFINE_CALL(call_16_phase, OPTBENCH_PHASE, 16)
+DEFINE_CALL(1, OPTBENCH_SKEWED, 1)
+DEFINE_CALL(2_skewed, OPTBENCH_SKEWED, 2)
+DEFINE_CALL(2_random, OPTBENCH_RANDOM, 2)
+DEFINE_CALL(2_phase, OPTBENCH_PHASE, 2)
+DEFINE_CALL(4_skewed, OPTBENCH_SKEWED, 4)
+DEFINE_CALL(4_random, OPTBENCH_RANDOM, 4)
+DEFINE_CALL(4_phase, OPTBENCH_PHASE, 4)
+DEFINE_CALL(16_skewed, OPTBENCH_SKEWED, 16)
+DEFINE_CALL(16_random, OPTBENCH_RANDOM, 16)
+DEFINE_CALL(16_phase, OPTBENCH_PHASE, 16)
 
-DEFINE_TAIL(tail_1, OPTBENCH_SKEWED, 1)
-DEFINE_TAIL(tail_2_skewed, OPTBENCH_SKEWED, 2)
-DEFINE_TAIL(tail_2_random, OPTBENCH_RANDOM, 2)
-DEFINE_TAIL(tail_2_phase, OPTBENCH_PHASE, 2)
-DEFINE_TAIL(tail_4_skewed, OPTBENCH_SKEWED, 4)
-DEFINE_TAIL(tail_4_random, OPTBENCH_RANDOM, 4)
-DEFINE_TAIL(tail_4_phase, OPTBENCH_PHASE, 4)
-DEFINE_TAIL(tail_16_skewed, OPTBENCH_SKEWED, 16)
-DEFINE_TAIL(tail_16_random, OPTBENCH_RANDOM, 16)
-DEFINE_TAIL(tail_16_phase, OPTBENCH_PHASE, 16)
+DEFINE_TAIL(1, OPTBENCH_SKEWED, 1)
+DEFINE_TAIL(2_skewed, OPTBENCH_SKEWED, 2)
+DEFINE_TAIL(2_random, OPTBENCH_RANDOM, 2)
+DEFINE_TAIL(2_phase, OPTBENCH_PHASE, 2)
+DEFINE_TAIL(4_skewed, OPTBENCH_SKEWED, 4)
+DEFINE_TAIL(4_random, OPTBENCH_RANDOM, 4)
+DEFINE_TAIL(4_phase, OPTBENCH_PHASE, 4)
+DEFINE_TAIL(16_skewed, OPTBENCH_SKEWED, 16)
+DEFINE_TAIL(16_random, OPTBENCH_RANDOM, 16)
+DEFINE_TAIL(16_phase, OPTBENCH_PHASE, 16)
 
-const struct optbench_scenario optbench_site_scenarios[] = {
+static const struct optbench_scenario optbench_site_scenarios[] = {
 	{ "call_1", "skewed", 1, batch_call_1 },
 	{ "call_2_skewed", "skewed", 2, batch_call_2_skewed },
 	{ "call_2_random", "random", 2, batch_call_2_random },
@@ -187,5 +157,6 @@ const struct optbench_scenario optbench_site_scenarios[] = {
 	{ "tail_16_phase", "phase", 16, batch_tail_16_phase },
 };
 
-const unsigned int optbench_nr_site_scenarios =
-	ARRAY_SIZE(optbench_site_scenarios);
+const struct optbench_table optbench_site_table = {
+	optbench_site_scenarios, ARRAY_SIZE(optbench_site_scenarios)
+};

@@ -27,25 +27,28 @@
  * goes through vfs_read and its like with a type of its own comes rarely.
  */
 const struct family families[] = {
-	{ "syscall", 3, NULL, turn_syscall },
-	{ "pipe", 6, setup_pipe, turn_pipe },
-	{ "echo", 4, setup_echo, turn_echo },
-	{ "unix", 3, setup_unix, turn_unix },
-	{ "futex", 2, setup_futex, turn_futex },
-	{ "tcp4", 4, setup_tcp4, turn_tcp4 },
-	{ "tcp6", 2, setup_tcp6, turn_tcp6 },
-	{ "udp4", 5, setup_udp4, turn_udp4 },
-	{ "udp6", 3, setup_udp6, turn_udp6 },
-	{ "file", 6, setup_file, turn_file },
-	{ "stat", 4, setup_stat, turn_stat },
-	{ "proc", 1, NULL, turn_proc },
-	{ "event", 4, setup_event, turn_event },
-	{ "timer", 1, setup_timer, turn_timer },
-	{ "signal", 2, setup_signal, turn_signal },
-	{ "fork", 1, NULL, turn_fork },
-	{ "memory", 2, setup_memory, turn_memory },
-	{ "splice", 1, setup_splice, turn_splice },
-	{ "dev", 1, setup_dev, turn_dev },
+	{ "syscall", 3, NULL, turn_syscall, false },
+	{ "pipe", 6, setup_pipe, turn_pipe, false },
+	{ "echo", 4, setup_echo, turn_echo, false },
+	{ "unix", 3, setup_unix, turn_unix, false },
+	{ "futex", 2, setup_futex, turn_futex, false },
+	{ "tcp4", 4, setup_tcp4, turn_tcp4, false },
+	{ "tcp6", 2, setup_tcp6, turn_tcp6, false },
+	{ "udp4", 5, setup_udp4, turn_udp4, false },
+	{ "udp6", 3, setup_udp6, turn_udp6, false },
+	{ "file", 6, setup_file, turn_file, false },
+	{ "stat", 4, setup_stat, turn_stat, false },
+	{ "proc", 1, NULL, turn_proc, false },
+	{ "event", 4, setup_event, turn_event, false },
+	{ "timer", 1, setup_timer, turn_timer, false },
+	{ "signal", 2, setup_signal, turn_signal, false },
+	{ "fork", 1, NULL, turn_fork, false },
+	{ "memory", 2, setup_memory, turn_memory, false },
+	{ "splice", 1, setup_splice, turn_splice, false },
+	{ "dev", 1, setup_dev, turn_dev, false },
+	{ "veth", 3, setup_veth, turn_veth, true },
+	{ "fuse", 2, setup_fuse, turn_fuse, true },
+	{ "overlay", 2, setup_overlay, turn_overlay, true },
 };
 
 const unsigned int nr_families = ARRAY_SIZE(families);
@@ -61,11 +64,11 @@ static void show_help(void)
 	      "Loads the kernel and checks its answers; exit code 1 after an error.\n"
 	      "  --seconds N       end after N seconds (default 0: at SIGTERM)\n"
 	      "  --cpus N          use N CPUs (default: all)\n"
-	      "  --families A,...  only these (default: all)\n"
+	      "  --families A,...  only these (default: all but what is in brackets)\n"
 	      "  --state FILE      where the counts go, on tmpfs (default /run/optload)\n"
 	      "families:", stdout);
 	for (i = 0; i < nr_families; i++)
-		printf(" %s", families[i].name);
+		printf(families[i].extra ? " [%s]" : " %s", families[i].name);
 	fputs("\nexample: optload --seconds 30 --families pipe,tcp4,file\n", stdout);
 	exit(0);
 }
@@ -112,9 +115,11 @@ static void parse(int argc, char **argv)
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
+	unsigned int i;
 	int option;
 
-	memset(options.chosen, true, sizeof(options.chosen));
+	for (i = 0; i < nr_families; i++)
+		options.chosen[i] = !families[i].extra;
 	while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
 		if (option == 's')
 			options.seconds = parse_number(optarg);

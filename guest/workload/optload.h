@@ -29,6 +29,7 @@ struct family {
 	unsigned int weight;		/* turns in one pass of the mix */
 	bool (*setup)(void);		/* once for each worker; may be NULL */
 	void (*turn)(void);
+	bool extra;			/* needs a module: only where it is named */
 };
 
 extern const struct family families[];
@@ -94,6 +95,10 @@ void partner_link(int in, int out);
 bool partner_start(void);
 /* A child that dies with its worker. */
 pid_t fork_helper(void);
+/* From now on the worker's mounts are its own, and end with it. */
+bool own_mounts(void);
+/* The number of names in a directory, without . and .. */
+int count_names(const char *path);
 
 /* Runs the load from start to end; returns how many errors there were. */
 unsigned long long run_workers(const struct options *options);
@@ -137,6 +142,12 @@ void turn_signal(void);
 void turn_fork(void);
 bool setup_memory(void);
 void turn_memory(void);
+bool setup_veth(void);
+void turn_veth(void);
+bool setup_fuse(void);
+void turn_fuse(void);
+bool setup_overlay(void);
+void turn_overlay(void);
 
 /* The exit code that `optload --exit-code N` returns is N, at once. */
 #define EXIT_CODE_OPTION	"--exit-code"
