@@ -2,6 +2,9 @@
 
 Pure functions from counter snapshots to decisions: no I/O, no clock, no randomness.  All
 strategies stand behind one protocol (strategy.py); audit.py measures what any of them achieved.
+Hysteresis is the default; continuous.py and epoch.py are its rivals, after two patches from the
+kernel list.  They decide which targets a site gets; shape.py decides, by the costs of cost.py,
+which form these take.
 
 Hysteresis (hysteresis.py), one site::
 
@@ -33,7 +36,8 @@ A first window whose targets keep changing, rather than being too many, ends in 
 state                             what stands at the site
 ================================  ==================================================
 learning, relearning              ``LEARNING``: all calls are counted by target
-promoted                          ``Chain(targets)``: only misses are counted
+promoted                          ``Chain(targets)``, or what shape.py makes of it: only misses
+                                  are counted
 missing                           ``Chain(targets, counts_hits=True)``: an audit
 cold, megamorphic, quarantine     ``ORIGINAL``
 ================================  ==================================================
@@ -44,4 +48,8 @@ target by challenger_margin.  Every change of targets, every window that fails a
 found nothing is a strike (backoff.py): the next one of its kind must wait twice as long, until the
 site was calm for longer than it misbehaved.  So a site that alternates costs a number of pokes
 that grows with the logarithm of time, whatever its period.
+
+A site has max_targets targets at most.  Where these miss promote_share and more would reach it, it
+gets those (8 in a chain, 16 in a tree) if the cost model says that they pay: where calls are
+skewed.  What pays in no form is megamorphic.
 """

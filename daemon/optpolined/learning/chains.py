@@ -1,6 +1,6 @@
 """Promoted sites: watched by their misses alone, audited where those look wrong."""
 
-from dataclasses import replace
+from operator import itemgetter
 
 from optpolined.addresses import GuestVirtual
 from optpolined.learning.shares import Seen, Share, blend, contest, estimate
@@ -8,6 +8,8 @@ from optpolined.learning.state import Belief, Phase, SiteState, Window
 from optpolined.learning.windows import Now, open_window
 
 __all__ = ("audit_chain", "close_audit", "watch")
+
+_target = itemgetter(0)
 
 _AGE_MAX = 1 << 20
 """Epochs; a belief older than that has faded to nothing, and the age must stay a float."""
@@ -70,7 +72,7 @@ def audit_chain(site: SiteState, seen: Seen, now: Now) -> SiteState:
         streak=window.streak + 1 if missed else 0,
         alarm=window.alarm,
     )
-    site = replace(site, window=window)
+    site = site._replace(window=window)
     if site.belief is None or window.busy < s.demote_epochs:
         return site
     return _judge(site, window, site.belief, now)
@@ -82,16 +84,17 @@ def _judge(site: SiteState, window: Window, belief: Belief, now: Now) -> SiteSta
     bad = window.streak >= s.demote_epochs
     may_change = now.epoch >= site.history.flaps.ready_at(now.flap_pauses)
     incumbents = estimate(belief.chain, window.direct)
-    names = {target for target, _ in incumbents}
+    names = set(map(_target, incumbents))
     chain = contest(
         incumbents,
-        [share for share in window.shares if share.target not in names],
+        [share for share in window.shares if share[0] not in names],
         worth=s.add_share,
         margin=s.challenger_margin if may_change else None,
-        most=s.max_targets,
+        # A chain grows beyond max_targets only where all its calls were counted by target.
+        most=max(now.places, len(incumbents)),
     )
-    better = sum(share for _, share in chain)
-    if {target for target, _ in chain} != names and (not bad or better >= 1 - s.demote_share):
+    better = sum([share for _, share in chain])
+    if set(map(_target, chain)) != names and (not bad or better >= 1 - s.demote_share):
         return _take_in(site, names, chain, window, now)
     if bad:
         return _give_up(site, window, now, may_change=may_change)
@@ -104,7 +107,7 @@ def _take_in(
     new = {target for target, _ in chain}
     history = site.history
     if old - new:
-        history = replace(history, flaps=history.flaps.strike(now.epoch, now.flap_pauses))
+        history = history._replace(flaps=history.flaps.strike(now.epoch, now.flap_pauses))
     return SiteState(
         Phase.PROMOTED,
         f"challengers taken in: {len(new - old)}, targets given up: {len(old - new)}",
@@ -127,9 +130,9 @@ def close_audit(site: SiteState, now: Now) -> SiteState:
     window = site.window or Window(now.epoch)
     history, belief = site.history, site.belief
     if window.alarm:
-        history = replace(history, alarms=history.alarms.strike(now.epoch, now.flap_pauses))
+        history = history._replace(alarms=history.alarms.strike(now.epoch, now.flap_pauses))
     else:
-        history = replace(history, audits=history.audits.strike(now.epoch, now.audit_pauses))
+        history = history._replace(audits=history.audits.strike(now.epoch, now.audit_pauses))
     reason = "too few calls in the audit"
     if window.busy and belief is not None:
         reason = f"hits {window.direct:.0%} of {window.calls_per_second:.0f} calls/s"

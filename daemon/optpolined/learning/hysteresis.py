@@ -4,7 +4,7 @@ The work of an epoch is in proportion to the sites that counted something and to
 deadline it is; the others are only carried along.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 
@@ -12,6 +12,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Form
 from optpolined.learning.chains import audit_chain, close_audit, watch
 from optpolined.learning.settings import LearningSettings
+from optpolined.learning.shape import Shaper
 from optpolined.learning.shares import look
 from optpolined.learning.state import (
     HysteresisState,
@@ -21,7 +22,7 @@ from optpolined.learning.state import (
     form_of,
     load,
 )
-from optpolined.learning.strategy import Decision, SiteEpoch, SiteStatus, Snapshot
+from optpolined.learning.strategy import Decision, Share, SiteEpoch, SiteStatus, Snapshot
 from optpolined.learning.windows import Now, close_window, first_window, learn, open_window
 
 __all__ = ("Hysteresis",)
@@ -40,8 +41,12 @@ _SECONDS = (0.001, 1e6)
 class Hysteresis:
     """See :class:`optpolined.learning.strategy.Strategy`; the package's docstring draws it."""
 
-    def __init__(self, settings: LearningSettings | None = None) -> None:
+    def __init__(
+        self, settings: LearningSettings | None = None, shaper: Shaper | None = None
+    ) -> None:
+        """:param shaper: Asked whether targets pay."""
         self.settings = settings or LearningSettings()
+        self.shaper = shaper or Shaper()
 
     def initial(self, sites: Iterable[GuestVirtual]) -> HysteresisState:
         return self.add(HysteresisState(version=1), sites)
@@ -64,7 +69,7 @@ class Hysteresis:
         if snapshot.epoch <= state.epoch:
             return state, Decision()
         seconds = snapshot.seconds
-        step = _Step(state, Now(snapshot.epoch, seconds, self.settings))
+        step = _Step(state, Now(snapshot.epoch, seconds, self.settings, self.shaper))
         if _SECONDS[0] <= seconds <= _SECONDS[1]:
             step.count(snapshot.sites, snapshot.installed)
         step.meet_deadlines()
@@ -114,7 +119,10 @@ class _Step:
         for address in sorted(counts.keys() & self.sites.keys()):
             site = self.sites[address]
             rule = _ON_COUNTS.get(site.phase)
-            if rule is not None and installed.get(address, ORIGINAL) == form_of(site):
+            if rule is None:
+                continue
+            form, standing = form_of(site), installed.get(address, ORIGINAL)
+            if standing is form or standing == form:
                 self.put(address, rule(site, look(counts[address]), self.now))
 
     def meet_deadlines(self) -> None:
@@ -143,7 +151,7 @@ class _Step:
         match site.phase:
             case Phase.LEARNING | Phase.RELEARNING:
                 ended = close_window(site, self.now)
-                return replace(ended, deadline=turn) if ended.phase is Phase.COLD else ended
+                return ended._replace(deadline=turn) if ended.phase is Phase.COLD else ended
             case Phase.MISSING:
                 return close_audit(site, self.now)
             case Phase.QUARANTINE:
@@ -177,6 +185,7 @@ class _Step:
             due=self.due,
         )
         wanted: dict[GuestVirtual, Form] = {}
+        shares: dict[GuestVirtual, Sequence[Share]] = {}
         states: dict[GuestVirtual, str] = {}
         reasons: dict[GuestVirtual, str] = {}
         for address in self.changed:
@@ -184,7 +193,9 @@ class _Step:
             form = form_of(new)
             if form != (form_of(old) if old else ORIGINAL):
                 wanted[address] = form
+                if new.phase is Phase.PROMOTED and new.belief is not None:
+                    shares[address] = new.belief.chain
             if old is None or old.phase is not new.phase:
                 states[address] = new.phase.value
                 reasons[address] = new.reason
-        return state, Decision(wanted, states, reasons)
+        return state, Decision(wanted, shares, states, reasons)

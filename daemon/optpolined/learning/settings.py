@@ -1,13 +1,23 @@
-"""The settings of the hysteresis strategy."""
+"""The settings of the strategies.
 
-from dataclasses import dataclass, fields
-from math import isfinite
+An epoch is one snapshot of the daemon, half a second to a second.  A share is a part of the calls
+of one site, 0 to 1.  A count is of calls, summed over the CPUs.
+"""
+
+from dataclasses import dataclass
 from typing import ClassVar
 
 from optpolined.learning.errors import SettingError
+from optpolined.learning.ranges import check_ranges
 
-__all__ = ("RANGES", "LearningSettings")
-
+__all__ = (
+    "CONTINUOUS_RANGES",
+    "EPOCH_RANGES",
+    "RANGES",
+    "ContinuousSettings",
+    "EpochSettings",
+    "LearningSettings",
+)
 
 RANGES: dict[str, tuple[float, float]] = {
     "promote_share": (0.5, 1.0),
@@ -16,7 +26,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "demote_epochs": (1, 1000),
     "add_share": (0.001, 0.5),
     "challenger_margin": (0.01, 0.9),
-    "max_targets": (1, 8),
+    "max_targets": (1, 16),
     "min_calls_per_second": (0.1, 1e9),
     "newest_weight": (0.01, 1.0),
     "learn_epochs": (1, 100_000),
@@ -29,15 +39,30 @@ RANGES: dict[str, tuple[float, float]] = {
     "quarantine_epochs_max": (1, 1_000_000),
     "calm_epochs": (1, 1_000_000),
 }
-"""The least and the most of each setting; where these are whole numbers, it is one too."""
+"""The least and the most of each setting of hysteresis; where these are whole, it is too."""
+
+CONTINUOUS_RANGES: dict[str, tuple[float, float]] = {
+    "fast_targets": (1, 8),
+    "candidates": (1, 64),
+    "update_calls": (1, 1_000_000_000),
+    "wipe_misses": (1, 1_000_000_000),
+    "patch_calls": (0, 1_000_000_000),
+}
+"""The same for the continuous strategy."""
+
+EPOCH_RANGES: dict[str, tuple[float, float]] = {
+    "learn_epochs": (1, 100_000),
+    "worker_epochs": (1, 100_000),
+    "retrain_epochs": (2, 1_000_000),
+    "max_targets": (1, 16),
+    "min_calls": (1, 1_000_000_000),
+}
+"""The same for the epoch strategy."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearningSettings:
-    """When a target is worth it.
-
-    An epoch is one snapshot of the daemon, half a second to a second.  A share is a part of the
-    calls of one site, 0 to 1.
+    """Hysteresis: when a target is worth it.
 
     :raise SettingError: A value is out of :data:`RANGES`, or two of them contradict each other.
     """
@@ -58,7 +83,8 @@ class LearningSettings:
     challenger_margin: float = 0.10
     """By so much of the calls a challenger must beat the weakest target of a full chain."""
     max_targets: int = 4
-    """The longest chain."""
+    """How many targets a site gets at most, unless more of them are needed for promote_share and
+    the cost model says that they pay."""
     min_calls_per_second: float = 20.0
     """An epoch with fewer calls of a site says nothing about it."""
     newest_weight: float = 0.5
@@ -86,8 +112,7 @@ class LearningSettings:
     over which the site misbehaved."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            self._check_range(field.name)
+        check_ranges(self, RANGES)
         if self.demote_share + self.promote_share <= 1 + 1e-9:
             allowed = f"more than 1 - promote_share ({1 - self.promote_share:.3g})"
             raise SettingError("demote_share", self.demote_share, allowed)
@@ -97,16 +122,62 @@ class LearningSettings:
             ("quarantine_epochs_max", "quarantine_epochs"),
             ("quarantine_epochs_max", "audit_interval_epochs"),
         ):
-            least = getattr(self, shorter)
-            if getattr(self, longer) < least:
-                raise SettingError(longer, getattr(self, longer), f"at least {shorter} ({least})")
+            _check_at_least(self, longer, shorter)
 
-    def _check_range(self, name: str) -> None:
-        value = getattr(self, name)
-        low, high = RANGES[name]
-        whole = isinstance(low, int)
-        kind = "a whole number" if whole else "a number"
-        allowed = f"{kind} from {low:g} to {high:g}"
-        right = isinstance(value, int) or (isinstance(value, float) and not whole)
-        if isinstance(value, bool) or not right or not isfinite(value) or not low <= value <= high:
-            raise SettingError(name, value, allowed)
+
+@dataclass(frozen=True, slots=True)
+class ContinuousSettings:
+    """Continuous: the numbers of Cree's dynamic calls.
+
+    :raise SettingError: A value is out of :data:`CONTINUOUS_RANGES`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    fast_targets: int = 2
+    """Targets that are called directly."""
+    candidates: int = 4
+    """Further targets that are counted at a time; all others are misses."""
+    update_calls: int = 1000
+    """When the candidates have more calls than this, the best are patched in."""
+    wipe_misses: int = 1000
+    """When there are more misses than this first, other candidates get a chance."""
+    patch_calls: int = 250
+    """The best must have more calls than this, or nothing is patched."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, CONTINUOUS_RANGES)
+
+
+@dataclass(frozen=True, slots=True)
+class EpochSettings:
+    """Epoch: learn, patch, and train again at intervals.
+
+    :raise SettingError: A value is out of :data:`EPOCH_RANGES`, or two contradict each other.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    learn_epochs: int = 10
+    """For so long a training lasts at most."""
+    worker_epochs: int = 2
+    """Every so many epochs of a training, the sites that were called are patched."""
+    retrain_epochs: int = 240
+    """From the start of one training to that of the next."""
+    max_targets: int = 1
+    """The most frequent target, or so many of them."""
+    min_calls: int = 1
+    """A site with fewer calls in a training is not patched."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, EPOCH_RANGES)
+        _check_at_least(self, "learn_epochs", "worker_epochs")
+        if self.retrain_epochs <= self.learn_epochs:
+            allowed = f"more than learn_epochs ({self.learn_epochs})"
+            raise SettingError("retrain_epochs", self.retrain_epochs, allowed)
+
+
+def _check_at_least(settings: object, longer: str, shorter: str) -> None:
+    value, least = getattr(settings, longer), getattr(settings, shorter)
+    if value < least:
+        raise SettingError(longer, value, f"at least {shorter} ({least})")

@@ -1,10 +1,11 @@
 """Shares of a site's calls: seen, averaged, chosen.  Lists are hottest first, ties by address."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from optpolined.addresses import GuestVirtual
-from optpolined.learning.strategy import SiteEpoch
+from optpolined.learning.strategy import Share, SiteEpoch
 
 __all__ = ("Seen", "Share", "blend", "choose", "contest", "covers", "estimate", "extend", "look")
 
@@ -16,20 +17,17 @@ _SHARE_KEPT = 0.001
 _ROUNDING = 1e-9
 
 
-class Share(NamedTuple):
-    """A target and its part of the site's calls, 0 to 1."""
-
-    target: GuestVirtual
-    share: float
+_part = itemgetter(1)
 
 
 class Seen(NamedTuple):
     """The usable counts of a :class:`SiteEpoch`."""
 
-    calls: dict[GuestVirtual, int]
+    calls: Mapping[GuestVirtual, int]
     slow: int
     """Calls that reached the learning stub, by whatever target."""
     hits: int
+    keyed: bool = False
 
     @property
     def total(self) -> int:
@@ -39,24 +37,33 @@ class Seen(NamedTuple):
 
 def look(site: SiteEpoch) -> Seen:
     """Drop what cannot be: negative counts, target 0 (a free slot), absurd numbers."""
-    calls = {
-        target: min(_COUNT_MAX, count)
-        for target, count in site.calls.items()
-        if count > 0 and target > 0
-    }
-    other = min(max(site.other, 0), _COUNT_MAX)
-    return Seen(calls, sum(calls.values()) + other, min(max(site.hits, 0), _COUNT_MAX))
+    calls, other, hits = site.calls, site.other, site.hits
+    # Nearly always all is well, and nothing need be copied.
+    if calls and (min(calls.values()) <= 0 or max(calls.values()) > _COUNT_MAX or min(calls) <= 0):
+        calls = {
+            target: min(_COUNT_MAX, count)
+            for target, count in calls.items()
+            if count > 0 and target > 0
+        }
+    other = min(other, _COUNT_MAX) if other > 0 else 0
+    hits = min(hits, _COUNT_MAX) if hits > 0 else 0
+    return Seen(calls, sum(calls.values()) + other, hits, site.keyed)
 
 
 def blend(old: Sequence[Share], seen: Seen, weight: float) -> tuple[Share, ...]:
     """The moving average of the shares after one more epoch, which counts for ``weight``."""
     keep = 1.0 - weight
+    scale = weight / (seen.slow + seen.hits)
     shares = {target: share * keep for target, share in old}
-    scale = weight / seen.total
     for target, count in seen.calls.items():
         shares[target] = shares.get(target, 0.0) + count * scale
-    ranked = sorted((-share, target) for target, share in shares.items() if share >= _SHARE_KEPT)
-    return tuple([Share(target, -negative) for negative, target in ranked[:_TARGETS_KEPT]])
+    # Sorting is stable, in reverse too: equal ones stay in the order of their addresses.
+    ranked = sorted(shares.items())
+    ranked.sort(key=_part, reverse=True)
+    del ranked[_TARGETS_KEPT:]
+    while ranked and ranked[-1][1] < _SHARE_KEPT:
+        ranked.pop()
+    return tuple(ranked)
 
 
 def covers(shares: Iterable[Share], targets: Sequence[GuestVirtual], enough: float) -> bool:
@@ -81,18 +88,22 @@ def extend(
 ) -> tuple[Share, ...]:
     """``chosen`` and, in its free places, further targets of at least ``worth``."""
     free = most - len(chosen)
-    further = [s.target for s in shares if s.target not in chosen and s.share >= worth - _ROUNDING][
-        :free
-    ]
-    return tuple(share for share in shares if share.target in chosen or share.target in further)
+    chain = []
+    for share in shares:
+        if share[0] in chosen:
+            chain.append(share)
+        elif free > 0 and share[1] >= worth - _ROUNDING:
+            chain.append(share)
+            free -= 1
+    return tuple(chain)
 
 
 def estimate(chain: Sequence[Share], direct: float) -> tuple[Share, ...]:
     """The shares of a chain whose hits are known only as a sum: in proportion as before."""
-    total = sum(share for _, share in chain)
+    total = sum(map(_part, chain))
     if total <= 0:
-        return tuple(Share(target, direct / len(chain)) for target, _ in chain)
-    return tuple(Share(target, share / total * direct) for target, share in chain)
+        return tuple([(target, direct / len(chain)) for target, _ in chain])
+    return tuple([(target, share / total * direct) for target, share in chain])
 
 
 def contest(
@@ -110,14 +121,15 @@ def contest(
     """
     places = list(chain)
     for challenger in challengers:
-        if challenger.share < worth - _ROUNDING:
+        if challenger[1] < worth - _ROUNDING:
             break
         if len(places) < most:
             places.append(challenger)
             continue
         # Of equally weak ones the last in the chain goes.
-        weakest = min(reversed(range(len(places))), key=lambda place: places[place].share)
-        if margin is None or challenger.share - places[weakest].share < margin - _ROUNDING:
+        weakest = min(reversed(range(len(places))), key=lambda place: places[place][1])
+        if margin is None or challenger[1] - places[weakest][1] < margin - _ROUNDING:
             break
         places[weakest] = challenger
-    return tuple(sorted(places, key=lambda share: -share.share))
+    places.sort(key=_part, reverse=True)
+    return tuple(places)

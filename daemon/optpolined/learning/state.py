@@ -1,8 +1,13 @@
-"""What hysteresis remembers: plain immutable values, the same after a way through JSON."""
+"""What hysteresis remembers: plain immutable values, the same after a way through JSON.
+
+What stands once for each site is a ``NamedTuple``: with thousands of sites, making a frozen
+dataclass for each was a quarter of the time of an epoch.
+"""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, Literal
+from operator import itemgetter
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -10,7 +15,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.learning.backoff import Backoff
 from optpolined.learning.errors import StateError
-from optpolined.learning.shares import Share
+from optpolined.learning.strategy import Share
 
 __all__ = (
     "Belief",
@@ -22,6 +27,7 @@ __all__ = (
     "dump",
     "form_of",
     "load",
+    "load_json",
 )
 
 
@@ -37,8 +43,7 @@ class Phase(StrEnum):
     QUARANTINE = "quarantine"
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """A time in which a site's counts are looked at: a learning window, or an audit of a chain."""
 
     since: int
@@ -57,10 +62,11 @@ class Window:
     """The targets on which they agreed."""
     alarm: bool = False
     """The audit was caused by many misses, not by moderate ones."""
+    keyed: bool = False
+    """The site learns its key too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Belief:
+class Belief(NamedTuple):
     """What is known of a promoted site, whose hits are not counted."""
 
     chain: tuple[Share, ...]
@@ -71,8 +77,7 @@ class Belief:
     """The epoch in which that was seen."""
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(NamedTuple):
     """The troubles of a site, whatever its phase."""
 
     flaps: Backoff
@@ -83,8 +88,7 @@ class History:
     """Audits of many misses that changed nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class SiteState:
+class SiteState(NamedTuple):
     """One site."""
 
     phase: Phase
@@ -114,12 +118,15 @@ class HysteresisState:
     """Sites by the epoch of their deadline.  An entry counts only if its site still has it."""
 
 
+_target = itemgetter(0)
+
+
 def form_of(site: SiteState) -> Form:
     """The wanted form of a site."""
     if site.phase is Phase.LEARNING or site.phase is Phase.RELEARNING:
         return LEARNING
     if site.belief is not None:
-        targets = tuple([target for target, _ in site.belief.chain])
+        targets = tuple(map(_target, site.belief.chain))
         return Chain(targets, counts_hits=site.phase is Phase.MISSING)
     return ORIGINAL
 
@@ -137,9 +144,20 @@ def load(text: str) -> HysteresisState:
 
     :raise StateError: ``text`` is something else.
     """
+    return load_json(_JSON, text, "hysteresis")
+
+
+StateT = TypeVar("StateT")
+
+
+def load_json(adapter: TypeAdapter[StateT], text: str, whose: str) -> StateT:
+    """A state of the strategy ``whose``, from JSON.
+
+    :raise StateError: ``text`` is something else.
+    """
     try:
-        return _JSON.validate_json(text)
+        return adapter.validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "state"
-        raise StateError(f"not a state of hysteresis: {where}: {first['msg']}") from error
+        raise StateError(f"not a state of {whose}: {where}: {first['msg']}") from error

@@ -2,18 +2,26 @@
 
 Pure: no I/O, no clock, no randomness.  The same state and the same snapshots give the same
 decisions, so a recorded trace replays exactly.
+
+Strategies decide which targets a site gets and say so as ``Original``, ``LEARNING`` or ``Chain``;
+which form these then take at the site is shape.py's choice, and no strategy need know of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Form
 
-__all__ = ("Decision", "SiteEpoch", "SiteStatus", "Snapshot", "Strategy")
+__all__ = ("Decision", "Share", "SiteEpoch", "SiteStatus", "Snapshot", "Strategy")
 
 StateT = TypeVar("StateT")
+
+
+Share = tuple[GuestVirtual, float]
+"""A target and its part of the site's calls, 0 to 1.  There are a hundred thousand of them, and the
+garbage collector lets plain tuples of numbers be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,8 @@ class SiteEpoch:
     """Calls whose target found no slot."""
     hits: int = 0
     """Direct calls; counted only by ``Chain(counts_hits=True)``."""
+    keyed: bool = False
+    """Whether the site learns its key too, so that it can become a tree by key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,9 @@ class Decision:
 
     wanted: Mapping[GuestVirtual, Form] = field(default_factory=dict)
     """The form of each site whose wanted form changed."""
+    shares: Mapping[GuestVirtual, Sequence[Share]] = field(default_factory=dict)
+    """The shares by which the targets were chosen, in the order of the chain, of each site in
+    ``wanted`` that is to have targets and does not count its hits."""
     states: Mapping[GuestVirtual, str] = field(default_factory=dict)
     """The name of the state of each site whose state changed."""
     reasons: Mapping[GuestVirtual, str] = field(default_factory=dict)

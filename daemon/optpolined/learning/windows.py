@@ -1,39 +1,47 @@
 """Learning windows: every call of the site is counted by target."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
+from optpolined.addresses import GuestVirtual
 from optpolined.learning.backoff import Backoff, Pauses
 from optpolined.learning.settings import LearningSettings
-from optpolined.learning.shares import Seen, blend, choose, covers, extend
+from optpolined.learning.shape import Shaper
+from optpolined.learning.shares import Seen, Share, blend, choose, covers, extend
 from optpolined.learning.state import Belief, History, Phase, SiteState, Window
 
 __all__ = ("Now", "close_window", "first_window", "learn", "open_window")
 
 
-@dataclass(frozen=True, slots=True)
 class Now:
-    """The epoch that is being decided."""
+    """The epoch that is being decided, and what follows from it for every site."""
 
-    epoch: int
-    seconds: float
-    settings: LearningSettings
+    __slots__ = (
+        "audit_pauses",
+        "epoch",
+        "few_calls",
+        "flap_pauses",
+        "places",
+        "seconds",
+        "settings",
+        "shaper",
+    )
 
-    @property
-    def few_calls(self) -> float:
+    def __init__(
+        self, epoch: int, seconds: float, settings: LearningSettings, shaper: Shaper
+    ) -> None:
+        s = settings
+        self.epoch = epoch
+        self.seconds = seconds
+        self.settings = settings
+        self.shaper = shaper
+        self.few_calls = max(1.0, s.min_calls_per_second * seconds)
         """An epoch with fewer calls says nothing."""
-        return max(1.0, self.settings.min_calls_per_second * self.seconds)
-
-    @property
-    def flap_pauses(self) -> Pauses:
+        self.places = min(s.max_targets, shaper.targets_max)
+        """The targets of a site, unless more are needed and pay."""
+        self.flap_pauses = Pauses(s.quarantine_epochs, s.quarantine_epochs_max, s.calm_epochs)
         """After a change of targets, a failed window or a false alarm."""
-        s = self.settings
-        return Pauses(s.quarantine_epochs, s.quarantine_epochs_max, s.calm_epochs)
-
-    @property
-    def audit_pauses(self) -> Pauses:
+        self.audit_pauses = Pauses(s.audit_interval_epochs, s.quarantine_epochs_max, s.calm_epochs)
         """After an audit of moderate misses."""
-        s = self.settings
-        return Pauses(s.audit_interval_epochs, s.quarantine_epochs_max, s.calm_epochs)
 
 
 def first_window(now: Now) -> SiteState:
@@ -52,26 +60,41 @@ def open_window(site: SiteState, now: Now, phase: Phase, reason: str) -> SiteSta
 def learn(site: SiteState, seen: Seen, now: Now) -> SiteState:
     """One epoch of a learning window; too few calls neither promote nor reset."""
     window = site.window
-    if window is None or seen.total < now.few_calls:
+    total = seen.slow + seen.hits
+    if window is None or total < now.few_calls:
         return site
     s = now.settings
     weight = s.newest_weight if window.busy else 1.0
     shares = blend(window.shares, seen, weight)
-    rate = (1.0 - weight) * window.calls_per_second + weight * seen.total / now.seconds
+    rate = (1.0 - weight) * window.calls_per_second + weight * total / now.seconds
     candidate, streak = window.candidate, window.streak + 1
     if not candidate or not covers(shares, candidate, s.promote_share):
-        candidate = choose(shares, s.promote_share, s.max_targets)
+        candidate = _candidate(shares, now, keyed=seen.keyed)
         streak = 1 if candidate else 0
-    window = Window(window.since, shares, 0.0, rate, window.busy + 1, streak, candidate)
+    window = Window(
+        window.since, shares, 0.0, rate, window.busy + 1, streak, candidate, keyed=seen.keyed
+    )
     if streak >= s.promote_epochs:
         return _promote(site, window, now)
     return SiteState(site.phase, site.reason, site.history, site.deadline, window)
 
 
+def _candidate(shares: Sequence[Share], now: Now, *, keyed: bool) -> tuple[GuestVirtual, ...]:
+    """The targets that are worth a form: the fewest that have the share; none if none pay."""
+    s = now.settings
+    chosen = choose(shares, s.promote_share, now.places)
+    if not chosen:
+        chosen = choose(shares, s.promote_share, now.shaper.targets_max)
+    return chosen if now.shaper.pays(shares[: len(chosen)], keyed=keyed) else ()
+
+
 def _promote(site: SiteState, window: Window, now: Now) -> SiteState:
     s = now.settings
-    chain = extend(window.shares, window.candidate, s.add_share, s.max_targets)
-    share = sum(share for _, share in chain)
+    places = now.places
+    if len(window.candidate) > places:
+        places = now.shaper.targets_max
+    chain = extend(window.shares, window.candidate, s.add_share, places)
+    share = sum([share for _, share in chain])
     return SiteState(
         Phase.PROMOTED,
         f"{len(chain)} targets take {share:.0%} of {window.calls_per_second:.0f} calls/s",
@@ -86,7 +109,7 @@ def _ended(site: SiteState, now: Now) -> History:
 
 
 def _struck(history: History, now: Now) -> History:
-    return replace(history, flaps=history.flaps.strike(now.epoch, now.flap_pauses))
+    return history._replace(flaps=history.flaps.strike(now.epoch, now.flap_pauses))
 
 
 def close_window(site: SiteState, now: Now) -> SiteState:
@@ -95,19 +118,33 @@ def close_window(site: SiteState, now: Now) -> SiteState:
     window = site.window or Window(now.epoch)
     extended = window.since + s.learn_epochs + s.promote_epochs
     if window.streak and now.epoch < extended:
-        return replace(site, deadline=extended)
+        return site._replace(deadline=extended)
     history = _ended(site, now)
     if window.busy < s.promote_epochs:
         reason = f"under {s.min_calls_per_second:g} calls/s in most of the window"
         return SiteState(Phase.COLD, reason, history)
+    trouble = _too_many(window, now)
     phase = Phase.QUARANTINE
-    best = sum(share for _, share in window.shares[: s.max_targets])
-    reason = f"the hottest {s.max_targets} targets take {best:.0%}, {s.promote_share:.0%} needed"
-    if best >= s.promote_share:
-        reason = f"no {s.promote_epochs} epochs agreed on the targets"
-    elif site.phase is Phase.LEARNING:
+    if trouble is not None and site.phase is Phase.LEARNING:
         phase = Phase.MEGAMORPHIC
     if site.phase is Phase.LEARNING:
         history = _struck(history, now)
     wake = max(now.epoch + 1, history.flaps.ready_at(now.flap_pauses))
-    return SiteState(phase, reason, history, wake)
+    return SiteState(
+        phase, trouble or f"no {s.promote_epochs} epochs agreed on the targets", history, wake
+    )
+
+
+def _too_many(window: Window, now: Now) -> str | None:
+    """Why the targets are too many for any form; ``None`` where they are not."""
+    s = now.settings
+    hottest = window.shares[: now.shaper.targets_max]
+    chosen = choose(hottest, s.promote_share, len(hottest))
+    if not chosen:
+        best = sum([share for _, share in hottest])
+        return f"the hottest {len(hottest)} targets take {best:.0%}, {s.promote_share:.0%} needed"
+    if now.shaper.pays(hottest[: len(chosen)], keyed=window.keyed):
+        return None
+    saving = now.shaper.saving(hottest[: len(chosen)])
+    least = now.shaper.settings.min_saving_share
+    return f"direct calls to {len(chosen)} targets would save {saving:.0%}, {least:.0%} needed"

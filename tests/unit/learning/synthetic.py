@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any, TypeVar
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.learning.hysteresis import Hysteresis
 from optpolined.learning.settings import LearningSettings
-from optpolined.learning.state import HysteresisState
-from optpolined.learning.strategy import Decision, SiteEpoch, Snapshot
+from optpolined.learning.strategy import Decision, SiteEpoch, Snapshot, Strategy
+
+StateT = TypeVar("StateT")
 
 SECONDS = 0.5
 SLOTS = 7
@@ -118,9 +120,10 @@ class Run:
         settings: LearningSettings | None = None,
         *,
         noise: int | None = None,
+        strategy: Strategy[Any] | None = None,
     ) -> None:
         self.guest = SyntheticGuest(sites, noise=noise)
-        self.strategy = Hysteresis(settings)
+        self.strategy = strategy or Hysteresis(settings)
         self.state = self.strategy.initial(sites)
         self.snapshots: list[Snapshot] = []
         self.decisions: list[Decision] = []
@@ -147,7 +150,7 @@ class Run:
 
 
 def replay(
-    strategy: Hysteresis, state: HysteresisState, snapshots: Iterable[Snapshot]
+    strategy: Strategy[StateT], state: StateT, snapshots: Iterable[Snapshot]
 ) -> list[Decision]:
     decisions = []
     for snapshot in snapshots:

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
-from optpolined.learning.shares import Share, blend, choose, contest, covers, estimate, extend, look
+from optpolined.learning.shares import blend, choose, contest, covers, estimate, extend, look
 from optpolined.learning.strategy import SiteEpoch
 
 from .synthetic import A, B, C, D, E, F, target
@@ -27,16 +27,16 @@ def test_the_average_moves_and_forgets() -> None:
     assert shares == ((A, 0.75), (B, 0.25))
     for _ in range(30):
         shares = blend(shares, look(SiteEpoch({B: 10})), 0.25)
-    assert [share.target for share in shares] == [B]
+    assert [share[0] for share in shares] == [B]
 
 
 def test_a_guest_with_hundreds_of_targets_is_bounded() -> None:
     seen = look(SiteEpoch({target(number): 1000 - number for number in range(448)}))
     shares = blend((), seen, 1.0)
-    assert [share.target for share in shares] == [target(number) for number in range(16)]
+    assert [share[0] for share in shares] == [target(number) for number in range(16)]
 
 
-HEAT = (Share(A, 0.5), Share(B, 0.4), Share(C, 0.06), Share(D, 0.02), Share(E, 0.02))
+HEAT = ((A, 0.5), (B, 0.4), (C, 0.06), (D, 0.02), (E, 0.02))
 
 
 @pytest.mark.parametrize(
@@ -65,32 +65,30 @@ def test_free_places_go_to_what_is_worth_them() -> None:
 
 
 def test_hits_are_shared_out_as_before() -> None:
-    shares = [share for _, share in estimate((Share(A, 0.6), Share(B, 0.2)), 0.4)]
+    shares = [share for _, share in estimate(((A, 0.6), (B, 0.2)), 0.4)]
     assert shares == pytest.approx([0.3, 0.1])
-    assert estimate((Share(A, 0.0), Share(B, 0.0)), 0.4) == ((A, 0.2), (B, 0.2))
+    assert estimate(((A, 0.0), (B, 0.0)), 0.4) == ((A, 0.2), (B, 0.2))
 
 
 def test_a_free_place_needs_no_margin() -> None:
-    chain = contest((Share(A, 0.9),), (Share(B, 0.1),), worth=0.05, margin=0.5, most=4)
+    chain = contest(((A, 0.9),), ((B, 0.1),), worth=0.05, margin=0.5, most=4)
     assert chain == ((A, 0.9), (B, 0.1))
 
 
 @pytest.mark.parametrize(("share", "wins"), [(0.14, False), (0.15, True), (0.5, True)])
 def test_a_taken_place_needs_the_margin(share: float, wins: bool) -> None:
-    chain = contest(
-        (Share(A, 0.4), Share(B, 0.05)), (Share(C, share),), worth=0.05, margin=0.1, most=2
-    )
+    chain = contest(((A, 0.4), (B, 0.05)), ((C, share),), worth=0.05, margin=0.1, most=2)
     assert {name for name, _ in chain} == ({A, C} if wins else {A, B})
 
 
 def test_without_leave_nobody_loses_his_place() -> None:
-    chain = contest((Share(A, 0.0),), (Share(C, 1.0),), worth=0.05, margin=None, most=1)
+    chain = contest(((A, 0.0),), ((C, 1.0),), worth=0.05, margin=None, most=1)
     assert chain == ((A, 0.0),)
 
 
 def test_of_equally_weak_targets_the_last_goes() -> None:
-    weak = (Share(A, 0.0), Share(B, 0.0), Share(C, 0.0))
-    chain = contest(weak, (Share(F, 1.0),), worth=0.05, margin=0.1, most=3)
+    weak = ((A, 0.0), (B, 0.0), (C, 0.0))
+    chain = contest(weak, ((F, 1.0),), worth=0.05, margin=0.1, most=3)
     assert chain == ((F, 1.0), (A, 0.0), (B, 0.0))
 
 

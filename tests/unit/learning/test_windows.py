@@ -3,9 +3,12 @@
 import itertools
 
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain
+from optpolined.learning.cost import Costs
+from optpolined.learning.hysteresis import Hysteresis
 from optpolined.learning.settings import LearningSettings
+from optpolined.learning.shape import FormChoice, Shaper, ShapeSettings
 
-from .synthetic import A, B, C, D, E, Run, mix, phases, site, steady, target
+from .synthetic import A, B, C, D, E, F, Run, mix, phases, site, steady, target
 
 S = site(0)
 
@@ -43,7 +46,34 @@ def test_too_many_targets_are_left_alone_with_the_reason() -> None:
     run = Run({S: steady(*[100] * 16)}).epochs(11)
     assert run.name(S) == "megamorphic"
     assert run.guest.installed[S] == ORIGINAL
-    assert run.decisions[-1].reasons[S] == "the hottest 4 targets take 25%, 90% needed"
+    assert run.decisions[-1].reasons[S] == "the hottest 7 targets take 44%, 90% needed"
+
+
+def test_targets_that_do_not_pay_are_left_alone_with_the_reason() -> None:
+    run = Run({S: steady(*[200] * 7)}).epochs(11)
+    assert run.name(S) == "megamorphic"
+    assert run.guest.installed[S] == ORIGINAL
+    assert run.decisions[-1].reasons[S] == "direct calls to 7 targets would save 6%, 8% needed"
+
+
+def test_more_than_max_targets_are_taken_where_they_are_skewed_and_pay() -> None:
+    run = Run({S: steady(500, 150, 100, 80, 70, 60, 40)}).epochs(4)
+    assert run.targets(S) == (A, B, C, D, E, F)
+    assert run.decisions[-1].shares[S][0] == (A, 0.5)
+
+
+def test_a_named_tree_is_built_whether_it_pays_or_not() -> None:
+    shaper = Shaper(ShapeSettings(form=FormChoice.TREE))
+    run = Run({S: steady(*[200] * 7)}, strategy=Hysteresis(None, shaper)).epochs(4)
+    assert len(run.targets(S)) == 7
+
+
+def test_a_cpu_whose_retpolines_are_cheap_needs_no_chains() -> None:
+    shaper = Shaper(None, Costs(retpoline_cycles=12.0))
+    run = Run({S: steady(500, 500), site(1): steady(1000)}, strategy=Hysteresis(None, shaper))
+    run.epochs(11)
+    assert run.name(S) == "megamorphic"
+    assert run.targets(site(1)) == (A,)
 
 
 def test_a_megamorphic_site_is_looked_at_again_ever_more_rarely() -> None:

@@ -1,0 +1,39 @@
+"""The strategies by name."""
+
+from enum import StrEnum
+from typing import Any
+
+from optpolined.learning.continuous import Continuous
+from optpolined.learning.epoch import Epoch
+from optpolined.learning.hysteresis import Hysteresis
+from optpolined.learning.settings import ContinuousSettings, EpochSettings, LearningSettings
+from optpolined.learning.shape import Shaper
+from optpolined.learning.strategy import Strategy
+
+__all__ = ("StrategyName", "make_strategy")
+
+
+class StrategyName(StrEnum):
+    """What a configuration may name."""
+
+    HYSTERESIS = "hysteresis"
+    CONTINUOUS = "continuous"
+    EPOCH = "epoch"
+
+
+def make_strategy(
+    name: StrategyName,
+    *,
+    hysteresis: LearningSettings,
+    continuous: ContinuousSettings,
+    epoch: EpochSettings,
+    shaper: Shaper,
+) -> Strategy[Any]:
+    """The strategy ``name`` with its own of the settings; only it knows its states."""
+    match name:
+        case StrategyName.HYSTERESIS:
+            return Hysteresis(hysteresis, shaper)
+        case StrategyName.CONTINUOUS:
+            return Continuous(continuous)
+        case StrategyName.EPOCH:
+            return Epoch(epoch, shaper)
