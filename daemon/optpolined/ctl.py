@@ -1,35 +1,54 @@
 """The command `optpolinectl`: asks a running daemon, or cleans up after a dead one.
 
-Exit codes: 0 done, 1 no daemon, or no QEMU, answers; 2 bad input.
+Exit codes: 0 done; 1 no daemon, or no QEMU, answers, or it failed; 2 bad input, or refused: nothing
+has changed.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, load
 from optpolined.errors import OptpolinedError
 from optpolined.service.errors import AttachRefusedError
 from optpolined.service.rescue import rescue
-from optpolined.telemetry.server import read_status, status_socket
+from optpolined.telemetry.requests import (
+    Answer,
+    ListStaticCalls,
+    ReleaseStub,
+    Request,
+    SetStaticCall,
+    TakeStub,
+)
+from optpolined.telemetry.server import ask, read_status, status_socket
 
 __all__ = ("main",)
 
 _EPILOG = """\
 example:
   optpolinectl status --guest vm1
-  optpolinectl rescue --guest vm1     as systemd's ExecStopPost
+  optpolinectl release-stub --guest vm1     prints the gdb command to use
+  optpolinectl take-stub --guest vm1        when gdb has ended
+  optpolinectl static-call list --guest vm1
+  optpolinectl static-call set my_key my_function --guest vm1
+  optpolinectl rescue --guest vm1           as systemd's ExecStopPost
 
-exit codes: 0 done, 1 no daemon, or no QEMU, answers; 2 bad input
+exit codes: 0 done; 1 no daemon, or no QEMU, answers, or it failed; 2 bad input, or refused
 """
 
 _SHOWN = ("phase", "kernel", "seconds", "eligible", "states", "pokes", "refused", "int3_hits")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; answer its exit code."""
+_REQUESTS: tuple[tuple[Request, str], ...] = (
+    (ReleaseStub(), "let a debugger have the gdbstub; nothing is changed until it is taken back"),
+    (TakeStub(), "take the gdbstub back, once the debugger has ended"),
+)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="optpolinectl",
         description="Ask a running optpolined, or clean up after a dead one.",
@@ -44,11 +63,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = commands.add_parser("status", parents=[guest], description=says, help=says)
     status.add_argument("--json", action="store_true", help="everything, as JSON")
     status.set_defaults(run=_status)
+    for request, says in _REQUESTS:
+        commands.add_parser(
+            request.request, parents=[guest], description=says, help=says
+        ).set_defaults(run=partial(_ask, request))
+    _add_static_call(commands.add_parser("static-call", help="see and set static calls"), guest)
     says = "resume a guest that a daemon left stopped, whose guardian died too"
     commands.add_parser("rescue", parents=[guest], description=says, help=says).set_defaults(
         run=_rescue
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _add_static_call(parser: argparse.ArgumentParser, guest: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="list|set")
+    says = "the keys, and where each goes"
+    shown = commands.add_parser("list", parents=[guest], description=says, help=says)
+    shown.add_argument("--json", action="store_true", help="as JSON")
+    shown.set_defaults(run=_list_static_calls)
+    says = "point a key at a function of the kernel, or of the key's own module"
+    change = commands.add_parser("set", parents=[guest], description=says, help=says)
+    change.add_argument("key", metavar="KEY")
+    change.add_argument("function", metavar="FUNCTION", help="or NULL: calls do nothing")
+    change.set_defaults(run=_set_static_call)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; answer its exit code."""
+    options = _parser().parse_args(arguments)
     try:
         directories = (options.config_dir,) if options.config_dir else DEFAULT_DIRECTORIES
         config = load(options.guest, directories)
@@ -57,6 +99,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"optpolinectl: {error}\n")
         return 2 if isinstance(error, (ConfigError, AttachRefusedError)) else 1
     return exit_code
+
+
+def _ask(request: Request, options: argparse.Namespace, config: GuestConfig) -> int:
+    return _say(ask(status_socket(config.runtime_directory, options.guest), request))
+
+
+def _say(answer: Answer) -> int:
+    if answer.outcome == "done":
+        sys.stdout.write(f"{answer.says}\n")
+        return 0
+    sys.stderr.write(f"optpolinectl: {answer.says}\n")
+    return 2 if answer.outcome == "refused" else 1
+
+
+def _list_static_calls(options: argparse.Namespace, config: GuestConfig) -> int:
+    answer = ask(status_socket(config.runtime_directory, options.guest), ListStaticCalls())
+    if answer.outcome != "done":
+        return _say(answer)
+    if options.json:
+        sys.stdout.write(json.dumps(answer.rows, indent=2) + "\n")
+        return 0
+    for row in answer.rows:
+        module = f" [{row['module']}]" if row["module"] else ""
+        goes = row["target"] or "NULL"
+        built = "" if row["target"] == row["built"] else f" (built: {row['built'] or 'NULL'})"
+        sys.stdout.write(f"{row['key']}{module} -> {goes}{built}, {row['sites']} sites\n")
+    return 0
+
+
+def _set_static_call(options: argparse.Namespace, config: GuestConfig) -> int:
+    function = None if options.function == "NULL" else options.function
+    return _ask(SetStaticCall(key=options.key, function=function), options, config)
 
 
 def _rescue(_: argparse.Namespace, config: GuestConfig) -> int:

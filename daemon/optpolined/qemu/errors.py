@@ -22,6 +22,7 @@ QemuError
 |   +-- StubProtocolError      what answers is not QEMU's gdbstub, or broke its rules
 |   +-- StubClosedError        QEMU hung up, or the connection failed before
 |   +-- StubStateError         a call outside a stop, or a second stop: the caller's fault
+|   +-- StubReleasedError      it is not held now: given up to a debugger
 |   +-- StubReadError          the stub refused a read
 |   +-- StubWriteError         the stub refused a write
 |   +-- ResumedError           somebody resumed the guest in the middle of a stop
@@ -55,6 +56,7 @@ __all__ = (
     "StubError",
     "StubProtocolError",
     "StubReadError",
+    "StubReleasedError",
     "StubStateError",
     "StubTimeoutError",
     "StubWriteError",
@@ -170,6 +172,13 @@ class StubClosedError(StubError):
 
 class StubStateError(StubError):
     """The caller asked for what this state does not allow."""
+
+
+class StubReleasedError(StubError):
+    """The gdbstub is not held: it was given up to a debugger."""
+
+    def __init__(self) -> None:
+        super().__init__("the gdbstub is released to a debugger")
 
 
 class StubReadError(StubError):

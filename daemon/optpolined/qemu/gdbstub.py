@@ -19,11 +19,10 @@ it as done, says nothing, and the guest runs on at the end of our stop.
 """
 
 import contextlib
-import re
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, Protocol, Self
+from typing import NoReturn, Self
 
 from optpolined.addresses import GuestPhysical
 from optpolined.qemu import rsp
@@ -40,44 +39,17 @@ from optpolined.qemu.errors import (
     StubWriteError,
 )
 from optpolined.qemu.sockets import connect_unix, explain
+from optpolined.qemu.stopnote import StopGuard
 from optpolined.qemu.stub_setup import close_stub, open_stub
 from optpolined.qemu.wire import Wire
 
-__all__ = ("GdbStub", "StopGuard", "close_stub", "open_stub")
-
-_WHICH = rsp.packet(b"qC")
-_MARKER = rsp.packet(b"qqemu.PhyMemMode")
-_MARKER_REPLY = b"1"
-"""No other reply looks like it: data is an even number of digits."""
-
-_STOP = _WHICH + _MARKER
-_CONTINUE = rsp.packet(b"c")
-_FORGET = b"+" + b"x" * 0x1100 + b"#00"
-"""Frees the parser of what a client that died has left in it.
-
-It takes the place of the acknowledgement that was owed, then runs an unfinished line over the
-stub's buffer: so no checksum can make a command of it.  A stub with a larger buffer sees a
-checksum that is most likely wrong.
-"""
-_GREET = _FORGET + rsp.packet(b"qSupported") + rsp.packet(b"Qqemu.PhyMemMode:1") + _MARKER
+__all__ = ("GdbStub", "close_stub", "open_stub")
 
 _RESUMES = 20
 """How often one end of a stop is tried where somebody else resumes the guest in between."""
 
-_PACKET_SIZE = re.compile(rb"PacketSize=([0-9a-f]{1,8})(;|$)")
-
 _WROTE = b"+" + rsp.packet(b"OK")
 _ALL_WROTE = tuple(_WROTE * count for count in range(WINDOW_PACKETS + 1))
-
-
-class StopGuard(Protocol):
-    """Somebody who is to know of a stop before it begins, and when it has ended."""
-
-    def stopping(self) -> None:
-        """Take note that the guest may be stopped by us from now on."""
-
-    def resumed(self) -> None:
-        """Take note that it no longer is."""
 
 
 class GdbStub:
@@ -108,14 +80,21 @@ class GdbStub:
 
     @classmethod
     def connect(
-        cls, path: Path, *, timeout_seconds: float = 5, guard: StopGuard | None = None
+        cls,
+        path: Path,
+        *,
+        timeout_seconds: float = 5,
+        guard: StopGuard | None = None,
+        vcpus: int = 1,
     ) -> Self:
         """Connect, set physical memory mode, and let the guest run again if it ran.
 
-        Connecting stops the guest for about a millisecond.  See first that nobody else is
-        connected (:func:`open_stub`): QEMU would queue us silently, and stop the guest much later.
+        Connecting stops the guest for about a millisecond, and removes a debugger's breakpoints:
+        nobody would resume a guest that meets one.  See first that nobody else is connected
+        (:func:`open_stub`): QEMU would queue us silently, and stop the guest much later.
 
         :param guard: Is told of each stop, of this one too.
+        :param vcpus: How many the guest has.
         :raise StubAbsentError: nobody listens there.
         :raise StubTimeoutError: no answer; another client may be connected.
         :raise StubProtocolError: it is not QEMU's gdbstub.
@@ -128,7 +107,7 @@ class GdbStub:
             raise StubAbsentError(explain(path, error)) from error
         stub = cls(connection, timeout_seconds=timeout_seconds, guard=guard)
         try:
-            stub._greet()
+            stub._greet(vcpus)
         except BaseException:
             stub.close()
             raise
@@ -233,6 +212,26 @@ class GdbStub:
             if not self._in_stop:
                 self._wire.drain()
 
+    def hand_over(self) -> None:
+        """Close the connection, and leave the stub as a debugger expects it: addresses virtual.
+
+        The memory mode is QEMU's, not the connection's, which is closed also where this fails.
+
+        :raise StubStateError: a stop is open.
+        :raise StubError: the stub failed, and may have been left in physical memory mode.
+        """
+        try:
+            for _ in range(_RESUMES):
+                with contextlib.suppress(ResumedError):
+                    self.stop()
+                    if self._exchange([rsp.VIRTUAL]) != [b"OK"]:
+                        self._misunderstood("the end of physical memory mode")
+                    self.resume()
+                    return
+            raise StubProtocolError("the guest is resumed from outside again and again")
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Close the connection; a guest that we stopped runs again, if the stub still works."""
         if self._in_stop:
@@ -246,23 +245,19 @@ class GdbStub:
         self._useless = "it was closed"
         self._wire.close()
 
-    def _greet(self) -> None:
+    def _greet(self, vcpus: int) -> None:
         with self._call():
             self._enter()
             self._asked = 1
-            self._wire.send(_GREET)
+            self._wire.send(rsp.greeting(vcpus))
             replies: list[bytes] = []
-            while (reply := self._wire.next_reply(skip_noise=True)) != _MARKER_REPLY:
+            while (reply := self._wire.next_reply(skip_noise=True)) != rsp.MARKER_REPLY:
                 replies.append(reply)
                 if len(replies) > WINDOW_PACKETS:
                     raise StubProtocolError("what answers is not QEMU's gdbstub")
             self._asked, self._settled = 0, True
-            self._ours = any(rsp.is_stop(reply) for reply in replies)
-            sizes = [_PACKET_SIZE.search(reply) for reply in replies]
-            if not any(size and int(size[1], 16) >= rsp.PACKET_BYTES for size in sizes):
-                raise StubProtocolError("what answers is not QEMU's gdbstub")
-            if b"OK" not in replies:
-                raise StubProtocolError("the gdbstub knows no physical memory mode")
+            self._ours = any(rsp.is_pause(reply) for reply in replies)
+            rsp.check_greeting(replies)
         self.resume()
 
     def _exchange(self, packets: list[bytes], expected: bytes = b"") -> list[bytes]:
@@ -311,7 +306,7 @@ class GdbStub:
     def _ask(self) -> None:
         self._settled = False
         self._asked += 1
-        self._wire.send(_STOP)
+        self._wire.send(rsp.STOP)
 
     def _settle(self, others: list[bytes] | None = None) -> int:
         """Wait for the marker of each burst sent: how many of their ``qC`` were not answered.
@@ -321,7 +316,7 @@ class GdbStub:
         unanswered = self._asked
         for _ in range(4 * WINDOW_PACKETS):
             reply = self._wire.next_reply()
-            if reply == _MARKER_REPLY:
+            if reply == rsp.MARKER_REPLY:
                 self._asked -= 1
                 if not self._asked:
                     self._settled = True
@@ -340,7 +335,7 @@ class GdbStub:
 
     def _continue(self) -> bool:
         """Resume the guest; False where it ran, and has been stopped by this."""
-        self._wire.send(_CONTINUE)
+        self._wire.send(rsp.CONTINUE)
         return self._wire.next_ack()
 
     def _resume_blindly(self) -> None:

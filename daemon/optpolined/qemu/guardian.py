@@ -16,6 +16,7 @@ guest resumed: the other way round guests would be left stopped.
 Where the guardian dies with the daemon, `optpolinectl rescue` or the next daemon does the same.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -149,7 +150,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     path, pipe = sys.argv[2], int(sys.argv[4])
     note = StopNote(Path(), int(sys.argv[3]))
-    os.write(sys.stdout.fileno(), _READY)
+    with contextlib.suppress(BrokenPipeError):  # the daemon is dead already: all the more so
+        os.write(sys.stdout.fileno(), _READY)
     os.close(sys.stdout.fileno())
     while os.read(pipe, 1):
         pass

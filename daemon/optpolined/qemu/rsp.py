@@ -6,18 +6,27 @@ gdbstub/gdbstub.c.
 """
 
 import binascii
+import re
 import zlib
+from collections.abc import Sequence
 
 from optpolined.addresses import GuestPhysical
 from optpolined.qemu.errors import StubProtocolError
 
 __all__ = (
     "ACK",
+    "CONTINUE",
+    "MARKER_REPLY",
     "MAX_REPLY",
     "PACKET_BYTES",
+    "STOP",
+    "VIRTUAL",
     "Replies",
+    "check_greeting",
     "data",
+    "greeting",
     "is_error",
+    "is_pause",
     "is_stop",
     "packet",
     "read_packet",
@@ -65,6 +74,11 @@ def is_stop(reply: bytes) -> bool:
     return reply.startswith(b"T")
 
 
+def is_pause(reply: bytes) -> bool:
+    """Whether a stop is somebody's doing: not a breakpoint, and not the ``T05`` that ``?`` gets."""
+    return reply.startswith(b"T02")
+
+
 def is_error(reply: bytes) -> bool:
     """``E22`` and the like."""
     return len(reply) == 3 and reply.startswith(b"E")
@@ -76,6 +90,53 @@ def data(reply: bytes) -> bytes | None:
         return binascii.unhexlify(reply)
     except binascii.Error:
         return None
+
+
+_MARKER = packet(b"qqemu.PhyMemMode")
+MARKER_REPLY = b"1"
+"""No other reply looks like it: data is an even number of digits."""
+
+STOP = packet(b"qC") + _MARKER
+CONTINUE = packet(b"c")
+VIRTUAL = packet(b"Qqemu.PhyMemMode:0")
+
+_FORGET = b"+" + b"x" * 0x1100 + b"#00"
+"""Frees the parser of what a client that died has left in it.
+
+It takes the place of the acknowledgement that was owed, then runs an unfinished line over the
+stub's buffer: so no checksum can make a command of it.  A stub with a larger buffer sees a
+checksum that is most likely wrong.
+"""
+_VCPUS_MAX = 48
+"""As many as one window of packets has room for."""
+
+
+def greeting(vcpus: int) -> bytes:
+    """What a client begins with; the reply to its last packet is MARKER_REPLY.
+
+    ``?`` is what gdb begins with, for it removes all breakpoints (``handle_target_halt()``).  Under
+    TCG it removes, from QEMU 7.2 on, those of the vCPU alone that ``Hc`` has chosen
+    (``gdb_breakpoint_remove_all()``).
+    """
+    threads = range(1, min(vcpus, _VCPUS_MAX) + 1)
+    remove = b"".join(packet(b"Hc%x" % thread) + packet(b"?") for thread in threads)
+    begin, physical = packet(b"qSupported"), packet(b"Qqemu.PhyMemMode:1")
+    return _FORGET + begin + remove + physical + _MARKER
+
+
+_PACKET_SIZE = re.compile(rb"PacketSize=([0-9a-f]{1,8})(;|$)")
+
+
+def check_greeting(replies: Sequence[bytes]) -> None:
+    """See that the replies to :func:`greeting` are those of a gdbstub that we can work with.
+
+    :raise StubProtocolError: they are not.
+    """
+    sizes = [_PACKET_SIZE.search(reply) for reply in replies]
+    if not any(size and int(size[1], 16) >= PACKET_BYTES for size in sizes):
+        raise StubProtocolError("what answers is not QEMU's gdbstub")
+    if b"OK" not in replies:
+        raise StubProtocolError("the gdbstub knows no physical memory mode")
 
 
 class Replies:

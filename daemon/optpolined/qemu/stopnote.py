@@ -14,9 +14,9 @@ import mmap
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
-__all__ = ("StopNote", "note_path", "noted_pids")
+__all__ = ("StopGuard", "StopNote", "note_path", "noted_pids")
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _NAME = "qemu-{}.stop"
@@ -37,6 +37,16 @@ def noted_pids(directory: Path) -> list[int]:
             if pid.isdecimal() and path.read_bytes()[:1] == b"\1":
                 pids.append(int(pid))
     return pids
+
+
+class StopGuard(Protocol):
+    """Somebody who is to know of a stop before it begins, and when it has ended."""
+
+    def stopping(self) -> None:
+        """Take note that the guest may be stopped by us from now on."""
+
+    def resumed(self) -> None:
+        """Take note that it no longer is."""
 
 
 class StopNote:

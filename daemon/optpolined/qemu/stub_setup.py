@@ -3,12 +3,13 @@
 import re
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from optpolined.qemu.errors import StubAbsentError, StubBusyError, one_line
 
-__all__ = ("close_stub", "open_stub")
+__all__ = ("close_stub", "close_unused_stub", "open_stub")
 
 _LABEL = "gdb"
 """QEMU's name of the gdbstub's character device, however it was opened (gdbserver_start())."""
@@ -53,6 +54,13 @@ def open_stub(monitor: _Monitor, path: Path) -> Path:
 def close_stub(monitor: _Monitor) -> None:
     """Close the gdbstub, whoever opened it; whoever is connected is cut off."""
     monitor.hmp("gdbserver none")
+
+
+def close_unused_stub(monitor: _Monitor, path: Path) -> None:
+    """Close the gdbstub at ``path``, if it is there and nobody is connected."""
+    with suppress(StubBusyError):
+        if _existing(monitor) == path:
+            close_stub(monitor)
 
 
 def _existing(monitor: _Monitor) -> Path | None:

@@ -1,1 +1,9 @@
-"""What the daemon tells others: a status, a live view of it, metrics, and the report of a run."""
+"""What the daemon tells others, and how it is asked.
+
+status.py      one guest at one moment
+live.py        that on a terminal
+metrics.py     that for Prometheus
+requests.py    what can be asked, and the way of a request to the reconcile loop
+server.py      status and requests on a unix socket
+report.py      what a run did
+"""

@@ -81,6 +81,12 @@ def _screen(status: Status) -> Group:
         f"{status.stops.count}, p50 {status.stops.p50_seconds * 1e3:.2f} ms, "
         f"p99 {status.stops.p99_seconds * 1e3:.2f} ms, {status.int3_hits} int3 hits",
     )
+    if status.arena.degraded:
+        figures.add_row(
+            "arena",
+            f"too small: {status.arena.denied} sites with "
+            f"{status.arena.denied_per_second:,.0f} calls/s find no room",
+        )
     return Group(head, figures, _hottest(status))
 
 

@@ -42,6 +42,9 @@ class StatusCollector(Collector):
             },
         )
         yield _gauge("up", "1 while the guest is attached and its sites are managed.", _up(status))
+        yield _gauge(
+            "stub_released", "1 while a debugger may have the gdbstub.", status.stub_released
+        )
         yield _gauge("sites_found", "Sites found in the guest's text.", status.found)
         yield _labelled("sites_skipped", "Sites left alone, by reason.", "reason", status.skipped)
         yield _labelled("sites", "Eligible sites by state.", "state", status.states)
@@ -55,6 +58,11 @@ class StatusCollector(Collector):
         yield _counter("pokes", "Sites changed.", status.pokes)
         yield _refused(status)
         yield _counter("int3_hits", "Calls that met a breakpoint of ours.", status.int3_hits)
+        arena = status.arena
+        free = arena.total_bytes - arena.used_bytes - arena.retired_bytes
+        states = {"used": arena.used_bytes, "retired": arena.retired_bytes, "free": free}
+        yield _labelled("arena_bytes", "The guest's arena, by state.", "state", states)
+        yield _gauge("arena_degraded", "1 while the arena is too small.", arena.degraded)
         yield self._stops(status)
 
     def _stops(self, status: Status) -> Metric:

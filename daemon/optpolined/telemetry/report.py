@@ -46,12 +46,16 @@ class Report:
     pokes: int = 0
     refused: dict[str, int] = field(default_factory=dict)
     int3_hits: int = 0
+    arena: dict[str, float] = field(default_factory=dict)
+    """As in ``telemetry.status.ArenaUse``, just before the sites were put back."""
     stops: StopCounts = field(default_factory=StopCounts)
     attach_seconds: float = 0.0
     seconds: float = 0.0
     text_identical_after_detach: bool = False
     text_differences: list[str] = field(default_factory=list)
     migrated_away: bool = False
+    left_to_debugger: bool = False
+    """A debugger had the gdbstub at the end: nothing could be put back."""
 
     def write(self, path: Path) -> None:
         """Write the report as JSON.
@@ -62,11 +66,15 @@ class Report:
 
     def lines(self) -> list[str]:
         """A summary for people."""
-        coverage = "not audited" if self.coverage is None else f"{self.coverage:.1%}"
+        coverage = "not audited"
+        if self.coverage is not None:
+            coverage = f"{self.coverage:.1%} of the calls at eligible sites are direct"
         chains = ", ".join(f"{count} of {size}" for size, count in self.targets_histogram.items())
         identical = "identical" if self.text_identical_after_detach else "NOT identical"
         if self.migrated_away:
             identical = "has migrated with the guest; nothing to compare"
+        if self.left_to_debugger:
+            identical = "left as it is: a debugger has the gdbstub"
         milliseconds = (
             f"{name} {seconds * 1e3:.2f} ms"
             for name, seconds in (
@@ -80,9 +88,18 @@ class Report:
             f"time       attached in {self.attach_seconds:.1f} s, {self.seconds:.0f} s in all",
             f"sites      {self.sites.found} found, {self.sites.eligible} eligible",
             f"promoted   {self.promoted} (by number of targets: {chains or 'none'})",
-            f"coverage   {coverage} of the calls at eligible sites are direct",
+            f"coverage   {coverage}",
             f"stops      {self.stops.count}: {', '.join(milliseconds)}",
             f"int3       {self.int3_hits} hits, sent down the slow path",
+            *self._arena_lines(),
             f"text       {identical} after detach",
             *(f"           {difference}" for difference in self.text_differences),
         ]
+
+    def _arena_lines(self) -> list[str]:
+        if not self.arena.get("degraded"):
+            return []
+        kib = self.arena["total_bytes"] / 1024
+        calls = f"{self.arena['denied_per_second']:,.0f} calls/s"
+        sites = f"{self.arena['denied']:.0f} sites with {calls}"
+        return [f"arena      {kib:.0f} KiB are too small: no room for {sites}"]

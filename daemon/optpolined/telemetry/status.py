@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-__all__ = ("HotSite", "Phase", "Status", "StopSummary")
+__all__ = ("ArenaUse", "HotSite", "Phase", "Status", "StopSummary")
 
 
 class Phase(Enum):
@@ -14,6 +14,7 @@ class Phase(Enum):
     LEARNING = "learning"
     RUNNING = "running"
     PAUSED = "paused by somebody else"
+    RELEASED = "stub released"
     MIGRATING = "waiting for a migration"
     AUDITING = "auditing"
     DETACHING = "detaching"
@@ -28,6 +29,24 @@ class HotSite:
     targets: tuple[str, ...]
     calls_per_second: float
     misses_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaUse:
+    """The arena's bytes; the rest is free.
+
+    ``degraded``: not all blocks that were wanted lately could be held together.  ``denied`` sites
+    would be promoted, and ``waiting`` ones would learn, if there were room.
+    """
+
+    total_bytes: int = 0
+    used_bytes: int = 0
+    retired_bytes: int = 0
+    degraded: bool = False
+    denied: int = 0
+    denied_per_second: float = 0.0
+    """The calls of the denied sites, as last measured."""
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +72,8 @@ class Status:
     vcpus: int = 0
     seconds: float = 0.0
     epoch: int = 0
+    stub_released: bool = False
+    """The gdbstub is a debugger's: nothing is changed until it is taken back."""
     found: int = 0
     eligible: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
@@ -68,6 +89,7 @@ class Status:
     pokes: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
     int3_hits: int = 0
+    arena: ArenaUse = ArenaUse()
     stops: StopSummary = StopSummary()
 
     @property

@@ -134,10 +134,11 @@ class FakeStub(FakeServer):
             return None
         if line.startswith((b"m", b"M")):
             return self._access(line)
-        if line == b"Qqemu.PhyMemMode:1":
-            self.physical = True
+        if line.startswith(b"Qqemu.PhyMemMode:"):
+            self.physical = line.endswith(b"1")
             return b"OK"
         answers = {
+            b"?": b"T05thread:01;",
             b"qC": b"QC01",
             b"qSupported": b"PacketSize=1000;qXfer:features:read+",
             b"qqemu.PhyMemMode": b"%d" % self.physical,

@@ -31,8 +31,8 @@ from tests.unit.fakes.faults import Faults
 TIMEOUT_SECONDS = 0.4
 SLACK_SECONDS = 2.0
 
-GREETING_PACKETS = 4
-"""$ that the client sends to connect to a guest that runs: three, and ``c``."""
+GREETING_PACKETS = 6
+"""$ that the client sends to connect to a guest that runs: five, and ``c``."""
 
 AT = GuestPhysical(0x1000)
 
@@ -89,6 +89,7 @@ def test_connecting_leaves_a_running_guest_running(path: Path) -> None:
     with connected(fake):
         assert running_soon(fake)
         assert fake.physical
+        assert b"?" in fake.packets, "removes the breakpoints that a debugger left"
 
 
 def test_connecting_leaves_a_paused_guest_paused(path: Path) -> None:
@@ -109,6 +110,35 @@ def test_a_line_that_a_dead_client_left_is_not_executed(path: Path, end: bytes) 
         assert stub.stop()
         assert stub.read([(AT, 2)]) == [bytes(2)]
         stub.resume()
+
+
+def test_a_stub_that_is_handed_over_takes_virtual_addresses(path: Path) -> None:
+    fake = FakeStub(path)
+    with connected(fake) as stub:
+        stub.hand_over()
+        assert running_soon(fake)
+        assert not fake.physical
+        with pytest.raises(StubClosedError):
+            stub.stop()
+
+
+def test_a_stub_is_handed_over_though_somebody_resumes_the_guest(path: Path) -> None:
+    fake = FakeStub(path, cont_before={GREETING_PACKETS + 2})
+    with connected(fake) as stub:
+        stub.hand_over()
+        assert running_soon(fake)
+        assert not fake.physical
+
+
+def test_a_stub_that_does_not_take_its_leave_is_closed_all_the_same(path: Path) -> None:
+    fake = FakeStub(path, drop={GREETING_PACKETS + 1})
+    with fake:
+        stub = GdbStub.connect(path, timeout_seconds=TIMEOUT_SECONDS)
+        with in_time(), pytest.raises(StubTimeoutError):
+            stub.hand_over()
+        with pytest.raises(StubClosedError):
+            stub.stop()
+        assert running_soon(fake)
 
 
 def test_stop_tells_who_stopped_the_guest(path: Path) -> None:

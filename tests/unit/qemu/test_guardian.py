@@ -104,6 +104,33 @@ def test_a_guest_that_a_dead_daemon_stopped_runs_again_at_once(path: Path) -> No
         assert time.monotonic() - began < 1.0
 
 
+def test_a_daemon_that_dies_before_its_guardian_is_ready_is_no_excuse(
+    path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    note = StopNote.create(note_at(path), 1)
+    note.set()
+    end, pipe = os.pipe2(os.O_CLOEXEC)
+    unread, output = os.pipe2(os.O_CLOEXEC)
+    for its in (pipe, unread):
+        os.close(its)  # as the kernel does for a daemon that is dead
+    arguments = [str(ROOT), str(path), str(note.descriptor), str(end)]
+    with FakeMonitor(path, status="paused") as fake:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", guardian._PROGRAM, *arguments],
+            stdout=output,
+            pass_fds=(note.descriptor, end),
+            timeout=SLACK_SECONDS,
+            check=False,
+        )
+        assert fake.status == "running"
+    assert done.returncode == 0
+    assert capfd.readouterr().err == ""
+    assert not note.is_set
+    for ours in (end, output):
+        os.close(ours)
+    note.close()
+
+
 def test_the_note_is_cleared_when_the_guest_runs_again(path: Path) -> None:
     with FakeMonitor(path, status="paused"), daemon(path, "stopping") as (kill, pid):
         assert note_at(path).read_bytes() == b"\x011"

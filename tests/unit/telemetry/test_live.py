@@ -45,3 +45,9 @@ def test_elsewhere_a_line_comes_when_the_phase_changes_and_no_storm() -> None:
     lines = show(learning, learning, learning, RUNNING, terminal=False).splitlines()
     assert len(lines) == 2
     assert "61 promoted" in lines[1]
+
+
+def test_a_released_stub_is_shown() -> None:
+    released = Status("vm1", Phase.RELEASED, stub_released=True)
+    assert "stub released" in show(released, terminal=True)
+    assert "stub released" in show(RUNNING, released, terminal=False).splitlines()[1]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from optpolined import ctl
+from optpolined.telemetry.requests import Requests
 from optpolined.telemetry.server import read_status, serve_status, status_socket
 from optpolined.telemetry.status import HotSite, Phase, Status
 
@@ -27,7 +28,7 @@ def config(directory: Path) -> list[str]:
 
 def test_what_is_served_is_what_is_read(tmp_path: Path) -> None:
     path = status_socket(tmp_path, "vm1")
-    with serve_status(path, lambda: STATUS):
+    with serve_status(path, lambda: STATUS, Requests()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         for _ in range(2):
             status = read_status(path)
@@ -39,13 +40,13 @@ def test_what_is_served_is_what_is_read(tmp_path: Path) -> None:
 def test_a_socket_that_a_dead_daemon_left_is_replaced(tmp_path: Path) -> None:
     path = status_socket(tmp_path, "vm1")
     path.touch()
-    with serve_status(path, lambda: STATUS):
+    with serve_status(path, lambda: STATUS, Requests()):
         assert read_status(path)["guest"] == "vm1"
 
 
 def test_the_command_prints_the_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = config(tmp_path)
-    with serve_status(status_socket(tmp_path, "vm1"), lambda: STATUS):
+    with serve_status(status_socket(tmp_path, "vm1"), lambda: STATUS, Requests()):
         assert ctl.main(arguments) == 0
         assert "promoted 61" in capsys.readouterr().out
         assert ctl.main([*arguments, "--json"]) == 0

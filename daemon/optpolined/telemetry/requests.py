@@ -1,0 +1,165 @@
+"""What a running daemon can be asked to do, and the way of a request through it.
+
+On the status socket a client sends requests, each a JSON object on a line of its own:
+
+    {"request": "release-stub"}
+
+and gets for each, in order, one line back:
+
+    {"outcome": "done", "says": "gdb -ex 'target remote /run/optpolined/gdb-42.sock'; ..."}
+
+``outcome`` is ``done``; ``refused``: as things are it cannot be done, or it was no request, and
+nothing has changed; or ``failed``: it was tried.  ``says`` is one line for people; ``rows`` is
+there too where a table was asked for.
+
+The server's threads put requests here, the reconcile loop takes them between epochs and answers:
+nothing else ever touches the guest.  A request whose client has gone before is not carried out.
+A new request is a class here and a case in `service/answers.py`.
+"""
+
+import threading
+from collections import deque
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from optpolined.telemetry.errors import BadRequestError
+
+__all__ = (
+    "Answer",
+    "Asked",
+    "ListStaticCalls",
+    "ReleaseStub",
+    "Request",
+    "Requests",
+    "SetStaticCall",
+    "TakeStub",
+    "parse_request",
+)
+
+_COMPLAINT_MAX = 200
+_NAME_MAX = 512
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ReleaseStub(_Message):
+    """Give the gdbstub up to a debugger; observe only, until it is taken back."""
+
+    request: Literal["release-stub"] = "release-stub"
+
+
+class TakeStub(_Message):
+    """Take the gdbstub back."""
+
+    request: Literal["take-stub"] = "take-stub"
+
+
+class ListStaticCalls(_Message):
+    """Tell the static calls of the guest, a row for each key."""
+
+    request: Literal["static-call-list"] = "static-call-list"
+
+
+class SetStaticCall(_Message):
+    """Point a static call at a function; at none where there is no ``function``."""
+
+    request: Literal["static-call-set"] = "static-call-set"
+    key: Annotated[str, Field(max_length=_NAME_MAX)]
+    function: Annotated[str, Field(max_length=_NAME_MAX)] | None = None
+
+
+Request = Annotated[
+    ReleaseStub | TakeStub | ListStaticCalls | SetStaticCall, Field(discriminator="request")
+]
+
+_REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
+
+
+class Answer(_Message):
+    """What has become of a request."""
+
+    outcome: Literal["done", "refused", "failed"]
+    says: str
+    rows: tuple[dict[str, str | int | None], ...] = ()
+    """What was asked for, where that is a table."""
+
+
+def parse_request(line: bytes) -> Request:
+    """Read one line.
+
+    :raise BadRequestError: it is no request; one line says why.
+    """
+    try:
+        return _REQUEST.validate_json(line)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in details["loc"])
+        said = " ".join(f"not a request: {place} {details['msg']}".split())[:_COMPLAINT_MAX]
+        raise BadRequestError("".join(c if c.isprintable() else "?" for c in said)) from error
+
+
+class Asked:
+    """One request on its way."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._answered = threading.Event()
+        self._answer: Answer
+
+    def answer(self, answer: Answer) -> None:
+        """Answer it; a second answer is dropped."""
+        if not self._answered.is_set():
+            self._answer = answer
+            self._answered.set()
+
+    def wait(self, seconds: float) -> Answer | None:
+        """Wait for the answer at most so long."""
+        return self._answer if self._answered.wait(seconds) else None
+
+
+class Requests:
+    """Those that wait for the loop; as many as the server has clients."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[Asked] = deque()
+        self._begun: Asked | None = None
+        self._is_open = True
+
+    def put(self, request: Request) -> Asked:
+        """Let a request wait for the loop; after :meth:`close` it is answered at once."""
+        asked = Asked(request)
+        with self._lock:
+            if self._is_open:
+                self._waiting.append(asked)
+            else:
+                asked.answer(_LEAVING)
+        return asked
+
+    def withdraw(self, asked: Asked) -> None:
+        """Forget a request that nobody waits for, unless the loop has begun with it."""
+        with self._lock:
+            if asked in self._waiting:
+                self._waiting.remove(asked)
+
+    def take(self) -> Asked | None:
+        """Begin with the next request, if there is one; it must be answered before the next."""
+        with self._lock:
+            self._begun = self._waiting.popleft() if self._waiting else None
+            return self._begun
+
+    def close(self) -> None:
+        """Answer all that wait, and all that come: the loop has ended."""
+        with self._lock:
+            self._is_open = False
+            if self._begun is not None:
+                self._begun.answer(_FAILED)
+            while self._waiting:
+                self._waiting.popleft().answer(_LEAVING)
+
+
+_LEAVING = Answer(outcome="refused", says="the daemon is leaving the guest")
+_FAILED = Answer(outcome="failed", says="the daemon had to leave the guest meanwhile; see its log")

@@ -1,0 +1,225 @@
+"""The gdbstub is given to a debugger under a daemon at work, and taken back."""
+
+import json
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from guest.image.boot import Guest
+from optpolined.addresses import GuestPhysical
+from optpolined.qemu import rsp
+from optpolined.qemu.gdbstub import GdbStub
+from optpolined.qemu.monitor import Monitor
+from optpolined.telemetry.server import read_status
+from tests.guest.harness import load_state
+from tests.guest.test_command import COMMAND, optpolined
+from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back
+
+RELEASED = "stub released"
+HELD_STOPPED_SECONDS = 2.0
+AT = GuestPhysical(0x1000)
+
+FEW_SITES = """
+[policy]
+mode = "opt-in"
+include = ["vfs_*", "security_file_*", "pipe_*", "ksys_*", "do_*", "*_read*", "*_write*"]
+"""
+"""Enough to be promoted, and quick to learn."""
+
+
+class Gdb:
+    """As much of a real gdb as it takes: it acknowledges, and has several processes."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(PATIENCE_SECONDS)
+        self._socket.connect(str(path))
+        self._replies = rsp.Replies()
+
+    def send(self, body: bytes) -> None:
+        self._socket.sendall(rsp.packet(body))
+
+    def reply(self) -> bytes:
+        while (reply := self._replies.take(skip_noise=True)) is None:
+            received = self._socket.recv(0x1000)
+            assert received, "QEMU hung up"
+            self._replies.feed(received)
+        self._socket.sendall(b"+")
+        return reply
+
+    def ask(self, body: bytes) -> bytes:
+        self.send(body)
+        while rsp.is_pause(reply := self.reply()):
+            pass
+        return reply
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Daemon(Running):
+    """The daemon under a guest at work, and the command that rules it."""
+
+    def __init__(self, guest: Guest, directory: Path) -> None:
+        super().__init__(guest, directory, FEW_SITES)
+        self._directory = directory
+
+    def command(self, name: str) -> tuple[int, str]:
+        """Run `optpolinectl`; its exit code, and the one line that it prints."""
+        result = subprocess.run(
+            [
+                *(COMMAND.with_name("optpolinectl"), name),
+                *("--guest", "test", "--config-dir", self._directory),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+        (line,) = (result.stdout + result.stderr).splitlines()
+        return result.returncode, line
+
+    def release(self) -> Path:
+        """Have the stub released; where the debugger is told to connect to."""
+        code, line = self.command("release-stub")
+        assert code == 0, line
+        assert "optpolinectl take-stub --guest test" in line
+        place = re.search(r"target remote (\S+)'", line)
+        assert place is not None, line
+        return Path(place[1])
+
+    def status(self) -> dict[str, object]:
+        """The status as it is now."""
+        return read_status(self._status)
+
+    def number(self, name: str) -> int:
+        """A count of the status."""
+        return int(str(self.status()[name]))
+
+    def wait_promoted(self) -> None:
+        self.wait_for(lambda status: bool(status["targets_histogram"]))
+
+    def wait_poked_since(self, pokes: int) -> None:
+        self.wait_for(lambda status: int(str(status["pokes"])) > pokes)
+
+
+@pytest.fixture
+def loaded(guest: Guest) -> Iterator[Guest]:
+    """The shared guest under a workload that checks itself."""
+    guest.run("optload --state /run/optload >/dev/null 2>&1 &")
+    yield guest
+    guest.run("killall optload; sleep 1")
+    assert load_state(guest)["errors"] == 0
+    assert "BUG" not in guest.run("dmesg")
+
+
+@pytest.fixture
+def daemon(loaded: Guest, tmp_path: Path) -> Iterator[Daemon]:
+    running = Daemon(loaded, tmp_path)
+    yield running
+    running.process.kill()
+    running.process.wait()
+
+
+@pytest.fixture
+def side(guest: Guest) -> Iterator[Monitor]:
+    with Monitor.connect(guest.side_qmp) as monitor:
+        yield monitor
+
+
+def works(guest: Guest) -> Callable[[], bool]:
+    """Whether the workload gets on from now."""
+    before = load_state(guest)["rounds"]
+
+    def gets_on() -> bool:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while load_state(guest)["rounds"] == before and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return load_state(guest)["rounds"] > before
+
+    return gets_on
+
+
+def test_a_debugger_has_the_stub_for_a_while(loaded: Guest, daemon: Daemon, side: Monitor) -> None:
+    """Twice: one that leaves the guest stopped at a breakpoint, and one that behaves."""
+    daemon.wait_promoted()
+    assert daemon.command("take-stub") == (0, "the daemon has the gdbstub")
+    vfs_read = int(loaded.run("grep ' T vfs_read$' /proc/kallsyms").split()[0], 16)
+
+    path = daemon.release()
+    assert daemon.release() == path, "again tells the same"
+    with closing(Gdb(path)) as gdb:
+        assert b"PacketSize" in gdb.ask(b"qSupported:multiprocess+")
+        assert gdb.ask(b"qqemu.PhyMemMode") == b"0"
+        began, pokes = daemon.number("epoch"), daemon.number("pokes")
+        time.sleep(HELD_STOPPED_SECONDS)
+        assert side.status() == "paused"
+        assert daemon.status()["phase"] == RELEASED
+        code, line = daemon.command("take-stub")
+        assert code == 2
+        assert "a gdb is connected" in line
+        assert daemon.status()["stub_released"] is True
+        assert gdb.ask(b"Z0,%x,1" % vfs_read) == b"OK"
+        gdb.send(b"c")
+        assert gdb.reply().startswith(b"T05")
+        assert (daemon.number("epoch"), daemon.number("pokes")) == (began, pokes)
+
+    code, line = daemon.command("take-stub")
+    assert code == 0, line
+    assert "the guest stands (debug)" in line
+    daemon.wait_for(lambda status: status["phase"] == "paused by somebody else")
+    side.execute("cont")
+    assert works(loaded)(), "the breakpoint that it left is gone"
+    daemon.wait_poked_since(pokes)
+
+    with GdbStub.connect(daemon.release()) as stub:
+        pokes = daemon.number("pokes")
+        assert stub.stop()
+        first = stub.read([(AT, 64)])
+        time.sleep(HELD_STOPPED_SECONDS)
+        assert daemon.status()["phase"] == RELEASED
+        assert stub.read([(AT, 64)]) == first
+        stub.resume()
+        assert works(loaded)()
+        assert daemon.number("pokes") == pokes
+    assert daemon.command("take-stub") == (0, "taken back")
+    daemon.wait_poked_since(pokes)
+    daemon.wait_promoted()
+    code, errors = daemon.end()
+    assert code == 0, errors
+    assert text_was_put_back(daemon)
+
+
+def test_a_daemon_that_ends_takes_the_stub_back_as_soon_as_it_can(daemon: Daemon) -> None:
+    daemon.wait_promoted()
+    with GdbStub.connect(daemon.release()):
+        daemon.process.terminate()
+        assert daemon.process.stderr is not None
+        assert any("waiting 20 s for its end" in line for line in daemon.process.stderr)
+        assert daemon.status()["phase"] == "detaching"
+    _, errors = daemon.process.communicate(timeout=PATIENCE_SECONDS)
+    assert daemon.process.returncode == 0, errors
+    assert text_was_put_back(daemon)
+
+
+def test_where_the_debugger_stays_the_sites_stay_until_the_next_start(
+    loaded: Guest, daemon: Daemon, tmp_path: Path
+) -> None:
+    daemon.wait_promoted()
+    with GdbStub.connect(daemon.release()) as stub:
+        code, errors = daemon.end()
+        assert code == 1
+        assert "--recover-only" in errors
+        assert json.loads(daemon.report_file.read_text())["left_to_debugger"] is True
+        assert works(loaded)()
+        assert stub.stop(), "the debugger was not cut off"
+        stub.resume()
+    result = optpolined("--guest", "test", "--config-dir", tmp_path, "--recover-only")
+    assert result.returncode == 0, result.stderr
+    assert "sites restored; optpoline.ko released" in result.stdout
