@@ -5,24 +5,33 @@
 
 PYTHON ?= python3
 MINUTES ?= 10
+KERNEL ?= cloud
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-APT_PACKAGES := busybox-static gcc libc6-dev libelf1 lz4 make python3-venv qemu-system-x86
+APT_PACKAGES := busybox-static g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 make python3-venv \
+	qemu-system-x86 xz-utils
+KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 
-.PHONY: help setup apt image demo test test-unit test-model model-deep test-guest test-crash soak lint lock clean
+.PHONY: help setup apt image guest-kernel demo test test-unit test-model model-deep test-hostile nightly test-guest test-crash soak bench bench-forms lint lock clean
 
 help:
 	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
 	@echo 'make image       the small guests that demo and tests boot'
-	@echo 'make demo        the daemon at work on a guest under load, about two minutes'
+	@echo 'make guest-kernel a kernel built with our gcc plugin, ten minutes on two idle CPUs'
+	@echo 'make demo        the daemon at work on a guest under load, about two minutes;'
+	@echo '                 with KERNEL=plugin on the guest-kernel'
 	@echo 'make test        lint and all tests'
 	@echo 'make test-unit   the tests that need no QEMU'
 	@echo 'make test-model  the poke protocol under every interleaving, about a minute'
 	@echo 'make model-deep  the same with more vCPUs, tasks and functions, some minutes'
+	@echo 'make test-hostile guests and peers that lie, 2,000 examples for each surface'
+	@echo 'make nightly     the same with 50,000 new examples for each, about an hour'
 	@echo 'make test-guest  the tests that boot guests'
 	@echo 'make test-crash  the daemon killed at every packet of its work, about half an hour'
 	@echo 'make soak        sites changed without end for MINUTES=10'
+	@echo 'make bench-forms what a call costs in each form, natively, one or two minutes'
+	@echo 'make bench       all that is measured: bench-forms'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make lock        pin the newest Python packages that pyproject.toml allows'
 	@echo 'make clean       remove build/, .venv and caches'
@@ -60,15 +69,27 @@ $(BIN)/installed: $(BIN)/locked pyproject.toml
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+# Only the benchmark draws.
+$(BIN)/benched: requirements-bench.lock $(BIN)/locked
+	@echo 'bench: matplotlib into .venv'
+	@$(BIN)/pip install -qq --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@touch $@
+
 image: setup
 	@$(BIN)/python -m guest.image.build
 
-demo: image
-	@$(BIN)/python -m guest.demo
+# Its packages are for a kernel's build only.
+guest-kernel: setup
+	@$(MAKE) --no-print-directory apt APT_PACKAGES='$(KERNEL_PACKAGES)'
+	@$(BIN)/python -m guest.image.kernel
+	@$(BIN)/python -m guest.image.build --flavour plugin
+
+demo: $(if $(filter plugin,$(KERNEL)),guest-kernel,image)
+	@$(BIN)/python -m guest.demo --kernel $(KERNEL)
 
 # One pytest for all, so that its summary, the last lines, counts all.
 test: lint image
-	@$(PYTEST) tests/unit tests/model tests/guest
+	@$(PYTEST) tests/unit tests/model tests/hostile tests/guest
 
 test-unit: image
 	@$(PYTEST) tests/unit
@@ -79,6 +100,12 @@ test-model: setup
 model-deep: setup
 	@$(PYTEST) tests/model/deep_protocols.py
 
+test-hostile: setup
+	@$(PYTEST) tests/hostile
+
+nightly: setup
+	@HYPOTHESIS_PROFILE=nightly $(PYTEST) tests/hostile
+
 test-guest: image
 	@$(PYTEST) tests/guest
 
@@ -87,6 +114,11 @@ test-crash: image
 
 soak: image
 	@$(BIN)/python -m tests.guest.soak --minutes $(MINUTES) --calls $$(($(MINUTES) * 1000000))
+
+bench: bench-forms
+
+bench-forms: image $(BIN)/benched
+	@$(BIN)/python -m tests.bench
 
 lint: setup
 	@echo 'lint: ruff and mypy'
@@ -103,6 +135,12 @@ lock:
 	| build/lock/bin/uv pip compile --quiet --upgrade --generate-hashes --extra test \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml -
+	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
+		["project"]["optional-dependencies"]["bench"], sep="\n")' \
+	| build/lock/bin/uv pip compile --quiet --upgrade --generate-hashes \
+		--constraints requirements.lock \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--custom-compile-command 'make lock' --output-file requirements-bench.lock -
 
 clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,16 +6,27 @@ key, the value and what is allowed.
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from optpolined.errors import OptpolinedError
-from optpolined.learning.errors import LearningError
-from optpolined.learning.settings import LearningSettings
+from optpolined.learning.cost import Costs
+from optpolined.learning.errors import SettingError
+from optpolined.learning.settings import ContinuousSettings, EpochSettings, LearningSettings
+from optpolined.learning.shape import ShapeSettings
+from optpolined.learning.strategies import StrategyName
 from optpolined.poke.protocol import Protocol
 
 __all__ = (
@@ -61,13 +72,28 @@ class PokeConfig(_Section):
     grace_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 60.0
 
 
-class LearningConfig(_Section):
-    """When a target is worth it."""
+def _checked(value: object, build: ValidatorFunctionWrapHandler) -> object:
+    """Settings that check themselves: tell pydantic, which knows the section, what they say."""
+    try:
+        return build(value)
+    except SettingError as error:
+        raise PydanticCustomError("setting", "{reason}", {"reason": str(error)}) from error
 
-    strategy: Literal["hysteresis"] = "hysteresis"
+
+_CHECKED = WrapValidator(_checked)
+
+
+class LearningConfig(_Section):
+    """When a target is worth it, and in which form."""
+
+    strategy: StrategyName = StrategyName.HYSTERESIS
     epoch_milliseconds: Annotated[int, Field(ge=50, le=60_000)] = 500
     audit_milliseconds: Annotated[int, Field(ge=100, le=60_000)] = 2000
-    hysteresis: LearningSettings = LearningSettings()
+    hysteresis: Annotated[LearningSettings, _CHECKED] = LearningSettings()
+    continuous: Annotated[ContinuousSettings, _CHECKED] = ContinuousSettings()
+    epoch: Annotated[EpochSettings, _CHECKED] = EpochSettings()
+    shape: Annotated[ShapeSettings, _CHECKED] = ShapeSettings()
+    costs: Annotated[Costs, _CHECKED] = Costs()
 
 
 class PolicyConfig(_Section):
@@ -140,8 +166,6 @@ def _parse(path: Path) -> GuestConfig:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_complaint(error)}") from error
-    except LearningError as error:
-        raise ConfigError(f"{path}: learning.hysteresis: {error}") from error
 
 
 def _first_complaint(error: ValidationError) -> str:
@@ -153,6 +177,8 @@ def _first_complaint(error: ValidationError) -> str:
             return f"{key}: unknown key; allowed: {', '.join(_siblings(details['loc']))}"
         case "missing":
             return f"{key}: this key is required"
+        case "setting":
+            return f"{key}.{details['msg']}"
         case _:
             more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
             return f"{key}: {details['input']!r} is not allowed: {details['msg']}{more}"
@@ -166,4 +192,4 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
             section = section.model_fields[str(part)].annotation
     if isinstance(section, type) and issubclass(section, BaseModel):
         return list(section.model_fields)
-    return [field.name for field in fields(LearningSettings)]
+    return [field.name for field in fields(section)] if is_dataclass(section) else []

@@ -73,9 +73,12 @@ static nokprobe_inline bool optp_emulate(struct pt_regs *regs,
 
 	switch (kind) {
 	case OPTP_SITE_CALL:
+	case OPTP_SITE_STATIC_CALL:
 		int3_emulate_push(regs, entry->site + READ_ONCE(entry->length));
 		break;
 	case OPTP_SITE_JMP:
+	case OPTP_SITE_COMPARE:
+	case OPTP_SITE_STATIC_JMP:
 		break;
 	default:
 		return false;

@@ -68,6 +68,11 @@ static unsigned int nr_modules = 512;
 module_param(nr_modules, uint, 0444);
 MODULE_PARM_DESC(nr_modules, "modules that can be listed: 1 to 65536");
 
+static unsigned int arena_bytes;
+module_param(arena_bytes, uint, 0444);
+MODULE_PARM_DESC(arena_bytes,
+		 "how much of the arena the host may use, in whole pages; 0: all of it");
+
 /* Nothing else lies on the header's page. */
 static union {
 	struct optp_header header;
@@ -135,7 +140,7 @@ static void optp_header_fill(void)
 	h->module_text = (unsigned long)THIS_MODULE->core_layout.base;
 	h->module_text_size = THIS_MODULE->core_layout.text_size;
 	h->arena = (unsigned long)optp_arena;
-	h->arena_size = optp_arena_end - optp_arena;
+	h->arena_size = arena_bytes ?: optp_arena_end - optp_arena;
 
 	h->per_cpu_offset = (unsigned long)__per_cpu_offset;
 	h->nr_cpu_ids = nr_cpu_ids;
@@ -185,6 +190,12 @@ static int __init optp_init(void)
 	}
 	if (!nr_modules || nr_modules > OPTP_MODULES_MAX) {
 		pr_err("nr_modules must be 1 to %u\n", OPTP_MODULES_MAX);
+		return -EINVAL;
+	}
+
+	if (arena_bytes % PAGE_SIZE || arena_bytes > optp_arena_end - optp_arena) {
+		pr_err("arena_bytes must be a multiple of %lu, to %tu\n",
+		       PAGE_SIZE, optp_arena_end - optp_arena);
 		return -EINVAL;
 	}
 

@@ -12,10 +12,11 @@
  * A module leaves the ring by list_del_rcu() and is freed after a grace period
  * of RCU: within rcu_read_lock() every node that the walk meets stays.
  *
- * Only live modules are listed.  Of a live module we give core_kallsyms, the
- * symbols of what stays after init: it is complete before the module is live,
- * and it lives as long as the module's text.  (mod->kallsyms may still be the
- * table that goes with the init sections.)  A module may go as soon as we have
+ * Of a live module we give core_kallsyms, the symbols of what stays after init:
+ * it is complete before the module is live, and it lives as long as the
+ * module's text.  (mod->kallsyms may still be the table that goes with the init
+ * sections.)  Of one whose init still runs we give the name alone: the host has
+ * to know who comes before he is there.  A module may go as soon as we have
  * listed it.  The host looks at modules_generation before and after it uses
  * the list, and checks every byte that it reads.
  */
@@ -35,12 +36,23 @@ static void optp_modules_add(struct optp_module *entry, const struct module *mod
 {
 	const struct mod_kallsyms *kallsyms = &mod->core_kallsyms;
 
-	strscpy_pad(entry->name, mod->name, sizeof(entry->name));
+	memset(entry, 0, sizeof(*entry));
+	strscpy(entry->name, mod->name, sizeof(entry->name));
+	if (READ_ONCE(mod->state) != MODULE_STATE_LIVE)
+		return;
+
 	entry->text = (unsigned long)mod->core_layout.base;
 	entry->text_size = mod->core_layout.text_size;
 	entry->symtab = (unsigned long)kallsyms->symtab;
 	entry->strtab = (unsigned long)kallsyms->strtab;
 	entry->nr_symbols = kallsyms->num_symtab;
+}
+
+static bool optp_is_listed(const struct module *mod)
+{
+	enum module_state state = READ_ONCE(mod->state);
+
+	return state == MODULE_STATE_LIVE || state == MODULE_STATE_COMING;
 }
 
 static bool optp_is_module_node(const struct list_head *node)
@@ -51,7 +63,7 @@ static bool optp_is_module_node(const struct list_head *node)
 }
 
 /**
- * optp_modules_list() - fill header.modules with the live modules
+ * optp_modules_list() - fill header.modules with the modules
  *
  * Return: 0, or -ENOSPC if there are more than fit: then the list is full and
  * says nothing about the rest.
@@ -67,8 +79,7 @@ int optp_modules_list(void)
 	do {
 		const struct module *mod = list_entry(node, struct module, list);
 
-		if (optp_is_module_node(node) &&
-		    READ_ONCE(mod->state) == MODULE_STATE_LIVE) {
+		if (optp_is_module_node(node) && optp_is_listed(mod)) {
 			if (count == optp_header->modules_capacity) {
 				err = -ENOSPC;
 				break;

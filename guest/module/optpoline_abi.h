@@ -24,7 +24,7 @@
 
 #define OPTP_MAGIC		"optpoline-header"	/* 16 bytes, no NUL */
 #define OPTP_MAGIC_SIZE		16
-#define OPTP_ABI_VERSION	1
+#define OPTP_ABI_VERSION	2
 
 #define OPTP_NR_REGS		16	/* indexed by x86 register number */
 #define OPTP_RECORD_SLOTS	7
@@ -52,11 +52,25 @@ struct optp_record {
 	__u32 hits;		/* direct calls, in blocks that count them */
 };
 
-/* What an int3 at a site means. */
+/*
+ * What an int3 at a site means.
+ *
+ * An inline site has two entries: OPTP_SITE_COMPARE for the cmp in front, whose
+ * slow_path is the site's slow call, and OPTP_SITE_BRANCH for the direct branch
+ * OPTP_INLINE_BRANCH bytes after it, where no 0xCC of ours ever stands.  Static
+ * calls, and the trampoline of each, have kinds of their own because the host
+ * tells by them what may stand there.
+ */
 enum optp_site_kind {
-	OPTP_SITE_CALL = 1,	/* push site + length, go to slow_path */
-	OPTP_SITE_JMP = 2,	/* go to slow_path */
+	OPTP_SITE_CALL = 1,		/* push site + length, go to slow_path */
+	OPTP_SITE_JMP = 2,		/* go to slow_path */
+	OPTP_SITE_COMPARE = 3,		/* go to slow_path */
+	OPTP_SITE_BRANCH = 4,		/* never armed */
+	OPTP_SITE_STATIC_CALL = 5,	/* as OPTP_SITE_CALL */
+	OPTP_SITE_STATIC_JMP = 6,	/* as OPTP_SITE_JMP */
 };
+
+#define OPTP_INLINE_BRANCH	9	/* bytes: cmp $imm32, %reg and jne rel8 */
 
 enum optp_poke_state {
 	OPTP_POKE_IDLE = 0,	/* no 0xCC of ours stands there */
@@ -89,7 +103,10 @@ struct optp_cpu_stats {
 	__u64 int3_late;	/* the 0xCC was gone: executed again */
 };
 
-/* A loaded module, as the last OPTP_REQUEST_MODULES found it. */
+/*
+ * A module, as the last OPTP_REQUEST_MODULES found it.  One whose init still
+ * runs has a name and nothing else.
+ */
 struct optp_module {
 	__u8 name[OPTP_MODULE_NAME_LEN];	/* NUL-terminated */
 	__u64 text;

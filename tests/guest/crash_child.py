@@ -27,7 +27,7 @@ from optpolined.service.entries import Entries
 from optpolined.service.machine import GuestMachine
 from optpolined.service.patcher import Patcher
 from optpolined.service.records import Records
-from optpolined.service.requests import open_mailbox
+from optpolined.service.requests import PatientGuest, open_mailbox
 from tests.guest.hot_cycle import Plan
 
 __all__ = ("Cut", "Trace", "cycle", "fork")
@@ -98,20 +98,27 @@ def cycle(config: GuestConfig, plan: Plan, cut: Cut, trace: Trace) -> None:
 
     dying = mock.patch("optpolined.qemu.gdbstub.connect_unix", connect_dying)
     with dying, connect(config) as link:
-        machine = GuestMachine.of(link, config, time.monotonic)
-        open_mailbox(link.attachment, machine).request(RequestOp.HOLD)
-        patcher = _patcher(link, machine, config, plan)
+        patcher = _patcher(link, config, plan)
         for wanted in plan.cycle():
             report = patcher.apply(wanted)
             assert report.done == len(wanted), report.sites
             assert patcher.observe() == wanted
 
 
-def _patcher(link: Link, machine: GuestMachine, config: GuestConfig, plan: Plan) -> Patcher:
+def _patcher(link: Link, config: GuestConfig, plan: Plan) -> Patcher:
+    """A patcher of the guest, whose module is held."""
     space, header = link.attachment.space, link.attachment.header
     counters = Counters.from_header(space.read, header)
+    machine = GuestMachine.of(link, config, time.monotonic)
+    mailbox = open_mailbox(link.attachment, machine)
+    mailbox.request(RequestOp.HOLD)
+    timeout = config.poke.grace_timeout_seconds
+
+    def grace() -> None:
+        mailbox.request(RequestOp.GRACE, timeout_seconds=timeout)
+
     return Patcher(
-        machine=machine,
+        machine=PatientGuest(machine, grace),
         space=space,
         header=header,
         sites=plan.sites,

@@ -79,10 +79,10 @@ def load_state(guest: Guest) -> dict[str, int]:
     return {name: int(value) for name, value in pairs if value.isdigit()}
 
 
-def bench_calls(guest: Guest) -> dict[str, tuple[int, int]]:
-    """The calls and the errors of each scenario of optbench."""
+def bench_calls(guest: Guest, module: str = "optbench") -> dict[str, tuple[int, int]]:
+    """The calls and the errors of each scenario of optbench, or of optseed."""
     counts = {}
-    for line in guest.run("cat /proc/optbench").splitlines():
+    for line in guest.run(f"cat /proc/{module}").splitlines():
         fields = dict(word.partition("=")[::2] for word in line.split())
         counts[fields["name"]] = (int(fields["calls"]), int(fields["errors"]))
     return counts

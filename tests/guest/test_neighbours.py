@@ -172,8 +172,8 @@ def test_our_module_cannot_be_removed_while_it_is_held(busy: Guest) -> None:
 class Running:
     """The daemon as a process, with what it prints."""
 
-    def __init__(self, guest: Guest, directory: Path) -> None:
-        write_config(guest, directory, "[learning]\nepoch_milliseconds = 200\n")
+    def __init__(self, guest: Guest, directory: Path, config: str = "") -> None:
+        write_config(guest, directory, f"[learning]\nepoch_milliseconds = 200\n{config}")
         self.report_file = directory / "report.json"
         self._status = guest.directory / "run" / "test.status"
         self.process = subprocess.Popen(

@@ -270,6 +270,8 @@ class Cpu:
         raise Violation(Kind.UNHANDLED, f"0xCC at {describe(task.at)}, and its entry says IDLE")
 
     def _emulate(self, task: Task, entry: abi.PokeEntry, moment: Moment) -> Task:
+        if entry.kind == abi.SiteKind.BRANCH:
+            raise Violation(Kind.UNHANDLED, f"0xCC at {describe(task.at)}, an inline branch")
         if entry.kind == abi.SiteKind.CALL and self._handler.pushes:
             task = task._replace(stack=(*task.stack, entry.site + entry.length))
         return self._go(task, entry.slow_path, moment)

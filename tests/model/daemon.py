@@ -66,7 +66,9 @@ class Daemon:
         """Give sites their forms, and see that they have them."""
         report = self._patcher.apply(wanted)
         forms = self._patcher.observe()
-        if report.refused or any(forms.get(site) != form for site, form in wanted.items()):
+        if report.refused or any(
+            forms.get(site, ORIGINAL) != form for site, form in wanted.items()
+        ):
             raise Violation(Kind.TEXT, f"{forms}, refused {report.sites}")
 
     def give_while_recycling(self, wanted: Wanted) -> None:
@@ -78,11 +80,19 @@ class Daemon:
         self._arena.grace_end(token)
 
 
-def program(sites: Sequence[Site], protocol: Protocol, *wanted: Wanted) -> Program:
-    """Give sites one form after the other, as epochs do: a grace period passes during each."""
+def program(
+    sites: Sequence[Site], protocol: Protocol, *wanted: Wanted, settled: Wanted | None = None
+) -> Program:
+    """Give sites one form after the other, as epochs do: a grace period passes during each.
+
+    Those of ``settled`` they have before anybody calls.
+    """
 
     def run(guest: Guest) -> None:
         daemon = Daemon(guest, sites, protocol)
+        if settled is not None:
+            daemon.give(settled)
+            guest.settle()
         daemon.give(wanted[0])
         for forms in wanted[1:]:
             daemon.give_while_recycling(forms)

@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
-from optpolined.codegen.forms import Chain
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import LEARNING, Chain, Form
+from optpolined.kernel.abi import SiteKind
+from optpolined.kernel.inline import InlinePart
 from optpolined.kernel.poketable import PokeEntry
 from optpolined.kernel.sites import Site
 from optpolined.poke import protocol, recovery
-from optpolined.poke.inline import InlineChange, inline_steps
+from optpolined.poke.inline import InlineChange, classify_inline, inline_steps
 from optpolined.poke.protocol import (
     Change,
     Grace,
@@ -26,13 +29,21 @@ from optpolined.poke.protocol import (
     steps,
 )
 from optpolined.poke.recovery import Standing
-from optpolined.service import patcher
+from optpolined.service import inline, patcher
 from optpolined.x86 import INT3, Register
-from tests.model.daemon import record_offset
-from tests.model.forms import CALL, CALL_CS, INLINE_CALL, JMP, LIVE, SPLIT, cycle
-from tests.model.inline import inline_sites
+from tests.model.daemon import Wanted, record_offset
+from tests.model.forms import (
+    CALL,
+    CALL_CS,
+    INLINE_CALL,
+    INLINE_SPLIT,
+    JMP,
+    LIVE,
+    SPLIT,
+    cycle,
+)
 from tests.model.rules import Handler, Kind, Rules
-from tests.model.scenarios import Scenario, thunk_sites
+from tests.model.scenarios import Scenario, site_scenario
 from tests.model.world import F1, F2, HEADER_OF_MODEL, in_arena
 
 PhasedWrites = Iterable[tuple[Phase, Write]]
@@ -42,6 +53,8 @@ _TRAP = bytes([INT3])
 _right_writes = protocol._breakpoint_writes
 _right_entry = patcher._entry
 _right_classify = recovery.classify
+_right_inline_entries = inline._entries
+_right_classify_inline = classify_inline
 
 
 @dataclass(frozen=True)
@@ -153,16 +166,33 @@ def _is_rewrite(step: Step | Grace) -> bool:
     return isinstance(step, Step) and step.phase is Phase.UNREACHED
 
 
-def _slow_path_is_done(site: Any) -> tuple[PokeEntry, PokeEntry]:
-    compare, branch = _right_inline_entries(site)
-    return replace(compare, slow_path=site.done), branch
+def _slow_path_is_done(part: InlinePart) -> tuple[PokeEntry, PokeEntry]:
+    compare, branch = _right_inline_entries(part)
+    done = GuestVirtual(INLINE_CALL.address + INLINE_CALL.length)
+    return replace(compare, slow_path=done), branch
 
 
-_right_inline_entries = type(INLINE_CALL).entries
+def _compare_is_a_call(part: InlinePart) -> tuple[PokeEntry, PokeEntry]:
+    compare, branch = _right_inline_entries(part)
+    return replace(compare, kind=SiteKind.CALL), branch
+
+
+def _ends_at_once(changes: Sequence[InlineChange], how: Protocol) -> Plan:
+    """Who unlearns does not wait: its thunk is right under any flags."""
+    plan = inline_steps(changes, how)
+    unlearns = all(change.after == change.unlearned for change in changes)
+    return [step for step in plan if isinstance(step, Step)] if unlearns else plan
+
+
+def _leaves_inline_interrupted(*args: Any, **options: Any) -> Standing:
+    standing = _right_classify_inline(*args, **options)
+    return Standing.ORIGINAL if standing is Standing.INTERRUPTED else standing
+
 
 _WRITES = "optpolined.poke.protocol._breakpoint_writes"
 _ENTRY = "optpolined.service.patcher._entry"
-_PLAN = "tests.model.inline.inline_steps"
+_INLINE_ENTRIES = "optpolined.service.inline._entries"
+_PLAN = "optpolined.service.patcher.inline_steps"
 
 
 def faults() -> Iterator[Fault]:
@@ -175,11 +205,16 @@ def faults() -> Iterator[Fault]:
 
 def _promotion(site: Site = CALL, rules: Rules | None = None, **options: Any) -> Scenario:
     promoted = {site.address: Chain((F1,))}
-    return thunk_sites("promotion", [site], (F1, F2), promoted, rules=rules, **options)
+    return site_scenario("promotion", [site], (F1, F2), promoted, rules=rules, **options)
+
+
+def _inline(*forms: Form, rules: Rules | None = None, dies: bool = False) -> Scenario:
+    wanted: list[Wanted] = [{INLINE_CALL.address: form} for form in forms]
+    return site_scenario("inline", [INLINE_CALL], (F1, F2), *wanted, rules=rules, dies=dies)
 
 
 def _retarget(rules: Rules | None = None) -> Scenario:
-    return inline_sites("retarget", [INLINE_CALL], (F1, F2), [F1], [F2], rules=rules)
+    return _inline(Chain((F1,)), Chain((F2,)), rules=rules)
 
 
 def _in_the_protocol() -> Iterator[Fault]:
@@ -202,7 +237,7 @@ def _in_the_protocol() -> Iterator[Fault]:
 
 def _in_the_waiting() -> Iterator[Fault]:
     def reuse(rules: Rules) -> Scenario:
-        return thunk_sites("cycle", [CALL], (F1,), *cycle(CALL), rules=rules)
+        return site_scenario("cycle", [CALL], (F1,), *cycle(CALL), rules=rules)
 
     nobody = Rules(grace_waits_for_running=False, grace_waits_for_sleeping=False)
     running_only = Rules(grace_waits_for_sleeping=False)
@@ -216,6 +251,8 @@ def _in_the_waiting() -> Iterator[Fault]:
     )
     yield Fault("call changed under old flags", wrong, _retarget(), ((_PLAN, _without_grace),))
     yield Fault("old flags of a sleeper", wrong, _retarget(running_only))
+    there_and_back = _inline(Chain((F1,)), LEARNING, Chain((F2,)))
+    yield Fault("old flags outlive unlearning", wrong, there_and_back, ((_PLAN, _ends_at_once),))
 
 
 def _in_the_handler() -> Iterator[Fault]:
@@ -230,17 +267,30 @@ def _in_the_handler() -> Iterator[Fault]:
     yield Fault("slow path is the site", Kind.ENDLESS, _promotion(JMP), ((_ENTRY, _to_itself),))
     short = ((_ENTRY, _too_short),)
     yield Fault("return address of 5 bytes for 6", Kind.STACK, _promotion(CALL_CS), short)
-    done = (("tests.model.inline.InlineSite.entries", _slow_path_is_done),)
+    done = ((_INLINE_ENTRIES, _slow_path_is_done),)
     yield Fault("slow path behind the call", Kind.NOT_ONCE, _retarget(), done)
+    pushes = ((_INLINE_ENTRIES, _compare_is_a_call),)
+    yield Fault("a compare that pushes", Kind.STACK, _retarget(), pushes)
 
 
 def _in_recovery() -> Iterator[Fault]:
     dies = _promotion(dies=True)
     left = (("optpolined.service.recovery.classify", _leaves_interrupted),)
     yield Fault("half-way is left alone", Kind.TEXT, dies, left)
-    first = inline_sites("learning", [INLINE_CALL], (F1,), [F1], dies=True)
+    first = _inline(Chain((F1,)), dies=True)
     unnoted = ((_PLAN, _branch_before_entries),)
     yield Fault("branch rewritten before it is noted", Kind.TEXT, first, unnoted)
-    anywhere = (("optpolined.service.patcher._takes_two_packets", lambda *_: False),)
+    left = (("optpolined.service.recovery.classify_inline", _leaves_inline_interrupted),)
+    yield Fault("an inline part half-way is left alone", Kind.TEXT, first, left)
+    anywhere = (("optpolined.kernel.paging.AddressSpace.is_contiguous", lambda *_: True),)
     split = _promotion(SPLIT, dies=True)
     yield Fault("a site in two pages is patched", Kind.TEXT, split, anywhere)
+    torn = site_scenario(
+        "promotion",
+        [INLINE_SPLIT],
+        (F1,),
+        {INLINE_SPLIT.address: Chain((F1,))},
+        protocol=Protocol.STOPPED,
+        dies=True,
+    )
+    yield Fault("a compare in two pages is patched", Kind.TEXT, torn, anywhere)

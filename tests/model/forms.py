@@ -1,18 +1,19 @@
 """The scenarios: every form of a site, every way between forms, every protocol and machine."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
-from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, Chain
 from optpolined.kernel.abi import SiteKind
 from optpolined.kernel.sites import Site
 from optpolined.poke.protocol import Protocol
 from optpolined.x86 import Register
 from tests.model.daemon import Wanted, originals, thunk_site
-from tests.model.inline import InlineSite, inline_sites
+from tests.model.explore import Crew
+from tests.model.inline import inline_site
 from tests.model.rules import Rules
-from tests.model.scenarios import Scenario, thunk_sites
-from tests.model.world import F1, F2, F3, LINE_END, PAGE_END, TEXT
+from tests.model.scenarios import Scenario, site_scenario
+from tests.model.world import F1, F2, F3, FUNCTIONS, LINE_END, PAGE_END, TEXT
 
 LIVE = Rules(live=True)
 
@@ -29,13 +30,37 @@ THUNK_SITES = {"call": CALL, "cs call": CALL_CS, "jmp": JMP, "cs jmp": JMP_CS}
 FAR_CALL = thunk_site(TEXT + 16, Register.R9)
 FAR_JMP = thunk_site(TEXT + 24, Register.RSI, SiteKind.JMP)
 
-INLINE_CALL = InlineSite(GuestVirtual(LINE_END - 3), Register.RAX, is_call=True)
-INLINE_TAIL = InlineSite(GuestVirtual(TEXT + 8), Register.R11, is_call=False)
+INLINE_CALL = inline_site(LINE_END - 3, Register.RAX)
+INLINE_CALL_CS = inline_site(TEXT + 8, Register.R9, prefix=True)
+INLINE_TAIL = inline_site(TEXT + 8, Register.R11, SiteKind.JMP)
+INLINE_SPLIT = inline_site(PAGE_END - 5, Register.RDX)
+INLINE_SITES = {"inline call": INLINE_CALL, "inline tail": INLINE_TAIL}
+
+ALONE = Crew(vcpus=1, sleepers=0)
+PAIR = Crew(vcpus=1, sleepers=1)
+"""Tasks share nothing but grace periods: what one of two may do wrong, it may do alone."""
 
 
 def cycle(site: Site) -> list[Wanted]:
     """Thunk, learning stub, chain, another chain, thunk; and again, in blocks that were freed."""
     forms = (LEARNING, Chain((F1,)), Chain((F2, F1)))
+    return [*({site.address: form} for form in forms), originals([site])]
+
+
+def ways(site: Site) -> list[Wanted]:
+    """Every way of an inline site, there and back.
+
+    Learning, a head alone, a rest behind it, another head, head and rest swapped, hits counted,
+    as built.
+    """
+    forms = (
+        LEARNING,
+        Chain((F1,)),
+        Chain((F1, F2)),
+        Chain((F3, F2)),
+        Chain((F2, F3)),
+        Chain((F2, F3), counts_hits=True),
+    )
     return [*({site.address: form} for form in forms), originals([site])]
 
 
@@ -45,6 +70,7 @@ def scenarios() -> Iterator[Scenario]:
     yield from _blocks()
     yield from _batches()
     yield from _inline()
+    yield from _inline_batches()
 
 
 def deep_scenarios() -> Iterator[Scenario]:
@@ -52,25 +78,30 @@ def deep_scenarios() -> Iterator[Scenario]:
     one = [CALL]
     all_three = (F1, F2, F3)
     counted = {CALL.address: Chain((F1, F2), counts_hits=True)}
-    yield thunk_sites("cycle, three functions", one, all_three, *cycle(CALL))
-    yield thunk_sites("cycle, live", one, (F1, F2), *cycle(CALL)[:3], rules=LIVE)
-    yield thunk_sites("cycle, dies", one, (F1, F2), *cycle(CALL), dies=True)
-    yield thunk_sites("counted hits", one, all_three, counted, originals(one))
+    yield site_scenario("cycle, three functions", one, all_three, *cycle(CALL))
+    yield site_scenario("cycle, live", one, (F1, F2), *cycle(CALL)[:3], rules=LIVE)
+    yield site_scenario("cycle, dies", one, (F1, F2), *cycle(CALL), dies=True)
+    yield site_scenario("counted hits", one, all_three, counted, originals(one))
     for site in THUNK_SITES.values():
         for crew in ((3, 1), (2, 2)):
             promoted = {site.address: Chain((F1,))}
-            yield thunk_sites("thunk site", [site], (F1, F2), promoted).with_crew(*crew)
+            yield site_scenario("thunk site", [site], (F1, F2), promoted).with_crew(*crew)
     for crew in ((3, 0), (3, 1), (2, 2)):
-        yield thunk_sites("cycle twice", one, (F1,), *cycle(CALL) * 2).with_crew(*crew)
-        yield inline_sites("inline", [INLINE_CALL], (F1,), [F1], [F2], [F1]).with_crew(*crew)
+        yield site_scenario("cycle twice", one, (F1,), *cycle(CALL) * 2).with_crew(*crew)
+        heads: tuple[Wanted, ...] = tuple(
+            {INLINE_CALL.address: Chain((head,))} for head in (F1, F2, F1)
+        )
+        yield site_scenario("inline", [INLINE_CALL], (F1,), *heads).with_crew(*crew)
+    for name, site in (INLINE_SITES | {"inline cs call": INLINE_CALL_CS}).items():
+        yield site_scenario(f"{name}, dies", [site], (F1,), *ways(site), dies=True, crew=PAIR)
 
 
 def _thunk_sites() -> Iterator[Scenario]:
     for name, site in THUNK_SITES.items():
         one, called, promoted = [site], (F1, F2), {site.address: Chain((F1,))}
-        yield thunk_sites(f"{name}, live", one, called, promoted, rules=LIVE)
+        yield site_scenario(f"{name}, live", one, called, promoted, rules=LIVE)
         for protocol in Protocol:
-            yield thunk_sites(
+            yield site_scenario(
                 f"{name}, {protocol.value}, dies",
                 one,
                 called,
@@ -84,23 +115,23 @@ def _thunk_sites() -> Iterator[Scenario]:
 def _blocks() -> Iterator[Scenario]:
     one = [CALL]
     for protocol in Protocol:
-        yield thunk_sites(
+        yield site_scenario(
             f"cycle twice, {protocol.value}", one, (F1,), *cycle(CALL) * 2, protocol=protocol
         )
-    yield thunk_sites("cycle, hits and misses", one, (F1, F2), *cycle(CALL))
-    yield thunk_sites("cycle, live", one, (F1,), *cycle(CALL), rules=LIVE)
-    yield thunk_sites("cycle, dies", one, (F1,), *cycle(CALL), dies=True)
+    yield site_scenario("cycle, hits and misses", one, (F1, F2), *cycle(CALL))
+    yield site_scenario("cycle, live", one, (F1,), *cycle(CALL), rules=LIVE)
+    yield site_scenario("cycle, dies", one, (F1,), *cycle(CALL), dies=True)
     counted = {CALL.address: Chain((F1,), counts_hits=True)}
-    yield thunk_sites("counted hits", one, (F1, F2), counted, originals(one))
+    yield site_scenario("counted hits", one, (F1, F2), counted, originals(one))
 
 
 def _batches() -> Iterator[Scenario]:
     promoted = {CALL.address: Chain((F1,)), FAR_JMP.address: Chain((F2,))}
     three = promoted | {FAR_CALL.address: LEARNING}
     both, all_three = [CALL, FAR_JMP], [CALL, FAR_JMP, FAR_CALL]
-    yield thunk_sites("three sites at once", all_three, (F1,), three)
-    yield thunk_sites("two sites, dies", both, (F1,), promoted, originals(both), dies=True)
-    yield thunk_sites(
+    yield site_scenario("three sites at once", all_three, (F1,), three)
+    yield site_scenario("two sites, dies", both, (F1,), promoted, originals(both), dies=True)
+    yield site_scenario(
         "a site, dies, and the next daemon uses the arena",
         [CALL],
         (F1, F2),
@@ -111,20 +142,64 @@ def _batches() -> Iterator[Scenario]:
 
 
 def _inline() -> Iterator[Scenario]:
-    transitions: tuple[list[GuestVirtual | None], ...] = ([F1], [F2], [None], [F2])
-    for name, site in (("call", INLINE_CALL), ("tail", INLINE_TAIL)):
+    for name, site in INLINE_SITES.items():
         one = [site]
-        yield inline_sites(f"inline {name}, live", one, (F1,), *transitions, rules=LIVE)
         for protocol in Protocol:
-            yield inline_sites(
-                f"inline {name}, {protocol.value}, dies",
+            yield site_scenario(
+                f"{name}, {protocol.value}, dies",
                 one,
                 (F1, F2),
-                *transitions,
+                *ways(site),
                 protocol=protocol,
                 dies=True,
+                crew=ALONE,
             )
-    yield inline_sites("inline, three functions", [INLINE_TAIL], (F1, F2, F3), *transitions)
-    yield inline_sites(
-        "two inline sites", [INLINE_CALL, INLINE_TAIL], (F1,), [F1, None], [F2, F1], [None, F2]
+        yield site_scenario(name, one, (F1, F2), *ways(site), crew=PAIR)
+        for before, after in pairwise([originals(one), *ways(site)]):
+            way = f"{name}, {_shown(before)} to {_shown(after)}"
+            yield site_scenario(way, one, (F1,), after, settled=before)
+            yield site_scenario(
+                f"{way}, live", one, (F1, F2), after, settled=before, rules=LIVE, crew=PAIR
+            )
+    prefixed = INLINE_CALL_CS
+    yield site_scenario(
+        "inline cs call, dies", [prefixed], (F1, F2), *ways(prefixed), dies=True, crew=ALONE
     )
+
+
+def _inline_batches() -> Iterator[Scenario]:
+    call, tail = INLINE_CALL.address, INLINE_TAIL.address
+    both = [INLINE_CALL, INLINE_TAIL]
+    forms = (
+        {call: Chain((F1, F2)), tail: LEARNING},
+        {call: LEARNING, tail: Chain((F1, F2))},
+        {call: Chain((F2,)), tail: Chain((F2, F1))},
+    )
+    yield site_scenario("two inline sites", both, (F1,), *forms, crew=PAIR)
+    yield site_scenario(
+        "two inline sites, dies",
+        both,
+        (F1,),
+        {call: Chain((F2,)), tail: Chain((F1,))},
+        settled={call: Chain((F1,)), tail: LEARNING},
+        dies=True,
+        crew=ALONE,
+    )
+    yield site_scenario(
+        "an inline site, dies, and the next daemon learns another function",
+        [INLINE_CALL],
+        (F1, F2),
+        {call: Chain((F1,))},
+        dies=True,
+        then={call: Chain((F2,))},
+        crew=ALONE,
+    )
+
+
+def _shown(wanted: Wanted) -> str:
+    """The form of the one site, in short."""
+    (form,) = wanted.values()
+    if not isinstance(form, Chain):
+        return "original"
+    targets = " ".join(FUNCTIONS[target] for target in form.targets) or "learning"
+    return f"counted {targets}" if form.counts_hits else targets

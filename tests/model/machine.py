@@ -25,6 +25,7 @@ class Act(Enum):
     GRACE_ENDS = "sees the grace period end"
     BOOKS = "books its arena"
     DIES = "dies; the next one starts"
+    SETTLES = "is ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Guest(PatientMachine):
         self.space = self.memory.space
         self.events: list[Event] = []
         self.owners = owners
+        self._waiting = False
 
     def write(self, writes: Sequence[Write]) -> list[bytes | None]:
         found: list[bytes | None] = []
@@ -57,19 +59,29 @@ class Guest(PatientMachine):
         return found
 
     def grace(self) -> None:
+        """One of its own; the mailbox holds one request, and one that is there is waited for."""
+        self.grace_ends()
         self.grace_begins()
         self.grace_ends()
 
     def grace_begins(self) -> None:
+        self._waiting = True
         self._note(Act.GRACE_BEGINS)
 
     def grace_ends(self) -> None:
-        self._note(Act.GRACE_ENDS)
+        """Waits for the one that began, where that has not ended."""
+        if self._waiting:
+            self._note(Act.GRACE_ENDS)
+        self._waiting = False
 
     def own(self, owners: Owners) -> None:
         """The daemon's books of the arena change, which nobody in the guest can see."""
         self.owners = owners
         self._note(Act.BOOKS)
+
+    def settle(self) -> None:
+        """Nobody has run so far: all that was done to the guest is how it begins."""
+        self._note(Act.SETTLES)
 
     def image(self) -> bytes:
         return b"".join(self.space.read(region.start, region.size) for region in REGIONS)

@@ -13,11 +13,12 @@ from optpolined.poke.protocol import Protocol
 from tests.model.cpu import Call, CallSite, Cpu
 from tests.model.daemon import Wanted, program, record_offset, recovery
 from tests.model.explore import Crew, Explorer
+from tests.model.inline import code_of
 from tests.model.listing import Listing
 from tests.model.rules import Rules, Violation
 from tests.model.tally import Tally
 from tests.model.timeline import Program, Timeline
-from tests.model.world import fresh_image, in_arena
+from tests.model.world import FUNCTIONS, fresh_image, in_arena
 
 
 @dataclass(frozen=True)
@@ -62,28 +63,31 @@ class Scenario:
         return replace(self, crew=crew, name=f"{self.name}, {vcpus} vCPUs, {sleepers} asleep")
 
 
-def thunk_sites(
+def site_scenario(
     name: str,
     sites: Sequence[Site],
     functions: Sequence[GuestVirtual],
     *wanted: Wanted,
     protocol: Protocol = Protocol.BREAKPOINT,
     dies: bool = False,
+    settled: Wanted | None = None,
     then: Wanted | None = None,
     rules: Rules | None = None,
+    crew: Crew | None = None,
 ) -> Scenario:
     """Sites that get the ``wanted`` forms one after the other, called with ``functions``.
 
-    With ``dies``, the daemon may die after every moment, and the next one puts all back; ``then``
-    is what that one goes on to do.
+    They have those of ``settled`` before anybody calls.  With ``dies``, the daemon may die after
+    every moment, and the next one puts all back; ``then`` is what that one goes on to do.
     """
-    image = fresh_image([(site.address, site.original) for site in sites])
+    image = fresh_image([code_of(site) for site in sites])
 
     def plan(listing: Listing, timeline: Timeline) -> None:
         blocks = [write for write in timeline.writes if in_arena(write.address)]
         for block in blocks:
             listing.add(block.address, block.data)
         for site in sites:
+            _list_inline_part(listing, site)
             listing.add_breakpoint(site.address)
             listing.add(site.address, site.original)
             for block in blocks:
@@ -99,21 +103,35 @@ def thunk_sites(
             for number, site in enumerate(sites)
             for function in functions
         ),
-        program=program(sites, protocol, *wanted),
+        program=program(sites, protocol, *wanted, settled=settled),
         recover=recovery(image, sites, then) if dies else None,
         plan=plan,
         rules=rules or Rules(),
+        crew=crew or Crew(),
     )
+
+
+def _list_inline_part(listing: Listing, site: Site) -> None:
+    """Its compare may hold a breakpoint; its branch never does."""
+    if site.inline is not None:
+        listing.add_breakpoint(site.inline.compare)
+        for head in (None, *FUNCTIONS):
+            listing.add(*code_of(site, head))
 
 
 def _call_site(site: Site, record: int) -> CallSite:
     end = site.address + site.length
+    returns = {end}
+    entry = site.address
+    if site.inline is not None:
+        entry = site.inline.compare
+        returns.add(site.inline.branch + len(site.inline.unlearned_branch))
     return CallSite(
-        entry=site.address,
+        entry=entry,
         register=site.register,
         scratch=scratch_register(site.register),
         is_call=site.kind is SiteKind.CALL,
-        returns=frozenset({end}),
+        returns=frozenset(returns),
         done=end,
         record=record_offset(record),
     )

@@ -2,11 +2,12 @@
 
 import pytest
 
-from optpolined.codegen.forms import LEARNING
+from optpolined.codegen.forms import Chain
+from optpolined.kernel.sites import Site
 from optpolined.poke.protocol import Protocol
-from tests.model.forms import SPLIT, scenarios
+from tests.model.forms import INLINE_SPLIT, SPLIT, scenarios
 from tests.model.rules import Violation
-from tests.model.scenarios import Scenario, thunk_sites
+from tests.model.scenarios import Scenario, site_scenario
 from tests.model.tally import Tally
 from tests.model.world import F1
 
@@ -17,8 +18,9 @@ def test_every_call_ends_where_its_register_says(scenario: Scenario, tally: Tall
 
 
 @pytest.mark.parametrize("protocol", Protocol)
-def test_a_site_in_two_pages_is_left_alone(protocol: Protocol) -> None:
-    learning = {SPLIT.address: LEARNING}
-    scenario = thunk_sites("split", [SPLIT], (F1,), learning, protocol=protocol)
+@pytest.mark.parametrize("site", [SPLIT, INLINE_SPLIT], ids=["thunk site", "inline site"])
+def test_a_site_in_two_pages_is_left_alone(site: Site, protocol: Protocol) -> None:
+    promoted = {site.address: Chain((F1,))}
+    scenario = site_scenario("split", [site], (F1,), promoted, protocol=protocol)
     with pytest.raises(Violation, match="split_page"):
         scenario.explore()

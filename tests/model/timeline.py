@@ -101,6 +101,8 @@ class Timeline:
             if event.write is not None:
                 self.writes.add(event.write)
                 self._write(event.write)
+            elif event.act is Act.SETTLES:
+                self.moments[first:] = [Moment(self.moments[-1].image, event.owners, before)]
             elif event.act is not Act.SYNC or (self._rules.live and self._rules.step_serialises):
                 self._add(event.act, self.moments[-1].image, event.owners, (), event.act.value)
         return first

@@ -10,12 +10,14 @@ from enum import IntEnum
 
 __all__ = (
     "ABI_VERSION",
+    "INLINE_BRANCH",
     "MAGIC",
     "MODULE_NAME_LEN",
     "NR_REGS",
     "POKE_HASH",
     "RECORDS_PER_CHUNK",
     "RECORD_SLOTS",
+    "STATIC_KINDS",
     "STRUCTS",
     "CpuStats",
     "Header",
@@ -30,13 +32,15 @@ __all__ = (
 )
 
 MAGIC = b"optpoline-header"
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 NR_REGS = 16
 RECORD_SLOTS = 7
 RECORDS_PER_CHUNK = 512
 MODULE_NAME_LEN = 56
 POKE_HASH = 0x9E3779B97F4A7C15
+INLINE_BRANCH = 9
+"""Bytes from the compare of an inline site to its branch."""
 
 
 class SiteKind(IntEnum):
@@ -44,6 +48,13 @@ class SiteKind(IntEnum):
 
     CALL = 1
     JMP = 2
+    COMPARE = 3
+    BRANCH = 4
+    STATIC_CALL = 5
+    STATIC_JMP = 6
+
+
+STATIC_KINDS = frozenset({SiteKind.STATIC_CALL, SiteKind.STATIC_JMP})
 
 
 class PokeState(IntEnum):

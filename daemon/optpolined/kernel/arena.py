@@ -23,10 +23,16 @@ from typing import Final, NewType
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.errors import ArenaError, ArenaFullError
 
-__all__ = ("UNIT", "Arena", "GraceToken", "Usage")
+__all__ = ("UNIT", "Arena", "GraceToken", "Usage", "rounded")
 
 UNIT: Final = 32
 """Blocks start at, and take up, multiples of this many bytes."""
+
+
+def rounded(size: int) -> int:
+    """What a block of ``size`` bytes takes up, in bytes."""
+    return -(-size // UNIT) * UNIT
+
 
 GraceToken = NewType("GraceToken", int)
 """A grace period, from ``grace_begin`` to ``grace_end``."""

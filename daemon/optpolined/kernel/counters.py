@@ -34,6 +34,7 @@ __all__ = (
     "clean",
     "difference",
     "forget",
+    "full_address",
 )
 
 RECORD: Final = np.dtype(
@@ -239,6 +240,11 @@ def difference(previous: Records, current: Records) -> Difference:
         keys.append(changed[rows].astype(np.uint64) << np.uint64(32) | targets[rows, slots])
         calls.append(gained[rows, slots])
     return _merged(np.concatenate(keys), np.concatenate(calls), other, hits)
+
+
+def full_address(low_half: int) -> GuestVirtual:
+    """The target whose low half a slot holds."""
+    return GuestVirtual(low_half | int(_HIGH_HALF) if low_half >> 31 else low_half)
 
 
 def forget(snapshot: Records, records: Iterable[int]) -> None:

@@ -9,6 +9,7 @@
     |   +-- HeaderError          a header whose fields make no sense
     |   +-- ModuleGoneError      the header that was found is no longer there
     |   +-- GuestReplacedError   the memory is another one: a snapshot was loaded
+    |   +-- GuardedError         the guest watches its own text, or its kernel is locked down
     |   +-- VmcoreinfoError      the kernel's VMCOREINFO note is absent, torn or incomplete
     +-- SymbolsError             kallsyms cannot be read, or a symbol does not exist
     +-- ModuleListError          the module's table of loaded modules makes no sense
@@ -40,6 +41,7 @@ __all__ = (
     "AttachError",
     "BlacklistError",
     "CountersError",
+    "GuardedError",
     "GuestReplacedError",
     "HeaderError",
     "KernelError",
@@ -134,6 +136,14 @@ class GuestReplacedError(AttachError):
 
     def __init__(self) -> None:
         super().__init__("the guest's memory is not the one that we left: was a snapshot loaded?")
+
+
+class GuardedError(AttachError):
+    """The integrity of the guest's kernel is guarded: to patch it would look like an attack."""
+
+    def __init__(self, guard: str) -> None:
+        super().__init__(f"the guest's kernel is guarded by {guard}: not patched")
+        self.guard = guard
 
 
 class VmcoreinfoError(AttachError):

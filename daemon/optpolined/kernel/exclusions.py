@@ -166,16 +166,17 @@ class Exclusions:
 
     def reason(self, site: Site) -> Reason | None:
         """Say why ``site`` must be left alone; None where it may be patched."""
-        return next((reason for reason in Reason if self._holds(reason, site)), None)
+        if site.live_flags:
+            return Reason.LIVE_FLAGS
+        return self.reason_at(site.address, site.function, site.module)
 
-    def _holds(self, reason: Reason, site: Site) -> bool:
-        if reason is Reason.LIVE_FLAGS:
-            return site.live_flags
-        if reason is Reason.INT3_PATH:
-            # gcc gives parts and clones of a function its name and a suffix (.cold, .isra.0).
-            return site.module is None and site.function.partition(".")[0] in _INT3_PATH
-        ranges = self._ranges.get(reason)
-        return ranges is not None and site.address in ranges
+    def reason_at(self, address: GuestVirtual, function: str, module: str | None) -> Reason | None:
+        """The same for an instruction in ``function`` that leaves the flags as they are."""
+        inside = {reason for reason, ranges in self._ranges.items() if address in ranges}
+        # gcc gives parts and clones of a function its name and a suffix (.cold, .isra.0).
+        if module is None and function.partition(".")[0] in _INT3_PATH:
+            inside.add(Reason.INT3_PATH)
+        return next((reason for reason in Reason if reason in inside), None)
 
 
 class _Ranges:

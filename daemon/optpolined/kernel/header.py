@@ -26,7 +26,7 @@ _TOP = 1 << 64
 _KERNEL = (0xFF00_0000_0000_0000, _TOP)  # the upper half with 5 levels; 4 levels have less of it
 _TEXT = (_TOP - (2 << 30), _TOP)  # what a rel32 and a sign-extended imm32 reach
 
-_ARENA_SIZE = (64 << 10, 256 << 20)
+_ARENA_SIZE = (4 << 10, 256 << 20)
 _TEXT_SIZE = (_ARENA_SIZE[0], 2 * _ARENA_SIZE[1])
 _POKE_ORDER = (8, 17)
 _CPU_IDS = (1, 8192)  # the most that x86 allows (CONFIG_NR_CPUS)

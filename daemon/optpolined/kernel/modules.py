@@ -14,7 +14,7 @@ from optpolined.kernel.errors import ModuleListError, TranslationError
 from optpolined.kernel.header import Header, read_status
 from optpolined.kernel.paging import AddressSpace
 
-__all__ = ("MODULE_SYMBOLS_MAX", "GuestModule", "read_modules")
+__all__ = ("MODULE_SYMBOLS_MAX", "GuestModule", "read_module_names", "read_modules")
 
 MODULE_SYMBOLS_MAX: Final = 200_000
 """The most symbols of one module that are looked at; i915 has about 10,000."""
@@ -42,6 +42,21 @@ def read_modules(space: AddressSpace, header: Header) -> list[GuestModule]:
     :raise ModuleGoneError: the header is no longer there.
     :raise HeaderError, ModuleListError: the list makes no sense, or changed while it was read.
     """
+    modules = [module for raw in _table(space, header) if (module := _module(raw)) is not None]
+    if sum(_text_size(module, header) for module in modules) > _ALL_TEXT_MAX:
+        raise ModuleListError(f"the guest's modules claim more than {_ALL_TEXT_MAX} bytes of text")
+    return sorted(modules, key=lambda module: module.text)
+
+
+def read_module_names(space: AddressSpace, header: Header) -> list[str]:
+    """The names of all modules, of those too whose init still runs or that have no text.
+
+    :raise ModuleGoneError, HeaderError, ModuleListError: as :func:`read_modules`.
+    """
+    return [_name(bytes(raw.name)) for raw in _table(space, header)]
+
+
+def _table(space: AddressSpace, header: Header) -> list[abi.Module]:
     before = read_status(space, header)
     size = ctypes.sizeof(abi.Module)
     try:
@@ -51,14 +66,7 @@ def read_modules(space: AddressSpace, header: Header) -> list[GuestModule]:
     after = read_status(space, header)
     if after != before:
         raise ModuleListError("the guest's table of modules changed while it was read")
-    modules = [
-        module
-        for start in range(0, len(data), size)
-        if (module := _module(abi.Module.from_buffer_copy(data, start))) is not None
-    ]
-    if sum(_text_size(module, header) for module in modules) > _ALL_TEXT_MAX:
-        raise ModuleListError(f"the guest's modules claim more than {_ALL_TEXT_MAX} bytes of text")
-    return sorted(modules, key=lambda module: module.text)
+    return [abi.Module.from_buffer_copy(data, start) for start in range(0, len(data), size)]
 
 
 def _text_size(module: GuestModule, header: Header) -> int:

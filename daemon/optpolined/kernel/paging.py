@@ -13,6 +13,7 @@ to 4-20 for the bits of the entries.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -113,6 +114,14 @@ class AddressSpace:
             address = GuestVirtual(address + here)
             size -= here
         return pieces
+
+    def is_contiguous(self, address: GuestVirtual, size: int) -> bool:
+        """Whether a virtual range is one physical range too.
+
+        :raise TranslationError: part of it is not mapped.
+        """
+        pieces = self.pieces(address, size)
+        return all(start + here == after for (start, here), (after, _) in pairwise(pieces))
 
     def read(self, address: GuestVirtual, size: int) -> bytes:
         """``size`` bytes from ``address``; the caller bounds the size.

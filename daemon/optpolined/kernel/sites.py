@@ -22,8 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import Key
 from optpolined.kernel.abi import SiteKind
 from optpolined.kernel.errors import TextError
+from optpolined.kernel.inline import InlinePart
 from optpolined.x86 import Register
 
 __all__ = (
@@ -80,6 +82,7 @@ class Site:
 
     ``original`` is the whole instruction, 5 bytes or, with a cs prefix, 6.  ``module`` is None in
     the kernel itself.  ``live_flags``: the flags were loaded right before, for the target to use.
+    ``inline`` and ``key`` are what code that was built with our gcc plugin has beside.
     """
 
     address: GuestVirtual
@@ -90,6 +93,8 @@ class Site:
     function: str
     module: str | None
     live_flags: bool = False
+    inline: InlinePart | None = None
+    key: Key | None = None
 
     @property
     def length(self) -> int:

@@ -18,7 +18,8 @@ from optpolined.addresses import GuestVirtual
 from optpolined.kernel.errors import SymbolsError
 from optpolined.kernel.kallsyms import load_kallsyms
 from optpolined.kernel.modules import GuestModule
-from optpolined.kernel.modulesyms import module_functions
+from optpolined.kernel.modulesyms import module_symbols
+from optpolined.kernel.optsites import RUN_SYMBOL
 from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.vmcoreinfo import Vmcoreinfo
 
@@ -59,6 +60,7 @@ class Symbols:
             self._addresses.setdefault(name, []).append(GuestVirtual(address))
         self._kernel = self._kernel_functions(symbols)
         self._set(self._kernel)
+        self._runs = list(self.addresses(RUN_SYMBOL))
 
     @classmethod
     def load(cls, space: AddressSpace, vmcoreinfo: Vmcoreinfo) -> "Symbols":
@@ -77,16 +79,24 @@ class Symbols:
         :raise QemuError: the guest's memory cannot be read at all.
         """
         functions: list[Function] = []
+        runs = list(self.addresses(RUN_SYMBOL))
         left = _MODULE_BYTES_MAX
         with space.snapshot() as pages:
             for module in modules:
-                found, size = module_functions(pages, module, left)
+                found = module_symbols(pages, module, left)
                 functions += (
                     Function(GuestVirtual(start), length, name, module.name)
-                    for start, length, name in found
+                    for start, length, name in found.functions
                 )
-                left -= size
+                runs += found.runs
+                left -= found.cost
         self._set([*self._kernel, *functions])
+        self._runs = runs
+
+    @property
+    def runs(self) -> Sequence[GuestVirtual]:
+        """Where the site records of each object file begin that was built with our gcc plugin."""
+        return self._runs
 
     def function(self, address: GuestVirtual) -> Function | None:
         """The function that ``address`` is in."""
@@ -106,6 +116,15 @@ class Symbols:
         """Whether a function begins at ``address``."""
         function = self.function(address)
         return function is not None and function.start == address
+
+    def entries(self, name: str) -> Sequence[Function]:
+        """The functions of this name, the kernel's and its modules'."""
+        found = {function.start: function for function in self._functions if function.name == name}
+        for address in self.addresses(name):  # an alias
+            function = self.function(address)
+            if function is not None and function.start == address:
+                found[address] = function
+        return list(found.values())
 
     def name(self, address: GuestVirtual) -> str:
         """``func``, ``func+0x1f``, each with `` [module]``, or the address in hexadecimal."""

@@ -149,7 +149,8 @@ def classify_inline(
     if found == unlearned:
         return Standing.ORIGINAL
     if not (
-        _same_but(1, found.compare, unlearned.compare)
+        unlearned.compare[-4:] == _NO_POINTER
+        and _same_but(1, found.compare, unlearned.compare)
         and _same_but(0, found.branch, unlearned.branch)
     ):
         return Standing.FOREIGN

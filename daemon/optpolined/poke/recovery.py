@@ -5,7 +5,7 @@ from enum import Enum
 
 from optpolined.x86 import INT3
 
-__all__ = ("Standing", "classify")
+__all__ = ("Range", "Standing", "classify", "classify_static")
 
 
 class Standing(Enum):
@@ -45,6 +45,17 @@ def classify(site: int, found: bytes, original: bytes, *, armed: bool, arena: Ra
         return Standing.INTERRUPTED if armed and same_middle and tail_is_ours else Standing.FOREIGN
     same_opcode = found[:-4] == original[:-4]
     return Standing.OURS if same_opcode and tail_is_ours else Standing.FOREIGN
+
+
+def classify_static(found: bytes, *, armed: bool) -> Standing:
+    """Tell whether a change of a static call stopped half-way.
+
+    A whole instruction is nobody's business here: what a static call's target should be is known by
+    its key, not by its bytes.
+    """
+    if found[:1] != bytes([INT3]):
+        return Standing.ORIGINAL
+    return Standing.INTERRUPTED if armed else Standing.FOREIGN
 
 
 def _target(site: int, instruction: bytes) -> int:

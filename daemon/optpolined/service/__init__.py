@@ -15,6 +15,7 @@ patcher.py     forms to changes, and who may free what
 session.py     all of these over one attached guest
 rates.py       how often each site is called, for people
 migration.py   whether QEMU is moving the guest
+lending.py     the gdbstub given to a debugger, and taken back
 daemon.py      the reconcile loop over one session
 serve.py       from attach to detach, through resets and back
 recover_only.py  puts back what a daemon that died left, and leaves

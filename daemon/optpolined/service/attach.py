@@ -9,14 +9,15 @@ from optpolined.config import GuestConfig
 from optpolined.kernel.attach import Attachment, attach
 from optpolined.kernel.errors import KernelError
 from optpolined.qemu.errors import PermissionDeniedError, QemuError
-from optpolined.qemu.gdbstub import GdbStub, close_stub, open_stub
 from optpolined.qemu.guardian import Guardian
+from optpolined.qemu.held import HeldStub
 from optpolined.qemu.memory import PhysicalMemory, ProcessMemory, StubMemory, ram_ranges
 from optpolined.qemu.monitor import Monitor
 from optpolined.qemu.process import QemuProcess
 from optpolined.qemu.stopnote import StopNote, note_path
 from optpolined.service.errors import AttachRefusedError, NothingToGainError
 from optpolined.service.lock import held
+from optpolined.service.migration import refuse_migration
 from optpolined.service.rescue import resume_if_left
 
 __all__ = ("AttachRefusedError", "Link", "NothingToGainError", "connect", "refuse_on_failure")
@@ -37,7 +38,7 @@ class Link:
     attachment: Attachment
     accelerator: str
     vcpus: int
-    stub: GdbStub | None
+    stub: HeldStub | None
 
 
 @contextmanager
@@ -71,6 +72,7 @@ def _connect(config: GuestConfig, stack: ExitStack, *, writable: bool) -> Link:
     process = QemuProcess.find(monitor)
     stub = None
     if writable:
+        refuse_migration(monitor)
         last.enter_context(held(config.runtime_directory, process.pid))
         rescued = resume_if_left(monitor, process, config.runtime_directory)
         if rescued:
@@ -90,7 +92,7 @@ def _connect(config: GuestConfig, stack: ExitStack, *, writable: bool) -> Link:
 
 
 def _memory(
-    config: GuestConfig, monitor: Monitor, process: QemuProcess, stub: GdbStub | None
+    config: GuestConfig, monitor: Monitor, process: QemuProcess, stub: HeldStub | None
 ) -> PhysicalMemory:
     ranges = ram_ranges(monitor)
     try:
@@ -117,18 +119,17 @@ def _stub(
     process: QemuProcess,
     guardian: Guardian,
     stack: ExitStack,
-) -> GdbStub:
+) -> HeldStub:
     """Connect to the gdbstub; one that we open ourselves is closed again at the end."""
-    own = config.runtime_directory.absolute() / f"gdb-{process.pid}.sock"
-    opened = open_stub(monitor, config.qemu.gdbstub_socket or own)
-    if opened == own:
-        stack.callback(close_stub, monitor)
-    timeout = config.qemu.connect_timeout_seconds
-    ran = monitor.status() == "running"
-    stub = stack.enter_context(GdbStub.connect(opened, timeout_seconds=timeout, guard=guardian))
-    if ran and monitor.status() != "running":
-        # From 8.1 on, QEMU does not tell a client that connecting has stopped the guest.
-        monitor.execute("cont")
+    stub = HeldStub(
+        monitor,
+        own=config.runtime_directory.absolute() / f"gdb-{process.pid}.sock",
+        configured=config.qemu.gdbstub_socket,
+        timeout_seconds=config.qemu.connect_timeout_seconds,
+        guard=guardian,
+    )
+    stack.enter_context(stub)
+    stub.take()
     return stub
 
 

@@ -1,85 +1,70 @@
 """The reconcile loop over one attached guest: observe, learn, poke, report."""
 
 import logging
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
-from optpolined.config import GuestConfig
 from optpolined.learning.audit import audit
-from optpolined.learning.hysteresis import Hysteresis
 from optpolined.learning.strategy import Snapshot
-from optpolined.qemu.errors import ResumedError
+from optpolined.qemu.errors import MonitorClosedError, ResumedError
+from optpolined.service.answers import answer
 from optpolined.service.attach import Link
-from optpolined.service.migration import is_migrating
+from optpolined.service.inline import Found
+from optpolined.service.job import Job
+from optpolined.service.learner import Learner
+from optpolined.service.lending import Lending
+from optpolined.service.migration import has_migrated, is_migrating
+from optpolined.service.patcher import HELD_UP
 from optpolined.service.rates import Rates
+from optpolined.service.room import Room, fit
 from optpolined.service.session import Session
 from optpolined.telemetry.report import Report, SiteCounts, StopCounts
+from optpolined.telemetry.requests import Requests
 from optpolined.telemetry.status import HotSite, Phase, Status, StopSummary
 
-__all__ = ("Daemon", "Job")
+__all__ = ("Daemon",)
 
 _log = logging.getLogger(__name__)
 
 _HOTTEST = 12
 
+_REQUEST_SECONDS = 0.1
+"""Between two looks at whether somebody asks for something."""
+
+_PASSING = frozenset({"arena_full", HELD_UP})
+"""Why a site was not changed that may be at the next epoch; where there are others, it rests."""
+
 _RETRY_EPOCHS = 20
 """A site that held somebody else's bytes is looked at again after so many epochs."""
 
 
-@dataclass(slots=True)
-class Job:
-    """What one run is to do: for how long from the first attach on, and who is told."""
-
-    guest: str
-    config: GuestConfig
-    audit: bool
-    force: bool
-    duration_seconds: float | None
-    stop: threading.Event
-    show: Callable[[Status], None]
-    attached_at: float | None = None
-    """As time.monotonic() gives it."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the time is over, or somebody asked to leave."""
-        return self.stop.is_set() or (
-            self.duration_seconds is not None
-            and self.attached_at is not None
-            and time.monotonic() - self.attached_at >= self.duration_seconds
-        )
-
-    def attached(self) -> None:
-        """Note that the guest is attached to; the time counts from the first."""
-        if self.attached_at is None:
-            self.attached_at = time.monotonic()
-
-
 class Daemon:
-    """One guest under management; ``status`` may be read from any thread."""
+    """One guest under management.
+
+    ``status`` may be read, and ``requests`` put, from any thread.
+    """
 
     def __init__(self, job: Job, link: Link, session: Session, *, attach_seconds: float) -> None:
         self._job = job
         self._link = link
         self._session = session
+        self._lending = Lending(job.guest, link, session)
+        self.requests = Requests()
         self._config = job.config
         self._attached_at = time.monotonic()
         self._attach_seconds = attach_seconds
-        self._strategy = Hysteresis(job.config.learning.hysteresis)
-        self._state = self._strategy.initial(session.survey.inventory.eligible)
-        self._states: dict[GuestVirtual, str] = {}
-        self._wanted: dict[GuestVirtual, Form] = {}
-        self._forms: dict[GuestVirtual, Form | None] = {}
+        self._learner = Learner(job.config.learning, session)
+        self._forms: dict[GuestVirtual, Found] = {}
         self._shunned: dict[GuestVirtual, int] = {}
         self._epoch = 0
         self._epoch_began = self._attached_at
+        self._has_left = False
         self._rates = Rates()
+        self._room = Room(session.patcher.block_bytes)
         self._pokes = 0
         self._refused: Counter[str] = Counter()
         self._report = self._first_report(job.guest)
@@ -88,29 +73,71 @@ class Daemon:
     def run(self) -> None:
         """Reconcile once an epoch until the end; then audit, where asked to.
 
+        Requests are carried out between the epochs.
+
         :raise OptpolinedError: the guest or QEMU failed.
         """
-        epoch_seconds = self._config.learning.epoch_milliseconds / 1e3
-        while not self._job.is_over and not self._has_migrated():
-            self._forms = self._session.look()
-            phase = self._pause()
-            if phase is None:
-                self._reconcile()
-                phase = Phase.RUNNING if self._promoted() else Phase.LEARNING
-            self._tell(phase)
-            self._job.stop.wait(epoch_seconds)
+        try:
+            while not self._job.is_over and not self._has_migrated():
+                phase = self._pause()
+                if phase is not Phase.MIGRATING:
+                    self._forms = self._session.look()
+                if phase is None:
+                    self._reconcile()
+                elif phase is Phase.RELEASED:
+                    self._rates.update(self._snapshot())
+                self._tell(phase or self._at_work())
+                self._rest()
+        except MonitorClosedError:
+            if self.status.phase is not Phase.MIGRATING:
+                raise
+            self._has_left = True
+        finally:
+            self.requests.close()
+        if self._has_left:
+            return
         if self._job.audit and not self._job.stop.is_set() and self._pause() is None:
             self._tell(Phase.AUDITING)
             self._audit()
 
     def _pause(self) -> Phase | None:
         """Why nothing may be changed now; ``None`` where it may."""
+        if self._lending.is_released:
+            return Phase.RELEASED
         if is_migrating(self._link.monitor):
             return Phase.MIGRATING
         return None if self._link.monitor.status() == "running" else Phase.PAUSED
 
+    def _at_work(self) -> Phase:
+        return Phase.RUNNING if self._promoted() else Phase.LEARNING
+
+    def _rest(self) -> None:
+        """Wait for the next epoch, and carry out what is asked for meanwhile."""
+        end = time.monotonic() + self._config.learning.epoch_milliseconds / 1e3
+        while (left := end - time.monotonic()) > 0 and not self._job.is_over:
+            self._job.stop.wait(min(left, _REQUEST_SECONDS))
+            while (asked := self.requests.take()) is not None:
+                said = answer(
+                    asked.request,
+                    lending=self._lending,
+                    static_calls=self._session.static_calls,
+                    pause=self._pause(),
+                )
+                self._tell(self._pause() or self._at_work())
+                asked.answer(said)
+
     def _has_migrated(self) -> bool:
-        return self._link.monitor.status() == "postmigrate"
+        return self._has_left or has_migrated(self._link.monitor)
+
+    def _await_migration(self) -> None:
+        """Wait for the end of a migration, to know where there is something to put back."""
+        said = False
+        while not self._has_left and self._pause() is Phase.MIGRATING:
+            if not said:
+                _log.warning("leaving, but the guest is migrating: waiting for the end of that")
+            said = True
+            self._tell(Phase.MIGRATING)
+            time.sleep(_REQUEST_SECONDS)
 
     def detach(self) -> None:
         """Put every site back and compare the text with what it was.
@@ -118,20 +145,50 @@ class Daemon:
         :raise OptpolinedError: the guest or QEMU failed.
         """
         report = self._report
-        self._tell(Phase.DETACHING)
-        report.promoted = len(self._promoted())
-        report.targets_histogram = {
-            str(size): count for size, count in sorted(self._histogram().items())
-        }
+        self._await_migration()
+        if not self._has_left:
+            self._tell(Phase.DETACHING)
+        self._sum_up_sites()
         if self._has_migrated():
-            _log.warning("the guest has migrated: start optpolined where it runs now")
+            ended = ", and its QEMU has ended" if self._has_left else ""
+            _log.warning("the guest has migrated%s: start optpolined where it runs now", ended)
             report.migrated_away = True
+        elif not self._lending.take_to_leave():
+            _log.error(
+                "a debugger has the gdbstub: the sites are left as they are; end it, then run "
+                "`optpolined --guest %s --recover-only`",
+                report.guest,
+            )
+            report.left_to_debugger = True
+            report.text_differences = self._session.text_differences()
         else:
             running = self._link.monitor.status() == "running"
             report.text_differences = self._session.restore(running=running)
             report.text_identical_after_detach = not report.text_differences
-        self._tell(Phase.DETACHED)
-        report.int3_hits = self._session.int3_hits
+        if not self._has_left:
+            self._tell(Phase.DETACHED)
+        self._sum_up_work()
+
+    def leave(self) -> None:
+        """Leave every site as it is: the guest allows no change any more.
+
+        :raise OptpolinedError: the guest or QEMU failed.
+        """
+        self._sum_up_sites()
+        self._report.text_differences = self._session.text_differences()
+        self._sum_up_work()
+
+    def _sum_up_sites(self) -> None:
+        report = self._report
+        report.promoted = len(self._promoted())
+        report.sites.skipped, report.arena = self._skipped(), asdict(self.status.arena)
+        report.targets_histogram = {
+            str(size): count for size, count in sorted(self._histogram().items())
+        }
+
+    def _sum_up_work(self) -> None:
+        report = self._report
+        report.int3_hits = self.status.int3_hits
         report.seconds = time.monotonic() - self._attached_at
         stops = self.status.stops
         report.stops = StopCounts(
@@ -140,7 +197,7 @@ class Daemon:
         report.pokes, report.refused = self._pokes, dict(self._refused)
 
     def report(self) -> Report:
-        """What this run did; complete after :meth:`detach`."""
+        """What this run did; complete after :meth:`detach` or :meth:`leave`."""
         return self._report
 
     def _first_report(self, guest: str) -> Report:
@@ -160,17 +217,19 @@ class Daemon:
         self._follow_modules()
         snapshot = self._snapshot()
         self._rates.update(snapshot)
-        self._state, decision = self._strategy.decide(self._state, snapshot)
-        self._wanted.update(decision.wanted)
-        self._states.update(decision.states)
-        self._poke(
-            {
-                site: form
-                for site, form in self._wanted.items()
-                if form != self._forms.get(site, ORIGINAL)
-                and self._shunned.get(site, 0) <= self._epoch
-            }
-        )
+        self._learner.decide(snapshot)
+        self._room.note(snapshot)
+        patcher = self._session.patcher
+        changes = {
+            site: form
+            for site, form in self._room.share(
+                self._learner.wanted, self._forms, patcher.room_bytes, self._epoch
+            ).items()
+            if form != self._forms.get(site, ORIGINAL) and self._shunned.get(site, 0) <= self._epoch
+        }
+        if not self._room.degraded:
+            changes = dict(sorted(changes.items()))
+        self._poke(fit(changes, patcher.block_bytes, self._session.arena.usage().free))
         with suppress(ResumedError):  # the request is made again next time
             self._session.recycle()
 
@@ -178,20 +237,17 @@ class Daemon:
         change = self._session.follow_modules()
         if change is None:
             return
-        self._state = self._strategy.add(self._state, change.came)
-        self._state = self._strategy.forget(self._state, change.went)
+        self._learner.follow(change)
+        self._room.forget(change.went)
         for site in change.went:
-            self._wanted.pop(site, None)
-            self._states.pop(site, None)
             self._forms.pop(site, None)
             self._shunned.pop(site, None)
 
     def _snapshot(self) -> Snapshot:
         now = time.monotonic()
-        installed = {site: form for site, form in self._forms.items() if form is not None}
         counts = self._session.count()
         seconds, self._epoch_began = now - self._epoch_began, now
-        return Snapshot(self._epoch, seconds, counts, installed)
+        return self._learner.snapshot(self._epoch, seconds, counts, self._forms)
 
     def _poke(self, wanted: dict[GuestVirtual, Form]) -> None:
         if not wanted:
@@ -207,7 +263,8 @@ class Daemon:
             self._epoch_began = time.monotonic()
         self._pokes += report.done
         self._refused += report.refused
-        self._shunned.update(dict.fromkeys(report.sites, self._epoch + _RETRY_EPOCHS))
+        shunned = (site for site, reason in report.sites.items() if reason not in _PASSING)
+        self._shunned.update(dict.fromkeys(shunned, self._epoch + _RETRY_EPOCHS))
 
     def _audit(self) -> None:
         """Let every eligible site count all its calls for a while, and see how many are direct."""
@@ -216,6 +273,10 @@ class Daemon:
         )
         for site, chain in self._promoted().items():
             forms[site] = Chain(chain.targets, counts_hits=True)
+        patcher = self._session.patcher
+        if len(fit(forms, patcher.block_bytes, self._session.arena.usage().free)) < len(forms):
+            _log.warning("not audited: the arena has no room for counting at all sites at once")
+            return
         self._poke(forms)
         self._job.stop.wait(self._config.learning.audit_milliseconds / 1e3)
         coverage = audit(self._snapshot())
@@ -229,7 +290,7 @@ class Daemon:
     def _promoted(self) -> dict[GuestVirtual, Chain]:
         return {
             site: form
-            for site, form in self._forms.items()
+            for site, form in self._learner.told(self._forms).items()
             if isinstance(form, Chain) and form.targets
         }
 
@@ -241,10 +302,11 @@ class Daemon:
         self._job.show(self.status)
 
     def _make_status(self, phase: Phase) -> Status:
+        is_away = phase is Phase.MIGRATING  # even to read may take stops
         stops = self._session.stopper.statistics
-        states = Counter(self._states.values())
+        states = Counter(self._learner.states.values())
         inventory = self._session.survey.inventory
-        rates = self._rates.promoted(self._forms)
+        rates = self._rates.promoted(self._learner.told(self._forms))
         missed = sum(rate.misses_per_second for rate in rates.values())
         return Status(
             guest=self._report.guest,
@@ -254,9 +316,10 @@ class Daemon:
             vcpus=self._report.vcpus,
             seconds=time.monotonic() - self._attached_at,
             epoch=self._epoch,
+            stub_released=self._lending.is_released,
             found=inventory.found,
             eligible=len(inventory.eligible),
-            skipped=dict(inventory.skipped),
+            skipped=self._skipped(),
             states=dict(states),
             targets_histogram=dict(self._histogram()),
             hottest=self._hottest(),
@@ -267,7 +330,8 @@ class Daemon:
             missed_per_second=missed,
             pokes=self._pokes,
             refused=dict(self._refused),
-            int3_hits=self._session.int3_hits,
+            int3_hits=self.status.int3_hits if is_away else self._session.int3_hits,
+            arena=self._room.use_of(self._session.arena),
             stops=StopSummary(
                 count=stops.count,
                 sum_seconds=stops.sum_seconds,
@@ -278,10 +342,16 @@ class Daemon:
             ),
         )
 
+    def _skipped(self) -> dict[str, int]:
+        """The sites that are left alone; those for which there is no room are eligible too."""
+        roomless = len(self._room.denied) + self._room.waiting
+        skipped = dict(self._session.survey.inventory.skipped)
+        return skipped | {"arena_full": roomless} if roomless else skipped
+
     def _hottest(self) -> tuple[HotSite, ...]:
         name = self._session.survey.symbols.name
         promoted = self._promoted()
-        rates = self._rates.promoted(self._forms)
+        rates = self._rates.promoted(self._learner.told(self._forms))
         return tuple(
             HotSite(
                 name(site),

@@ -9,6 +9,7 @@ from optpolined.kernel.errors import TranslationError
 from optpolined.kernel.paging import AddressSpace
 from optpolined.poke.execute import Machine
 from optpolined.poke.protocol import Write
+from optpolined.qemu.errors import OutOfRamError
 from optpolined.qemu.memory import PhysicalMemory
 from optpolined.service.attach import Link
 from optpolined.service.stops import Stopper
@@ -99,9 +100,9 @@ class GuestMachine(Machine):
     def _compare(self, write: Write, pages: AddressSpace, spans: "_Spans") -> bytes | None:
         try:
             pieces = pages.pieces(write.address, len(write.data))
-        except TranslationError:
+            found = b"".join(self._memory.read(address, size) for address, size in pieces)
+        except (TranslationError, OutOfRamError):
             return b""
-        found = b"".join(self._memory.read(address, size) for address, size in pieces)
         if found != write.expect:
             return found
         done = 0

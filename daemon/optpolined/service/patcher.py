@@ -10,15 +10,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import Assembler, branch_target, site_instruction
 from optpolined.codegen.decode import Decoder
 from optpolined.codegen.errors import DecodeError
-from optpolined.codegen.forms import ORIGINAL, Chain, Form
+from optpolined.codegen.forms import ORIGINAL, Code, Form, LearnKeys, Original
 from optpolined.kernel.abi import PokeState
-from optpolined.kernel.arena import Arena
+from optpolined.kernel.arena import Arena, rounded
 from optpolined.kernel.errors import (
     ArenaFullError,
     GuestReplacedError,
@@ -26,19 +25,24 @@ from optpolined.kernel.errors import (
     TranslationError,
 )
 from optpolined.kernel.header import Header
+from optpolined.kernel.inline import InlinePart
 from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.poketable import PokeEntry
 from optpolined.kernel.sites import Site
 from optpolined.poke.errors import SiteRefusedError
-from optpolined.poke.execute import Machine, Refusal, execute
+from optpolined.poke.execute import PatientMachine, Refusal, Report, execute, walk
+from optpolined.poke.inline import inline_steps
 from optpolined.poke.protocol import Change, Phase, Protocol, Write
 from optpolined.service.entries import Entries
-from optpolined.service.records import Records
+from optpolined.service.inline import Found, Head, head_change, joined, split, standing_head
+from optpolined.service.records import Records, key_table_records
 from optpolined.x86 import INT3
 
-__all__ = ("Block", "PatchReport", "Patcher")
+__all__ = ("HELD_UP", "Block", "PatchReport", "Patcher")
 
 _log = logging.getLogger(__name__)
+
+HELD_UP = "held_up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Block:
 
     address: GuestVirtual
     site: GuestVirtual
-    form: Chain
+    form: Code
     code: bytes
 
 
@@ -61,21 +65,28 @@ class PatchReport:
     """The refused sites, with the reason."""
 
     def refuse(self, site: GuestVirtual, reason: str) -> None:
-        """Count one site that stays as it is."""
-        self.refused[reason] += 1
+        """Count one site that stays as it is; an inline one has two places, and counts once."""
+        if self.sites.get(site, HELD_UP) == HELD_UP:
+            self.refused[reason] += 1
         self.sites[site] = reason
+
+    def hold_up(self, sites: Iterable[GuestVirtual]) -> None:
+        """Note sites that were not even looked at: that is no refusal, another time will do."""
+        self.sites.update(dict.fromkeys(sites, HELD_UP))
 
 
 class Patcher:
     """Gives sites their forms; the guest may run all the while.
 
     ``record_offset`` turns a record's index into its percpu offset (optpoline_abi.h).
+    ``is_held_up`` is asked before each batch whether nothing may be begun now; one that has begun
+    is brought to its end.
     """
 
     def __init__(
         self,
         *,
-        machine: Machine,
+        machine: PatientMachine,
         space: AddressSpace,
         header: Header,
         sites: Mapping[GuestVirtual, Site],
@@ -85,6 +96,7 @@ class Patcher:
         record_offset: Callable[[int], int],
         protocol: Protocol,
         batch_sites: int,
+        is_held_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._machine = machine
         self._space = space
@@ -96,17 +108,32 @@ class Patcher:
         self._record_offset = record_offset
         self._protocol = protocol
         self._batch_sites = batch_sites
+        self._is_held_up = is_held_up
         self._assembler = Assembler()
         self._decoder = Decoder(self._assembler)
         self._blocks: dict[GuestVirtual, Block] = {}
         self._touched: set[GuestVirtual] = set()
+        self._referred_bytes = 0
 
     @property
     def touched(self) -> Collection[GuestVirtual]:
         """The sites that were ever changed in this run."""
         return self._touched
 
-    def observe(self) -> dict[GuestVirtual, Form | None]:
+    @property
+    def room_bytes(self) -> int:
+        """The arena without the blocks that nobody may free, as of the last :meth:`observe`."""
+        return self._arena.size - (self._arena.usage().used - self._referred_bytes)
+
+    def block_bytes(self, address: GuestVirtual, form: Form) -> int:
+        """How many bytes of the arena the site takes in this form."""
+        site = self._sites[address]
+        rest = form if site.inline is None else split(form)[1]
+        if isinstance(rest, Original):
+            return 0
+        return rounded(self._assembler.block_size(rest, site.register))
+
+    def observe(self) -> dict[GuestVirtual, Found]:
         """Read what stands at every touched site; ``None`` where it is not ours.
 
         Blocks that nothing refers to any more are retired.
@@ -114,11 +141,13 @@ class Patcher:
         :raise GuestReplacedError: a site refers to a block that we did not build, or a block that
             is in use does not hold what we wrote.
         """
-        forms: dict[GuestVirtual, Form | None] = {}
+        forms: dict[GuestVirtual, Found] = {}
         in_use: set[GuestVirtual] = set()
         with self._space.snapshot() as pages:
             for address in self._touched:
-                forms[address], referred = self._standing(self._sites[address], pages)
+                site = self._sites[address]
+                form, referred = self._standing(site, pages)
+                forms[address] = form if site.inline is None else _whole(site.inline, form, pages)
                 if referred is not None:
                     in_use.add(referred)
             self._check_blocks(in_use, pages)
@@ -126,6 +155,7 @@ class Patcher:
             if block.address not in in_use and forms.get(block.site, ORIGINAL) is not None:
                 self._arena.retire(block.address)
                 del self._blocks[block.address]
+        self._referred_bytes = sum(rounded(len(self._blocks[block].code)) for block in in_use)
         return forms
 
     def forget(self, sites: Iterable[GuestVirtual]) -> None:
@@ -146,25 +176,72 @@ class Patcher:
     def apply(self, wanted: Mapping[GuestVirtual, Form]) -> PatchReport:
         """Give each site its form; a site that holds anything unexpected is left alone.
 
+        Blocks are allocated in the order of ``wanted``; sites that are close shall be so there too.
+
         :raise QemuError: the machine failed; :meth:`observe` and :meth:`recoverable` tell what
             stands there now.
         """
         report = PatchReport()
-        for batch in _batches(sorted(wanted), self._batch_sites):
-            changes = []
-            with self._space.snapshot() as pages:
-                for address in batch:
-                    try:
-                        changes.append(self.change(address, wanted[address], pages))
-                    except SiteRefusedError as error:
-                        report.refuse(address, error.reason)
-            result = execute(changes, self._protocol, self._machine)
-            report.done += len(result.done)
-            for refusal in result.refused:
-                self._refused(changes[refusal.change], refusal, report)
-            if any(refusal.phase is Phase.PREPARE for refusal in result.refused):
-                self._entries.reload()
+        heads: dict[GuestVirtual, Head] = {}
+        rests: dict[GuestVirtual, Form] = {}
+        for address in wanted:
+            rests[address] = wanted[address]
+            if self._sites[address].inline is not None:
+                heads[address], rests[address] = split(wanted[address])
+        for batch in _batches(list(rests), self._batch_sites):
+            if self._is_held_up():
+                report.hold_up(batch)
+            else:
+                self._apply_rests({address: rests[address] for address in batch}, report)
+        if heads and self._is_held_up():
+            report.hold_up(heads)
+        elif heads:
+            self._apply_heads(heads, report)
+        report.done = len(wanted) - len(report.sites)
         return report
+
+    def _apply_rests(self, wanted: Mapping[GuestVirtual, Form], report: PatchReport) -> None:
+        """Change the thunk sites themselves, which of inline sites are the slow paths."""
+        changes = []
+        with self._space.snapshot() as pages:
+            for address, form in wanted.items():
+                site = self._sites[address]
+                if site.inline is not None and self._standing(site, pages)[0] == form:
+                    continue
+                try:
+                    changes.append(self.change(address, form, pages))
+                except SiteRefusedError as error:
+                    report.refuse(address, error.reason)
+        result = execute(changes, self._protocol, self._machine)
+        sites = [self._sites[change.site] for change in changes]
+        self._take_refusals(result, sites, report)
+
+    def _apply_heads(self, wanted: Mapping[GuestVirtual, Head], report: PatchReport) -> None:
+        """Change the inline parts of sites, all of them by one plan: it may hold a grace period."""
+        changes = []
+        sites = []
+        with self._space.snapshot() as pages:
+            for address, head in wanted.items():
+                site = self._sites[address]
+                assert site.inline is not None
+                try:
+                    change = head_change(site.inline, head, self._entries, pages, self._protocol)
+                except SiteRefusedError as error:
+                    report.refuse(address, error.reason)
+                    continue
+                if change is not None:
+                    changes.append(change)
+                    sites.append(site)
+                    self._touched.add(address)
+        result = walk(inline_steps(changes, self._protocol), self._machine)
+        self._take_refusals(result, sites, report)
+
+    def _take_refusals(self, result: Report, sites: Sequence[Site], report: PatchReport) -> None:
+        """Note what became of changes of ``sites``, by their number."""
+        for refusal in result.refused:
+            self._refused(sites[refusal.change], refusal, report)
+        if any(refusal.phase is Phase.PREPARE for refusal in result.refused):
+            self._entries.reload()
 
     def _standing(self, site: Site, pages: AddressSpace) -> tuple[Form | None, GuestVirtual | None]:
         """The form of a site, and the block that it refers to."""
@@ -199,43 +276,69 @@ class Patcher:
             raise SiteRefusedError(address, _foreign_reason(b"")) from error
         if self._standing(site, pages)[0] is None:
             raise SiteRefusedError(address, _foreign_reason(before))
-        if _takes_two_packets(site, pages):
+        if not pages.is_contiguous(address, site.length):
+            # It takes two packets, and a daemon may die between them.  What would stand there then
+            # is no instruction, and neither ours nor the original.
             raise SiteRefusedError(address, "split_page")
+        block: tuple[Write, ...] = ()
+        after = site.original
+        if not isinstance(form, Original):
+            block = (self._build(site, form, pages),)
+            after = site_instruction(site.original, address, block[0].address)
+        # Last: an entry that is booked and never written hides those that come to stand behind it.
         try:
             prepare, disarm = self._entries.guard(_entry(site), pages, self._protocol)
         except PokeTableFullError as error:
             raise SiteRefusedError(address, "poke_table_full") from error
-        after = site.original
-        if isinstance(form, Chain):
-            write = self._build(site, form, pages)
-            prepare = (*prepare, write)
-            after = site_instruction(site.original, address, write.address)
         self._touched.add(address)
-        return Change(address, before, after, prepare, disarm)
+        return Change(address, before, after, (*prepare, *block), disarm)
 
-    def _build(self, site: Site, form: Chain, pages: AddressSpace) -> Write:
+    def _build(self, site: Site, form: Code, pages: AddressSpace) -> Write:
         """Make the block of ``form``, which nothing refers to yet."""
-        record = self._records.of(site.address)
-        if record is None:
-            raise SiteRefusedError(site.address, "no_record_left")
+        record, key_table = self._counted_in(site, form)
         size = self._assembler.block_size(form, site.register)
         try:
             address = self._arena.allocate(size)
         except ArenaFullError as error:
             raise SiteRefusedError(site.address, "arena_full") from error
-        offset, learn_stub = self._record_offset(record), self._header.learn_stub[site.register]
+        learn_stub = self._header.learn_stub[site.register]
         code = self._assembler.assemble(
-            form, register=site.register, at=address, record=offset, learn_stub=learn_stub
+            form,
+            register=site.register,
+            at=address,
+            record=record,
+            learn_stub=learn_stub,
+            key_table=key_table,
         )
         self._decoder.verify(
-            code, form, register=site.register, at=address, record=offset, learn_stub=learn_stub
+            code,
+            form,
+            register=site.register,
+            at=address,
+            record=record,
+            learn_stub=learn_stub,
+            key_table=key_table,
         )
         self._blocks[address] = Block(address, site.address, form, code)
         return Write(address, pages.read(address, size), code)
 
-    def _refused(self, change: Change, refusal: Refusal, report: PatchReport) -> None:
-        site = self._sites[change.site]
-        ours = refusal.write.address == site.address
+    def _counted_in(self, site: Site, form: Code) -> tuple[int, int]:
+        """The percpu offsets of the site's record and, where the form has one, of its key table."""
+        record = self._records.of(site.address)
+        if record is None:
+            raise SiteRefusedError(site.address, "no_record_left")
+        if not isinstance(form, LearnKeys):
+            return self._record_offset(record), 0
+        table = self._records.key_table(site.address, key_table_records(form.key))
+        if table is None:
+            raise SiteRefusedError(site.address, "no_record_left")
+        return self._record_offset(record), self._record_offset(table)
+
+    def _refused(self, site: Site, refusal: Refusal, report: PatchReport) -> None:
+        in_code = {site.address}
+        if site.inline is not None:
+            in_code |= {site.inline.compare, site.inline.branch}
+        ours = refusal.write.address in in_code
         reason = _foreign_reason(refusal.found) if ours else "table_changed"
         report.refuse(site.address, reason)
         _log.warning(
@@ -249,17 +352,14 @@ class Patcher:
         )
 
 
+def _whole(part: InlinePart, rest: Form | None, pages: AddressSpace) -> Found:
+    """The form of an inline site with this rest."""
+    head = standing_head(part, pages)
+    return None if head is None or rest is None else joined(head, rest)
+
+
 def _entry(site: Site) -> PokeEntry:
     return PokeEntry(site.address, site.thunk, site.kind, PokeState.IDLE, site.original)
-
-
-def _takes_two_packets(site: Site, pages: AddressSpace) -> bool:
-    """Whether its bytes stand in two pages apart: a daemon may die between the two writes of them.
-
-    What would stand there then is no instruction, and neither ours nor the original.
-    """
-    pieces = pages.pieces(site.address, site.length)
-    return any(start + size != following for (start, size), (following, _) in pairwise(pieces))
 
 
 def _foreign_reason(found: bytes) -> str:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import Chain, Form
+from optpolined.codegen.forms import Chain
 from optpolined.learning.strategy import Snapshot
+from optpolined.service.inline import Found
 
 __all__ = ("Rate", "Rates")
 
@@ -41,7 +42,7 @@ class Rates:
             if form.targets:
                 rate.misses_per_second = slow / snapshot.seconds
 
-    def promoted(self, forms: Mapping[GuestVirtual, Form | None]) -> dict[GuestVirtual, Rate]:
+    def promoted(self, forms: Mapping[GuestVirtual, Found]) -> dict[GuestVirtual, Rate]:
         """The rates of the sites whose calls are direct now, the most called first."""
         rates = {
             address: self._rates.get(address, Rate())

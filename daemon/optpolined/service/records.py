@@ -1,5 +1,7 @@
 """Which counter record belongs to which site, and when one may be used again.
 
+A site that learns by its key has some more, side by side: its key table.
+
 A record is cleared only while no block refers to it and a grace period has passed: then nothing
 counts into it, and what is read is what is compared and overwritten.
 """
@@ -8,8 +10,17 @@ from collections import deque
 from collections.abc import Iterable
 
 from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import Key
+from optpolined.kernel.counters import RECORD
 
-__all__ = ("Records",)
+__all__ = ("Records", "key_table_records")
+
+_SLOT_BYTES = 4
+
+
+def key_table_records(key: Key) -> int:
+    """How many records the key table of ``key`` takes: a power of two."""
+    return max(1, (_SLOT_BYTES << key.bits) // RECORD.itemsize)
 
 
 class Records:
@@ -19,6 +30,7 @@ class Records:
         self._clean = deque(clean)
         self._of_site: dict[GuestVirtual, int] = {}
         self._site_of: dict[int, GuestVirtual] = {}
+        self._key_tables: dict[GuestVirtual, range] = {}
         self._extent = 0
 
     def of(self, site: GuestVirtual) -> int | None:
@@ -41,12 +53,31 @@ class Records:
         self._bind(site, self._clean.popleft())
         return old
 
-    def forget(self, site: GuestVirtual) -> int | None:
-        """Take the record of a site that has gone, to be recycled after a grace period."""
+    def key_table(self, site: GuestVirtual, count: int) -> int | None:
+        """The first of ``count`` records in a row, a power of two, that are the site's key table.
+
+        They lie in one chunk, for they are aligned to their number.  ``None`` where there are none.
+        """
+        if site not in self._key_tables:
+            clean = set(self._clean)
+            for first in sorted(record for record in clean if record % count == 0):
+                if clean.issuperset(range(first, first + count)):
+                    break
+            else:
+                return None
+            table = range(first, first + count)
+            self._clean = deque(record for record in self._clean if record not in table)
+            self._key_tables[site] = table
+        return self._key_tables[site].start
+
+    def forget(self, site: GuestVirtual) -> list[int]:
+        """Take the records of a site that has gone, to be recycled after a grace period."""
+        records = list(self._key_tables.pop(site, ()))
         record = self._of_site.pop(site, None)
         if record is not None:
             del self._site_of[record]
-        return record
+            records.append(record)
+        return records
 
     def recycle(self, records: Iterable[int]) -> None:
         """Take back cleared records."""

@@ -3,24 +3,33 @@
 Needs neither symbols nor sites: the poke table names what was ever patched.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optpolined.addresses import GuestVirtual
 from optpolined.config import GuestConfig
-from optpolined.kernel.abi import RequestOp
+from optpolined.kernel.abi import STATIC_KINDS, RequestOp
 from optpolined.kernel.attach import Attachment
-from optpolined.kernel.errors import KernelError
+from optpolined.kernel.errors import KernelError, RequestTimeoutError
+from optpolined.kernel.guards import check_text_guard
 from optpolined.kernel.header import read_status
+from optpolined.kernel.modules import read_modules
+from optpolined.kernel.optsites import read_declarations
 from optpolined.kernel.symbols import Symbols
+from optpolined.poke.protocol import Protocol
 from optpolined.service.attach import Link, connect, refuse_on_failure
 from optpolined.service.entries import Entries
 from optpolined.service.machine import GuestMachine
 from optpolined.service.recovery import find_leftovers, put_back
-from optpolined.service.requests import open_mailbox
+from optpolined.service.requests import PatientGuest, open_mailbox, pass_grace
+from optpolined.service.static_calls import StaticCalls, find_static_calls
 
 __all__ = ("Recovered", "recover", "recover_only")
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +71,56 @@ def recover(link: Link, config: GuestConfig) -> Recovered:
     attachment = link.attachment
     space, header = attachment.space, attachment.header
     machine = GuestMachine.of(link, config, time.monotonic)
+    mailbox = open_mailbox(attachment, machine)
     with refuse_on_failure():
         entries = Entries(space, header)
+        if link.monitor.status() == "running":
+            mailbox.request(RequestOp.MODULES)
+        check_text_guard(space, header)
+
+    def grace() -> None:
+        pass_grace(mailbox, link.monitor, timeout_seconds=config.poke.grace_timeout_seconds)
+
     leftovers = find_leftovers(entries, space, header)
-    put_back(leftovers, entries, space, machine)
+    try:
+        put_back(leftovers, entries, space, PatientGuest(machine, grace))
+    except RequestTimeoutError as error:
+        _log.error("%s; some inline sites are left half restored, which is legal", error)
+    static_places = 0
+    if any(entry.kind in STATIC_KINDS for entry in entries):
+        static_places = _restore_static_calls(attachment, entries, machine)
     again = find_leftovers(entries, space, header) if leftovers else []
     left = [leftover.entry.site for leftover in again]
     recovered = Recovered(
-        restored=len(leftovers) - len(left),
+        restored=len(leftovers) - len(left) + static_places,
         foreign=_names(attachment, left),
         running=link.monitor.status() == "running",
         was_held=read_status(space, header).held,
     )
     if recovered.was_held and recovered.is_complete:
-        mailbox = open_mailbox(attachment, machine)
-        mailbox.request(RequestOp.GRACE, timeout_seconds=config.poke.grace_timeout_seconds)
+        grace()
         mailbox.request(RequestOp.RELEASE)
     return recovered
+
+
+def _restore_static_calls(attachment: Attachment, entries: Entries, machine: GuestMachine) -> int:
+    """Point the static calls where they were built to go: only code says which there are.
+
+    Answers how many places changed.
+    """
+    space = attachment.space
+    symbols = Symbols.load(space, attachment.vmcoreinfo)
+    symbols.set_modules(space, read_modules(space, attachment.header))
+    declared = read_declarations(space, symbols.runs)
+    calls, _ = find_static_calls(declared.records, space, symbols, entries.originals())
+    return StaticCalls(
+        machine=machine,
+        space=space,
+        symbols=symbols,
+        entries=entries,
+        protocol=Protocol.BREAKPOINT,
+        calls=calls,
+    ).restore()
 
 
 def _names(attachment: Attachment, sites: Sequence[GuestVirtual]) -> list[str]:

@@ -13,14 +13,17 @@ from operator import attrgetter
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import branch_target
 from optpolined.codegen.errors import CodegenError
+from optpolined.kernel.abi import INLINE_BRANCH, STATIC_KINDS, SiteKind
 from optpolined.kernel.errors import TranslationError
 from optpolined.kernel.header import Header
 from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.poketable import PokeEntry
-from optpolined.poke.execute import Machine, execute
+from optpolined.poke.execute import PatientMachine, execute, walk
+from optpolined.poke.inline import InlineChange, InlineForm, classify_inline, inline_steps
 from optpolined.poke.protocol import Change, Protocol, Write
-from optpolined.poke.recovery import Range, Standing, classify
+from optpolined.poke.recovery import Range, Standing, classify, classify_static
 from optpolined.service.entries import Entries
+from optpolined.x86 import INT3
 
 __all__ = ("Leftover", "blocks_in_use", "find_leftovers", "put_back")
 
@@ -32,11 +35,16 @@ _SPAN_BYTES = 0x10000
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A site that holds something else than its original instruction."""
+    """A site that holds something else than its original instruction.
+
+    Of an inline part it is the compare; ``branch`` is then the entry of its branch, and what stands
+    there.
+    """
 
     entry: PokeEntry
     found: bytes
     standing: Standing
+    branch: tuple[PokeEntry, bytes] | None = None
 
 
 def find_leftovers(entries: Entries, space: AddressSpace, header: Header) -> list[Leftover]:
@@ -45,13 +53,37 @@ def find_leftovers(entries: Entries, space: AddressSpace, header: Header) -> lis
     leftovers = []
     with space.snapshot() as pages:
         armed = entries.armed(pages)
-        for entry, found in _live(entries, pages):
+        live = list(_live(entries, pages))
+    branches = {
+        entry.site: (entry, found) for entry, found in live if entry.kind is SiteKind.BRANCH
+    }
+    for entry, found in live:
+        branch = None
+        if entry.kind is SiteKind.BRANCH:
+            continue  # it goes with its compare
+        if entry.kind is SiteKind.COMPARE:
+            branch = branches.get(GuestVirtual(entry.site + INLINE_BRANCH))
+            standing = _inline_standing(entry, found, branch, armed=entry.site in armed)
+        elif entry.kind in STATIC_KINDS:
+            standing = classify_static(found, armed=entry.site in armed)
+        else:
             standing = classify(
                 entry.site, found, entry.original, armed=entry.site in armed, arena=arena
             )
-            if standing is not Standing.ORIGINAL:
-                leftovers.append(Leftover(entry, found, standing))
+        if standing is not Standing.ORIGINAL:
+            leftovers.append(Leftover(entry, found, standing, branch))
     return leftovers
+
+
+def _inline_standing(
+    compare: PokeEntry, found: bytes, branch: tuple[PokeEntry, bytes] | None, *, armed: bool
+) -> Standing:
+    """What an inline part holds.  Both of its entries are written before the part is touched."""
+    if branch is None:
+        return Standing.ORIGINAL if found == compare.original else Standing.FOREIGN
+    entry, branch_found = branch
+    unlearned = InlineForm(compare.original, entry.original)
+    return classify_inline(entry.site, InlineForm(found, branch_found), unlearned, armed=armed)
 
 
 def _live(entries: Iterable[PokeEntry], pages: AddressSpace) -> Iterator[tuple[PokeEntry, bytes]]:
@@ -84,9 +116,11 @@ def _live_span(span: Sequence[PokeEntry], pages: AddressSpace) -> Iterator[tuple
 
 
 def put_back(
-    leftovers: Iterable[Leftover], entries: Entries, space: AddressSpace, machine: Machine
+    leftovers: Iterable[Leftover], entries: Entries, space: AddressSpace, machine: PatientMachine
 ) -> None:
     """Restore the sites that hold something of ours; those of others are left alone.
+
+    Inline parts whose branch is not as it was built take a grace period.
 
     Uses the breakpoint protocol, which also ends a change that stopped half-way.  An entry that is
     still armed where no 0xCC of ours stands any more is disarmed: as long as it is armed, a probe
@@ -95,24 +129,49 @@ def put_back(
     :raise QemuError: QEMU failed; this can be done again.
     """
     changes = []
+    parts = []
     with space.snapshot() as pages:
         for left in leftovers:
-            if left.standing in (Standing.OURS, Standing.INTERRUPTED):
-                prepare, disarm = entries.guard(left.entry, pages, Protocol.BREAKPOINT)
-                entry = left.entry
+            if left.standing not in (Standing.OURS, Standing.INTERRUPTED):
+                _log.warning("site %#x holds somebody else's bytes: left alone", left.entry.site)
+                continue
+            prepare, disarm = entries.guard(left.entry, pages, Protocol.BREAKPOINT)
+            entry = left.entry
+            if left.branch is None:
                 changes.append(Change(entry.site, left.found, entry.original, prepare, disarm))
             else:
-                _log.warning("site %#x holds somebody else's bytes: left alone", left.entry.site)
-    if changes:
-        report = execute(changes, Protocol.BREAKPOINT, machine)
+                parts.append(_unlearning(left, left.branch, prepare, disarm))
+    if changes or parts:
+        done = len(execute(changes, Protocol.BREAKPOINT, machine).done)
+        done += len(walk(inline_steps(parts, Protocol.BREAKPOINT), machine).done)
         _log.warning(
             "%d of %d sites that were left patched or half-way are restored",
-            len(report.done),
-            len(changes),
+            done,
+            len(changes) + len(parts),
         )
     stale = list(_stale(entries, space))
     if stale:
         machine.write(stale)
+
+
+def _unlearning(
+    left: Leftover,
+    branch: tuple[PokeEntry, bytes],
+    prepare: tuple[Write, ...],
+    disarm: Write | None,
+) -> InlineChange:
+    """The change that brings an inline part back to how it was built."""
+    entry, found = branch
+    unlearned = InlineForm(left.entry.original, entry.original)
+    return InlineChange(
+        compare=left.entry.site,
+        branch=entry.site,
+        before=InlineForm(left.found, found),
+        after=unlearned,
+        unlearned=unlearned,
+        prepare=prepare,
+        disarm=disarm,
+    )
 
 
 def _stale(entries: Entries, space: AddressSpace) -> Iterator[Write]:
@@ -123,7 +182,10 @@ def _stale(entries: Entries, space: AddressSpace) -> Iterator[Write]:
         live = {entry.site: found for entry, found in _live(suspects, pages)}
     for entry in suspects:
         found = live.get(entry.site, entry.original)
-        if found[:-4] == entry.original[:-4]:
+        whole = (
+            found[0] != INT3 if entry.kind in STATIC_KINDS else found[:-4] == entry.original[:-4]
+        )
+        if whole:
             yield entries.disarm(entry.site)
 
 

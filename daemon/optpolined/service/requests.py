@@ -1,14 +1,16 @@
 """The module's mailbox, written through the machine as everything else is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from optpolined.kernel.abi import RequestOp
 from optpolined.kernel.attach import Attachment
-from optpolined.kernel.errors import KernelError
+from optpolined.kernel.errors import KernelError, RequestTimeoutError
 from optpolined.kernel.services import Mailbox, MailboxWrite
-from optpolined.poke.execute import Machine
+from optpolined.poke.execute import Machine, PatientMachine
 from optpolined.poke.protocol import Write
+from optpolined.qemu.monitor import Monitor
 
-__all__ = ("MailboxChangedError", "open_mailbox")
+__all__ = ("MailboxChangedError", "PatientGuest", "open_mailbox", "pass_grace")
 
 
 class MailboxChangedError(KernelError):
@@ -26,3 +28,30 @@ def open_mailbox(attachment: Attachment, machine: Machine) -> Mailbox:
             raise MailboxChangedError("the guest's mailbox changed while a request was written")
 
     return Mailbox(attachment.space, attachment.header, post)
+
+
+def pass_grace(mailbox: Mailbox, monitor: Monitor, *, timeout_seconds: float) -> None:
+    """Ask for a grace period and wait for its end.
+
+    :raise RequestTimeoutError: it did not end in time, or the guest is paused: then none ever does.
+    :raise KernelError: the module is gone, or refused.
+    """
+    if monitor.status() != "running":
+        raise RequestTimeoutError("no grace period passes in a guest that is paused: resume it")
+    mailbox.request(RequestOp.GRACE, timeout_seconds=timeout_seconds)
+
+
+class PatientGuest(PatientMachine):
+    """A machine, and the way to wait for a grace period of its guest."""
+
+    def __init__(self, machine: Machine, grace: Callable[[], None]) -> None:
+        self._machine = machine
+        self._grace = grace
+
+    def write(self, writes: Sequence[Write]) -> Sequence[bytes | None]:
+        """See :class:`optpolined.poke.execute.Machine`."""
+        return self._machine.write(writes)
+
+    def grace(self) -> None:
+        """See :class:`optpolined.poke.execute.PatientMachine`."""
+        self._grace()

@@ -1,5 +1,6 @@
 """Manages a guest from attach to detach, through resets and back."""
 
+import gc
 import logging
 import threading
 import time
@@ -8,10 +9,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from optpolined.config import GuestConfig
-from optpolined.kernel.errors import KernelError
+from optpolined.kernel.errors import GuardedError, KernelError
 from optpolined.qemu.errors import QemuError
 from optpolined.service.attach import AttachRefusedError, connect, refuse_on_failure
-from optpolined.service.daemon import Daemon, Job
+from optpolined.service.daemon import Daemon
+from optpolined.service.job import Job
 from optpolined.service.session import Session
 from optpolined.service.stops import STOP_BUCKETS_SECONDS
 from optpolined.telemetry.metrics import StatusCollector, serve_metrics
@@ -76,12 +78,22 @@ def _attach(job: Job) -> Report | None:
     with connect(job.config) as link:
         with refuse_on_failure():
             session = Session(link, job.config, time.monotonic, force=job.force)
+        # What was read of the guest stays: the collector need not look at it each time.
+        gc.freeze()
         job.attached()
         daemon = Daemon(job, link, session, attach_seconds=time.monotonic() - began)
         try:
             with _published(job, daemon):
                 daemon.run()
-            daemon.detach()
+                daemon.detach()
+        except GuardedError as error:
+            _log.error(
+                "%s, and not put back: in the guest, end it; then run "
+                "`optpolined --guest %s --recover-only`",
+                error,
+                job.guest,
+            )
+            daemon.leave()
         except KernelError as error:
             _log.warning("%s; attaching anew", error)
             return None
@@ -95,12 +107,12 @@ def _attach(job: Job) -> Report | None:
 
 @contextmanager
 def _published(job: Job, daemon: Daemon) -> Iterator[None]:
-    """Serve the status on its socket and, where configured, the metrics over HTTP."""
+    """Serve status and requests on the socket and, where configured, the metrics over HTTP."""
     path = status_socket(job.config.runtime_directory, job.guest)
     address, port = job.config.metrics.listen_address, job.config.metrics.port
     with ExitStack() as stack:
         try:
-            stack.enter_context(serve_status(path, lambda: daemon.status))
+            stack.enter_context(serve_status(path, lambda: daemon.status, daemon.requests))
             if port:
                 collector = StatusCollector(lambda: daemon.status, STOP_BUCKETS_SECONDS)
                 stop, _ = serve_metrics(collector, address, port)

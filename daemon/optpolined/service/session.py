@@ -1,23 +1,36 @@
 """A guest that is attached, surveyed, and ready to be patched."""
 
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import Assembler
 from optpolined.codegen.decode import BLOCK_BYTES_MAX, Decoder
 from optpolined.codegen.errors import CodegenError
-from optpolined.codegen.forms import LEARNING, ORIGINAL, Form
+from optpolined.codegen.forms import ORIGINAL, Chain, Form, LearnKeys
 from optpolined.config import GuestConfig
 from optpolined.kernel.abi import RECORD_SLOTS, RequestOp
 from optpolined.kernel.arena import Arena, GraceToken
-from optpolined.kernel.counters import RECORD, Counters, RecordGain, clean, difference, forget
+from optpolined.kernel.counters import (
+    RECORD,
+    Counters,
+    RecordGain,
+    clean,
+    difference,
+    forget,
+    full_address,
+)
 from optpolined.kernel.errors import (
     ArenaError,
+    GuardedError,
     RequestTimeoutError,
     TranslationError,
 )
-from optpolined.kernel.guards import integrity_guard
+from optpolined.kernel.guards import check_text_guard, integrity_guard
 from optpolined.kernel.header import read_status
 from optpolined.kernel.modules import read_modules
 from optpolined.learning.strategy import SiteEpoch
@@ -25,18 +38,21 @@ from optpolined.poke.execute import Machine
 from optpolined.poke.protocol import Protocol, Write
 from optpolined.poke.recovery import Standing
 from optpolined.qemu.errors import ResumedError
-from optpolined.service.attach import AttachRefusedError, Link, NothingToGainError
+from optpolined.service.attach import Link, NothingToGainError
 from optpolined.service.entries import Entries
+from optpolined.service.inline import Found
 from optpolined.service.machine import GuestMachine
+from optpolined.service.migration import is_migrating
 from optpolined.service.patcher import Patcher, PatchReport
-from optpolined.service.records import Records
+from optpolined.service.records import Records, key_table_records
 from optpolined.service.recovery import (
     Leftover,
     blocks_in_use,
     find_leftovers,
     put_back,
 )
-from optpolined.service.requests import open_mailbox
+from optpolined.service.requests import PatientGuest, open_mailbox, pass_grace
+from optpolined.service.static_calls import StaticCallError, StaticCalls
 from optpolined.service.survey import ModuleChange, Survey
 from optpolined.service.text import differences, read_text
 
@@ -45,6 +61,7 @@ __all__ = ("Session",)
 _log = logging.getLogger(__name__)
 
 _RESTORE_ATTEMPTS = 3
+_RETRY_SECONDS = 0.01
 
 
 class Session:
@@ -60,42 +77,54 @@ class Session:
         :raise QemuError: QEMU failed.
         """
         assert link.stub is not None
-        self._stub = link.stub
+        self._stub, self._monitor = link.stub, link.monitor
+        self._monitor = link.monitor
+        self._restoring = False
         self._config = config
         self.space = link.attachment.space
-        self._header = link.attachment.header
+        self.header = link.attachment.header
         self.machine = GuestMachine.of(link, config, clock)
         self.stopper = self.machine.stopper
         self._mailbox = open_mailbox(link.attachment, self.machine)
         self._mailbox.request(RequestOp.MODULES)
-        self._entries = Entries(self.space, self._header)
-        put_back(self._leftovers(), self._entries, self.space, self.machine)
-        modules = read_modules(self.space, self._header)
-        self._generation = read_status(self.space, self._header).modules_generation
+        self._patient = PatientGuest(self.machine, self._request_grace)
+        self._entries = Entries(self.space, self.header)
+        check_text_guard(self.space, self.header)
+        modules = read_modules(self.space, self.header)
+        put_back(self._leftovers(), self._entries, self.space, self._patient)
+        self._generation = self._modules_generation()
         self.survey = Survey(link.attachment, modules, config.policy, self._entries.originals())
         guard = integrity_guard(self.survey.symbols.addresses, self.space.read, modules)
         if guard is not None:
-            raise AttachRefusedError(f"the guest's kernel is guarded by {guard}: not patched")
+            raise GuardedError(guard)
         if not (self.survey.inventory.found or force):
             raise NothingToGainError(link.attachment.vmcoreinfo.osrelease)
         self._mailbox.request(RequestOp.HOLD)
-        self.counters = Counters.from_header(self.space.read, self._header)
-        self.arena = Arena(self._header.arena, self._header.arena_size)
+        self.counters = Counters.from_header(self.space.read, self.header)
+        self.arena = Arena(self.header.arena, self.header.arena_size)
         self._int3_before = self.counters.int3().hits
-        self._adopt(blocks_in_use(self._leftovers(), self._header))
+        self._adopt(blocks_in_use(self._leftovers(), self.header))
         self.records = Records(self._clean_records(ours_ran=any(self._entries)))
         self._last = self.counters.snapshot(0)
         self._grace: GraceToken | None = None
         self._stale: list[int] = []
         self._stale_in_grace: list[int] = []
         self.patcher = self.make_patcher(config.poke.protocol)
+        self.static_calls = StaticCalls(
+            machine=self.machine,
+            space=self.space,
+            symbols=self.survey.symbols,
+            entries=self._entries,
+            protocol=config.poke.protocol,
+            calls=self.survey.static_calls,
+        )
 
     def make_patcher(self, protocol: Protocol, machine: Machine | None = None) -> Patcher:
         """A patcher that changes this guest's sites by ``protocol``, over ``machine`` if given."""
         return Patcher(
-            machine=machine or self.machine,
+            machine=PatientGuest(machine or self.machine, self._request_grace),
             space=self.space,
-            header=self._header,
+            header=self.header,
             sites=self.survey.inventory.eligible,
             entries=self._entries,
             arena=self.arena,
@@ -103,6 +132,7 @@ class Session:
             record_offset=self.counters.offset,
             protocol=protocol,
             batch_sites=self._config.poke.batch_sites,
+            is_held_up=self._is_held_up,
         )
 
     @property
@@ -111,12 +141,12 @@ class Session:
         return self.counters.int3().hits - self._int3_before
 
     def apply(self, wanted: Mapping[GuestVirtual, Form]) -> PatchReport:
-        """Give sites their forms, and start counting anew where a learning window opens.
+        """Give sites their forms, and let those count anew that are to count all their calls.
 
         :raise QemuError: QEMU failed half-way.
         """
         for site, form in wanted.items():
-            if form == LEARNING and self._is_full(site):
+            if _counts_all(form) and self._is_full(site):
                 old = self.records.renew(site)
                 if old is not None:
                     self._stale.append(old)
@@ -124,7 +154,7 @@ class Session:
         self._last = self.counters.snapshot(self.records.extent)
         return report
 
-    def look(self) -> dict[GuestVirtual, Form | None]:
+    def look(self) -> dict[GuestVirtual, Found]:
         """What stands at every touched site; ``None`` where it is somebody else's.
 
         To be called once an epoch, before anything else: also sees to the gdbstub's reports of
@@ -135,37 +165,40 @@ class Session:
         :raise QemuError: QEMU failed.
         """
         self._stub.drain()
-        read_status(self.space, self._header)
+        read_status(self.space, self.header)
         return self.patcher.observe()
 
     def follow_modules(self) -> ModuleChange | None:
         """Follow modules that came or went since the last time; ``None`` where none did.
 
+        :raise GuardedError: one came that watches the text: nothing may be changed from now on.
         :raise KernelError: the module list makes no sense.
         """
         if self._grace is not None:
             return None  # the mailbox is busy: another epoch will do
-        generation = read_status(self.space, self._header).modules_generation
+        generation = self._modules_generation()
         if generation == self._generation:
             return None
         self._mailbox.request(RequestOp.MODULES)
         self._generation = generation
-        modules = read_modules(self.space, self._header)
+        check_text_guard(self.space, self.header)
+        modules = read_modules(self.space, self.header)
         change = self.survey.follow(modules, self._entries.originals())
+        self.static_calls.follow(self.survey.static_calls)
         self.patcher.forget(change.went)
         for site in change.went:
-            record = self.records.forget(site)
-            if record is not None:
-                self._stale.append(record)
+            self._stale += self.records.forget(site)
         return change
 
     def mend(self) -> None:
         """Put back the sites that a failed change has left half-way.
 
+        :raise KernelError: the poke table is gone.
         :raise QemuError: QEMU failed again.
         """
+        self._entries.reload()  # some of those that were booked may never have been written
         interrupted = [left for left in self._leftovers() if left.standing is Standing.INTERRUPTED]
-        put_back(interrupted, self._entries, self.space, self.machine)
+        put_back(interrupted, self._entries, self.space, self._patient)
 
     def count(self) -> dict[GuestVirtual, SiteEpoch]:
         """What each site's record gained since the last count or change; never stops the guest."""
@@ -178,6 +211,28 @@ class Session:
             if site is not None:
                 counts[site] = self._epoch(gain)
         return counts
+
+    def key_targets(self, site: GuestVirtual) -> dict[int, GuestVirtual]:
+        """Which target each index of the site's key was last seen with; empty where it has no key.
+
+        Where CPUs differ, what most of them saw.  A wrong one costs time, never correctness.
+
+        :raise TranslationError: the counters are not mapped any more.
+        """
+        key = self.survey.inventory.eligible[site].key
+        table = None if key is None else self.records.key_table(site, key_table_records(key))
+        if key is None or table is None:
+            return {}
+        seen: dict[int, Counter[GuestVirtual]] = {}
+        with self.space.snapshot() as pages:
+            for place in range(key_table_records(key)):
+                for address in self.counters.copies(table + place):
+                    slots = np.frombuffer(pages.read(address, RECORD.itemsize), "<u4").tolist()
+                    for index, low_half in enumerate(slots, place * len(slots)):
+                        target = full_address(low_half)
+                        if index < 1 << key.bits and self._is_target(target):
+                            seen.setdefault(index, Counter())[target] += 1
+        return {index: targets.most_common(1)[0][0] for index, targets in seen.items()}
 
     def recycle(self) -> None:
         """Move retired blocks and stale records on: ask for a grace period, or take it as over.
@@ -192,9 +247,11 @@ class Session:
             self.arena.grace_end(self._grace)
             self._grace = None
             cleared = self._cleared(self._stale_in_grace)
-            forget(self._last, cleared)
+            forget(self._last, (record for record in cleared if record < self._last.shape[1]))
             self.records.recycle(cleared)
             self._stale_in_grace = []
+        if self._modules_generation() != self._generation:
+            return  # follow_modules() needs the mailbox first
         if (self.arena.usage().retired or self._stale) and self._mailbox.idle():
             token = self.arena.grace_begin()
             self._mailbox.post(RequestOp.GRACE)
@@ -209,21 +266,27 @@ class Session:
 
         :raise QemuError, KernelError: QEMU failed, or the module is gone.
         """
+        if running:
+            self._catch_up()
+        self._restoring = True
         for _ in range(_RESTORE_ATTEMPTS):
             forms = self.patcher.observe()
-            left = {site: ORIGINAL for site, form in forms.items() if form != ORIGINAL}
+            left = {site: ORIGINAL for site, form in sorted(forms.items()) if form != ORIGINAL}
             if not left:
                 break
             try:
                 self.patcher.apply(left)
             except ResumedError:
                 self.mend()
+            except RequestTimeoutError as error:
+                _log.error("%s; some inline sites are left half restored, which is legal", error)
+                break
+        try:
+            self.static_calls.restore()
+        except StaticCallError as error:
+            _log.error("%s", error)
         forms = self.patcher.observe()
-        lines = differences(
-            self.survey.texts,
-            read_text(self.space, self.survey.texts),
-            self.survey.symbols.name,
-        )
+        lines = self.text_differences()
         if not running:
             _log.warning("the guest is paused: optpoline.ko stays loaded until a later run")
         elif all(form == ORIGINAL for form in forms.values()):
@@ -231,6 +294,11 @@ class Session:
         else:
             _log.error("some sites hold somebody else's bytes: optpoline.ko stays loaded for them")
         return lines
+
+    def text_differences(self) -> list[str]:
+        """How the text differs from what it was before, a line for each of the first places."""
+        now = read_text(self.space, self.survey.texts)
+        return differences(self.survey.texts, now, self.survey.symbols.name)
 
     def _release(self) -> None:
         """Let the module go, once nobody runs in our blocks any more."""
@@ -242,8 +310,8 @@ class Session:
         self._mailbox.request(RequestOp.RELEASE)
 
     def _request_grace(self) -> None:
-        self._mailbox.request(
-            RequestOp.GRACE, timeout_seconds=self._config.poke.grace_timeout_seconds
+        pass_grace(
+            self._mailbox, self._monitor, timeout_seconds=self._config.poke.grace_timeout_seconds
         )
 
     def _epoch(self, gain: RecordGain) -> SiteEpoch:
@@ -253,7 +321,7 @@ class Session:
         return SiteEpoch(known, gain.other + unknown, gain.hits)
 
     def _is_target(self, address: GuestVirtual) -> bool:
-        own = 0 <= address - self._header.module_text < self._header.module_text_size
+        own = 0 <= address - self.header.module_text < self.header.module_text_size
         return not own and self.survey.symbols.is_function_entry(address)
 
     def _is_full(self, site: GuestVirtual) -> bool:
@@ -264,12 +332,29 @@ class Session:
         targets = self._last[:, record]["slots"]["target"]
         return bool((targets != 0).sum(axis=1).max() == RECORD_SLOTS)
 
+    def _is_held_up(self) -> bool:
+        """Whether the guest is on its way, or a module comes that may allow no change."""
+        if not self._restoring and self._modules_generation() != self._generation:
+            return True
+        return is_migrating(self._monitor)
+
+    def _catch_up(self) -> None:
+        """Follow the modules as they are now, for one of them may allow no change."""
+        deadline = time.monotonic() + self._config.poke.grace_timeout_seconds
+        while self._modules_generation() != self._generation and time.monotonic() < deadline:
+            self.recycle()  # ends a grace period that occupies the mailbox, and begins none
+            if self.follow_modules() is None:
+                time.sleep(_RETRY_SECONDS)
+
+    def _modules_generation(self) -> int:
+        return read_status(self.space, self.header).modules_generation
+
     def _leftovers(self) -> list[Leftover]:
-        return find_leftovers(self._entries, self.space, self._header)
+        return find_leftovers(self._entries, self.space, self.header)
 
     def _adopt(self, blocks: Iterable[GuestVirtual]) -> None:
         """Keep what a probe on a patched site may still jump to."""
-        stubs = {address: register for register, address in self._header.learn_stub.items()}
+        stubs = {address: register for register, address in self.header.learn_stub.items()}
         decoder = Decoder(Assembler())
         for address in blocks:
             try:
@@ -303,3 +388,10 @@ class Session:
             owner for owner, found in zip(owners, found_instead, strict=True) if found is not None
         }
         return [record for record in records if record not in busy]
+
+
+def _counts_all(form: Form) -> bool:
+    """Whether a site of this form counts every call, so that it needs slots for all targets."""
+    return isinstance(form, LearnKeys) or (
+        isinstance(form, Chain) and (form.counts_hits or not form.targets)
+    )

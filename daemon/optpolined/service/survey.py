@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from optpolined.addresses import GuestVirtual
 from optpolined.config import PolicyConfig
 from optpolined.kernel.attach import Attachment
+from optpolined.kernel.declared import with_inline_parts
 from optpolined.kernel.exclusions import TextRange, discover
 from optpolined.kernel.modules import GuestModule
+from optpolined.kernel.optsites import read_declarations
 from optpolined.kernel.sites import Site, scan, with_originals
+from optpolined.kernel.staticcalls import StaticCall
 from optpolined.kernel.symbols import Symbols
+from optpolined.service.static_calls import changeable, find_static_calls
 from optpolined.service.text import TextRegion, read_text, text_regions
 
 __all__ = ("Inventory", "ModuleChange", "Survey")
@@ -68,6 +72,8 @@ class Survey:
         self.symbols = Symbols.load(attachment.space, attachment.vmcoreinfo)
         self.inventory = Inventory()
         self.texts: dict[TextRegion, bytes] = {}
+        self.static_calls: Mapping[str, StaticCall] = {}
+        self._said = ""
         self.follow(modules, originals)
 
     def follow(
@@ -80,9 +86,20 @@ class Survey:
         went = self._forget(region for region in list(self.texts) if region not in now)
         texts = read_text(space, (region for region in now if region not in self.texts))
         came = self._scan(
-            {region: with_originals(text, region.base, originals) for region, text in texts.items()}
+            {
+                region: with_originals(text, region.base, originals)
+                for region, text in texts.items()
+            },
+            originals,
         )
-        self.texts |= texts
+        # A static call that a daemon before us has set is not where it was built to go.
+        built = {
+            place.address: place.original
+            for call in self.static_calls.values()
+            for place in call.places
+        }
+        for region, text in texts.items():
+            self.texts[region] = with_originals(text, region.base, built)
         return ModuleChange(came, went)
 
     def _forget(self, regions: Iterable[TextRegion]) -> list[GuestVirtual]:
@@ -96,12 +113,19 @@ class Survey:
             del self.inventory.eligible[site]
         return went
 
-    def _scan(self, texts: Mapping[TextRegion, bytes]) -> list[GuestVirtual]:
+    def _scan(
+        self, texts: Mapping[TextRegion, bytes], originals: Mapping[GuestVirtual, bytes]
+    ) -> list[GuestVirtual]:
         """Find the sites of each region, and sort them by what may be done with them."""
         space, header = self._attachment.space, self._attachment.header
+        declared = read_declarations(space, self.symbols.runs)
+        calls, unlike = find_static_calls(declared.records, space, self.symbols, originals)
+        refused = [*declared.refused, *unlike]
         own_end = GuestVirtual(header.module_text + header.module_text_size)
         own = TextRange(header.module_text, own_end)
         exclusions = discover(self.symbols.addresses, space.read, own)
+        self.static_calls, unlike = changeable(calls, self.symbols, exclusions)
+        refused += unlike
         thunks = {address: register for register, address in header.thunk.items()}
         came = []
         for region, text in texts.items():
@@ -109,13 +133,28 @@ class Survey:
             found = scan(text, region.base, thunks, functions)
             for rejected in found.rejected:
                 _log.warning("bytes at %#x look like a site: %s", rejected.address, rejected.reason)
+            sites, unlike = with_inline_parts(
+                found.sites, declared.records, text, region.base, header.thunk
+            )
+            refused += unlike
             skipped = self.inventory.skipped_by_region[region] = Counter()
-            for site in found.sites:
-                refused = self._policy.refusal(site.function, region.module)
-                reason = exclusions.reason(site) or refused
+            for site in sites:
+                policy = self._policy.refusal(site.function, region.module)
+                reason = exclusions.reason(site) or policy
                 if reason:
                     skipped[str(reason)] += 1
                 else:
                     self.inventory.eligible[site.address] = site
                     came.append(site.address)
+        self._say(refused)
         return came
+
+    def _say(self, refused: Sequence[str]) -> None:
+        """Warn of declarations that are not believed: one line, and not the same one again."""
+        if not refused:
+            return
+        more = f" (and {len(refused) - 1} more such)" if len(refused) > 1 else ""
+        line = refused[0] + more
+        if line != self._said:
+            self._said = line
+            _log.warning("%s", line)

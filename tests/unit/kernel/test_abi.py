@@ -45,6 +45,7 @@ def test_the_constants_are_those_of_the_header(tmp_path: Path) -> None:
         "OPTP_RECORDS_PER_CHUNK": abi.RECORDS_PER_CHUNK,
         "OPTP_MODULE_NAME_LEN": abi.MODULE_NAME_LEN,
         "OPTP_POKE_HASH": abi.POKE_HASH,
+        "OPTP_INLINE_BRANCH": abi.INLINE_BRANCH,
     } == {
         name: int(value.rstrip("UL"), 0)
         for name, value in macros.items()

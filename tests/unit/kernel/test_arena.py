@@ -199,6 +199,16 @@ class ArenaMachine(RuleBasedStateMachine):
         self.clock += 1
         self.retired.append((self.clock, first, self.used.pop(first)))
 
+    @rule()
+    def fill_up(self) -> None:
+        """Every byte that is said to be free can be had, and not one more."""
+        for _ in range(self.arena.usage().free // UNIT):
+            self.book(self.arena.allocate(UNIT), 1)
+        with pytest.raises(ArenaFullError) as full:
+            self.arena.allocate(1)
+        retired = sum(units for _, _, units in self.retired)
+        assert (full.value.free, full.value.retired) == (0, retired * UNIT)
+
     @rule(target=tokens)
     def grace_begin(self) -> tuple[GraceToken, int]:
         return self.arena.grace_begin(), self.clock
@@ -214,7 +224,9 @@ class ArenaMachine(RuleBasedStateMachine):
         used = sum(self.used.values())
         retired = sum(units for _, _, units in self.retired)
         free = self.UNITS - used - retired
-        assert self.arena.usage() == Usage(used * UNIT, retired * UNIT, free * UNIT)
+        usage = self.arena.usage()
+        assert usage == Usage(used * UNIT, retired * UNIT, free * UNIT)
+        assert usage.used + usage.retired + usage.free == self.arena.size
 
 
 TestArenaMachine = ArenaMachine.TestCase

@@ -8,7 +8,12 @@ from optpolined.addresses import GuestPhysical, GuestVirtual
 from optpolined.kernel import abi
 from optpolined.kernel.errors import HeaderError, KernelError, ModuleGoneError, ModuleListError
 from optpolined.kernel.header import read_header
-from optpolined.kernel.modules import MODULE_SYMBOLS_MAX, GuestModule, read_modules
+from optpolined.kernel.modules import (
+    MODULE_SYMBOLS_MAX,
+    GuestModule,
+    read_module_names,
+    read_modules,
+)
 from tests.unit.kernel.fake_guest import HEADER, MODULE_TEXT, FakeGuest, FakeMemory
 
 SIZE = ctypes.sizeof(abi.Module)
@@ -29,11 +34,16 @@ def entry(
     )
 
 
-def read(*entries: abi.Module, count: int | None = None) -> list[GuestModule]:
+def guest_with(*entries: abi.Module, count: int | None = None) -> FakeGuest:
     guest = FakeGuest()
     guest.raw.modules_count = len(entries) if count is None else count
     guest.publish()
     guest.kernel.write(guest.raw.modules, b"".join(map(bytes, entries)))
+    return guest
+
+
+def read(*entries: abi.Module, count: int | None = None) -> list[GuestModule]:
+    guest = guest_with(*entries, count=count)
     return read_modules(guest.space, read_header(guest.space, HEADER))
 
 
@@ -45,6 +55,13 @@ def test_modules_come_in_the_order_of_their_addresses() -> None:
         "veth", text, 0x4000, GuestVirtual(text + 0x8000), GuestVirtual(text + 0xA000), 69
     )
     assert read() == []
+
+
+def test_a_module_that_comes_is_known_by_its_name() -> None:
+    coming = (entry(b"lkrg", text=0, size=0), entry())
+    guest = guest_with(*coming)
+    assert read_module_names(guest.space, read_header(guest.space, HEADER)) == ["lkrg", "veth"]
+    assert [module.name for module in read(*coming)] == ["veth"]
 
 
 @pytest.mark.parametrize(

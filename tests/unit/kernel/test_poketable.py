@@ -80,7 +80,7 @@ def test_the_layout_is_that_of_the_abi() -> None:
         ("site", 0x1000, "site 0x1000"),
         ("slow_path", 0xFFFF888000000000, "slow path"),
         ("kind", 0, "kind 0"),
-        ("kind", 3, "kind 3"),
+        ("kind", 7, "kind 7"),
         ("state", 2, "state 2"),
         ("length", 0, "length 0"),
         ("length", 9, "length 9"),

@@ -1,5 +1,6 @@
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.kernel.errors import SymbolsError
 from optpolined.kernel.kallsyms import SYMBOL_NAME_MAX, load_kallsyms
 from optpolined.kernel.modules import GuestModule
-from optpolined.kernel.modulesyms import module_functions
+from optpolined.kernel.modulesyms import ModuleSymbols, module_symbols
 from optpolined.kernel.symbols import Function, Symbols
 from optpolined.kernel.vmcoreinfo import Vmcoreinfo, parse_vmcoreinfo
 from tests.unit.kernel.fake_guest import KERNEL_TEXT, FakeGuest
@@ -276,10 +277,10 @@ def test_the_functions_of_a_module() -> None:
         )
     )
     module = put_module(guest, symtab, strtab)
-    found, size = module_functions(guest.space, module, 1 << 20)
-    assert found == [(TEXT, 0x180, "veth_xmit"), (TEXT + 0x200, 0xE00, "veth_asm")]
+    found = module_symbols(guest.space, module, 1 << 20)
+    assert found.functions == [(TEXT, 0x180, "veth_xmit"), (TEXT + 0x200, 0xE00, "veth_asm")]
     read = len(symtab) + place[b"alias"] + SYMBOL_NAME_MAX
-    assert size == read + 3 * (256 + SYMBOL_NAME_MAX)
+    assert found.cost == read + 3 * (256 + SYMBOL_NAME_MAX)
 
     symbols = Symbols(SYMBOLS)
     symbols.set_modules(guest.space, [module])
@@ -296,14 +297,51 @@ def test_a_module_whose_tables_are_not_mapped_or_too_large() -> None:
     guest = FakeGuest()
     nowhere = GuestVirtual(0xFFFF_FFFF_C0FF_0000)
     module = GuestModule("gone", GuestVirtual(TEXT), 0x1000, nowhere, nowhere, 200_000)
-    assert module_functions(guest.space, module, 1 << 30) == ([], 4_800_000)
-    assert module_functions(guest.space, module, 4_799_999) == ([], 0)
+    assert module_symbols(guest.space, module, 1 << 30) == ModuleSymbols((), (), 4_800_000)
+    assert module_symbols(guest.space, module, 4_799_999) == ModuleSymbols((), (), 0)
     module = put_module(guest, elf_symbol(1, FUNC, TEXT), b"\0f\0")
-    assert module_functions(guest.space, module, 24 + 10)[0] == []
+    assert module_symbols(guest.space, module, 24 + 10) == ModuleSymbols((), (), 24)
     read = 24 + 1 + SYMBOL_NAME_MAX
     enough = read + 256 + SYMBOL_NAME_MAX
-    assert module_functions(guest.space, module, enough - 1) == ([], 24)
-    assert module_functions(guest.space, module, enough)[0] != []
+    assert module_symbols(guest.space, module, enough - 1) == ModuleSymbols((), (), 24)
+    assert module_symbols(guest.space, module, enough).functions != []
+
+
+def test_where_the_site_records_of_kernel_and_modules_begin() -> None:
+    guest = Kallsyms()
+    strtab = b"\0f\0__optpoline_sites\0__optpoline_sites_end\0"
+    run, other = strtab.index(b"__optpoline_sites\0"), strtab.index(b"__optpoline_sites_end")
+    symtab = b"".join(
+        (
+            elf_symbol(run, OBJECT, TEXT + 0x2000),
+            elf_symbol(other, OBJECT, TEXT + 0x2100),
+            elf_symbol(run, OBJECT, TEXT + 0x2200),
+            elf_symbol(run, FUNC, TEXT + 0x2300),
+            elf_symbol(run, OBJECT, TEXT + 0x800),
+        )
+    )
+    module = put_module(guest, symtab, strtab)
+    records = [GuestVirtual(TEXT + 0x2000), GuestVirtual(TEXT + 0x2200)]
+    assert module_symbols(guest.space, module, 1 << 20).runs == records
+
+    in_kernel = BASE + 0x1800
+    symbols = Symbols([*SYMBOLS, (in_kernel, "__optpoline_sites")])
+    assert symbols.runs == [in_kernel]
+    symbols.set_modules(guest.space, [module])
+    assert symbols.runs == [in_kernel, *records]
+    symbols.set_modules(guest.space, [])
+    assert symbols.runs == [in_kernel]
+
+
+def test_no_module_has_more_site_records_than_any_real_one() -> None:
+    guest = FakeGuest()
+    symtab = elf_symbol(1, OBJECT, TEXT + 0x2000) * 9000
+    module = put_module(guest, b"", b"\0__optpoline_sites\0")
+    table = TEXT + 0x10_0000
+    guest.kernel.map_range(table, 0x220_0000, len(symtab))
+    guest.kernel.write(table, symtab)
+    module = replace(module, symtab=GuestVirtual(table), nr_symbols=9000)
+    assert len(module_symbols(guest.space, module, 1 << 30).runs) == 8192
 
 
 @settings(deadline=None)
@@ -324,10 +362,10 @@ def test_a_module_whose_tables_are_not_mapped_or_too_large() -> None:
 def test_any_symbol_table_gives_functions_within_the_text(rows: list[bytes], strtab: bytes) -> None:
     guest = FakeGuest()
     module = put_module(guest, b"".join(rows), strtab)
-    found, _ = module_functions(guest.space, module, 1 << 30)
-    starts = [start for start, _, _ in found]
+    found = module_symbols(guest.space, module, 1 << 30)
+    starts = [start for start, _, _ in found.functions]
     assert starts == sorted(set(starts))
-    for start, size, name in found:
+    for start, size, name in found.functions:
         assert module.text <= start < start + size <= module.text + module.size
         assert name.isascii()
         assert name.isprintable()

@@ -8,6 +8,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.kernel.abi import PokeState, SiteKind
 from optpolined.kernel.header import Header, parse_header
 from optpolined.kernel.poketable import ENTRY_SIZE, PokeEntry, encode, home
+from optpolined.poke.execute import PatientMachine
 from optpolined.poke.protocol import Write
 from optpolined.poke.recovery import Standing
 from optpolined.service.entries import Entries
@@ -25,8 +26,8 @@ HOLE = GuestVirtual(KERNEL_TEXT + 3 * PAGE_SIZE)
 BEHIND_HOLE = GuestVirtual(HOLE + PAGE_SIZE)
 
 
-class Direct:
-    """A machine that writes at once."""
+class Direct(PatientMachine):
+    """A machine that writes at once, and where nobody has to be waited for."""
 
     def __init__(self, guest: FakeGuest) -> None:
         self._guest = guest
@@ -39,6 +40,9 @@ class Direct:
                 self._guest.kernel.write(write.address, write.data)
             found.append(None if now == write.expect else now)
         return found
+
+    def grace(self) -> None:
+        return
 
 
 @pytest.fixture

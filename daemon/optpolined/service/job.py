@@ -1,0 +1,40 @@
+"""What one run of the daemon is to do."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from optpolined.config import GuestConfig
+from optpolined.telemetry.status import Status
+
+__all__ = ("Job",)
+
+
+@dataclass(slots=True)
+class Job:
+    """What one run is to do: for how long from the first attach on, and who is told."""
+
+    guest: str
+    config: GuestConfig
+    audit: bool
+    force: bool
+    duration_seconds: float | None
+    stop: threading.Event
+    show: Callable[[Status], None]
+    attached_at: float | None = None
+    """As time.monotonic() gives it."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is over, or somebody asked to leave."""
+        return self.stop.is_set() or (
+            self.duration_seconds is not None
+            and self.attached_at is not None
+            and time.monotonic() - self.attached_at >= self.duration_seconds
+        )
+
+    def attached(self) -> None:
+        """Note that the guest is attached to; the time counts from the first."""
+        if self.attached_at is None:
+            self.attached_at = time.monotonic()

@@ -1,0 +1,270 @@
+"""The rows that put one form into the guest and look at what it does there."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from guest.seed_demo.bench import Bench, Tally
+from guest.seed_demo.rows import Row, row
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import LEARNING, Chain, Form, Keyed, LearnKeys, Tree
+from optpolined.kernel.sites import Site
+from optpolined.service.inline import Found, standing_head
+
+__all__ = ("arena_reuse", "inline", "keyed_tree", "out_of_line", "static_calls", "tree_by_target")
+
+_SECONDS = 1.5
+_MISSED_MAX = 0.02
+_LIES_MISSED_MAX = 0.25
+_ROUNDS = 40
+_RETARGETS = 20
+
+
+def inline(bench: Bench) -> Row:
+    """Sites that the plugin made: the hottest target becomes an immediate and a direct call."""
+    scenarios = ("call_1", "call_2_skewed", "tail_1", "tail_2_skewed")
+    sites = [site for name in scenarios for site in bench.sites("optseed", name) if site.inline]
+    before = bench.tally("optseed", "total")
+    targets = bench.learned({site.address: LEARNING for site in sites})
+    forms = {site: Chain(tuple(called[:2])) for site, called in targets.items()}
+    calls = _rates(bench, sites)
+    bench.session.apply(forms)
+    found = bench.session.look()
+    heads = {site.address: _head(bench, site) for site in sites}
+    missed = bench.missed_share(calls, _SECONDS)
+    checked = bench.tally("optseed", "total").since(before)
+    return row(
+        "optpoline inline by plugin",
+        {
+            "the compare holds the hottest target, the call goes there": len(sites)
+            >= len(scenarios)
+            and all(heads[site] == form.targets[0] for site, form in forms.items()),
+            "the forms in the text are those that were asked for": _all_stand(forms, found),
+            "calls are direct": bool(forms) and missed < _MISSED_MAX,
+            **_right(checked),
+        },
+        sites=len(sites),
+        targets={bench.names([site])[0]: bench.names(called) for site, called in targets.items()},
+        missed_share=missed,
+        results_checked=checked.calls,
+    )
+
+
+def out_of_line(bench: Bench) -> Row:
+    """Thunk sites of code that knows nothing of us: a chain of several targets in the arena."""
+    sites = [
+        site
+        for name in ("call_2_random", "call_4_random", "tail_4_random")
+        for site in bench.sites("optbench", name)
+    ]
+    return _chosen(bench, "optpoline out of line with several targets", "optbench", sites, _chain)
+
+
+def tree_by_target(bench: Bench) -> Row:
+    """A binary tree over the addresses of 16 targets, which no record has slots for at once."""
+    sites = bench.sites("optbench", "call_4_random") + bench.sites("optbench", "tail_4_random")
+    return _chosen(bench, "tree by target", "optbench", sites, _tree)
+
+
+def keyed_tree(bench: Bench) -> Row:
+    """The mail's call_table: bits of an argument find the handler, whose address is checked."""
+    scenarios = ("keyed_random", "keyed_tail", "keyed_lies", "keyed_pointer")
+    sites = {name: bench.sites("optseed", name)[0] for name in scenarios}
+    before = bench.tally("optseed", "total")
+    learn = {site.address: LearnKeys(site.key) for site in sites.values() if site.key}
+    bench.learned(learn)
+    forms: dict[GuestVirtual, Keyed] = {}
+    for site in sites.values():
+        leaves = bench.session.key_targets(site.address)
+        if site.key and leaves:
+            forms[site.address] = Keyed(site.key, tuple(leaves.items()))
+    rates = {name: _rates(bench, [site]) for name, site in sites.items()}
+    bench.session.apply(forms)
+    found = bench.session.look()
+    missed = {name: bench.missed_share(rates[name], _SECONDS) for name in scenarios}
+    checked = bench.tally("optseed", "total").since(before)
+    honest = [share for name, share in missed.items() if name != "keyed_lies"]
+    return row(
+        "keyed tree",
+        {
+            "every site has a tree, decoded from the guest's memory": len(forms) == len(sites)
+            and all(bench.block(site) == forms.get(site.address) for site in sites.values()),
+            "the forms in the text are those that were asked for": _all_stand(forms, found),
+            "16 handlers were found by keys that tell the truth": all(
+                len(set(forms[site.address].targets)) == 16
+                for name, site in sites.items()
+                if name != "keyed_lies" and site.address in forms
+            ),
+            "calls are direct": max(honest) < _MISSED_MAX,
+            "a key that lies costs time only": 0 < missed["keyed_lies"] < _LIES_MISSED_MAX,
+            **_right(checked),
+        },
+        keys={name: str(site.key) for name, site in sites.items()},
+        missed_shares=missed,
+        results_checked=checked.calls,
+    )
+
+
+def arena_reuse(bench: Bench) -> Row:
+    """Blocks are made and retired without end in an arena that stays as small as it was."""
+    sites = bench.sites("optbench", "call_1") + bench.sites("optbench", "call_2_random")
+    targets = bench.learned({site.address: LEARNING for site in sites})
+    before = bench.tally("optbench", "total")
+    places: list[GuestVirtual] = []
+    used = []
+    for turn in range(_ROUNDS):
+        chain = {site: Chain(_turned(called[:2], turn)) for site, called in targets.items()}
+        bench.session.apply(chain)
+        bench.session.look()
+        places += [block for site in sites if (block := bench.block_address(site)) is not None]
+        bench.session.recycle()
+        used.append(bench.session.arena.usage().used)
+        time.sleep(0.05)
+    checked = bench.tally("optbench", "total").since(before)
+    usage = bench.session.arena.usage()
+    return row(
+        "blocks from a dynamic arena, reused",
+        {
+            "addresses came back": len(set(places)) < len(places),
+            "the books balance": usage.used + usage.retired + usage.free
+            == bench.session.arena.size,
+            "what is in use does not grow": len(set(used[2:])) == 1,
+            **_right(checked),
+        },
+        blocks_made=len(places),
+        places_used=len(set(places)),
+        results_checked=checked.calls,
+    )
+
+
+def static_calls(bench: Bench) -> list[Row]:
+    """Keys are pointed at one function after the other, and at none, while they are called."""
+    calls = bench.session.static_calls
+    before = bench.tally("optseed", "total")
+    reached: dict[str, set[str]] = {}
+    for turn in range(_RETARGETS):
+        _point(bench, "optseed_number", f"optseed_number_{turn % 4}")
+        _point(bench, "optseed_event", f"optseed_event_{turn % 5}" if turn % 5 < 4 else None)
+    for scenario, target, count in _static_counts(bench):
+        if count:
+            reached.setdefault(scenario, set()).add(target)
+    shown = {key.key: key for key in calls.list()}
+    checked = bench.tally("optseed", "total").since(before)
+    numbers = {f"optseed_number_{number}" for number in range(4)}
+    events = {f"optseed_event_{number}" for number in range(4)} | {"none"}
+    rows = []
+    for name, places in (
+        ("inline", ("static_inline", "static_inline_tail", "static_inline_event")),
+        ("trampoline", ("static_outline", "static_outline_tail", "static_outline_event")),
+    ):
+        wanted = {place: events if place.endswith("event") else numbers for place in places}
+        rows.append(
+            row(
+                f"static call {name}",
+                {
+                    "every target was reached, the empty one too": all(
+                        reached.get(place) == targets for place, targets in wanted.items()
+                    ),
+                    "the keys are there, with their sites": shown["optseed_number"].sites > 0,
+                    **_right(checked),
+                },
+                reached={place: sorted(reached.get(place, ())) for place in places},
+                retargets=2 * _RETARGETS,
+                results_checked=checked.calls,
+            )
+        )
+    return rows
+
+
+def _point(bench: Bench, key: str, function: str | None) -> None:
+    """Point a key at a function; from then on its calls may reach only that one."""
+    new = function or "none"
+    (old,) = [seen.target for seen in bench.session.static_calls.list() if seen.key == key]
+    old = old.partition(" ")[0] or "none"
+    bench.guest.run(f"echo {key} {old} {new} >/proc/optseed_static")
+    bench.session.static_calls.set(key, function)
+    bench.guest.run(f"echo {key} {new} >/proc/optseed_static")
+
+
+def _static_counts(bench: Bench) -> list[tuple[str, str, int]]:
+    """What each static call reached: scenario, target, calls."""
+    counts = []
+    for line in bench.guest.run("cat /proc/optseed_static").splitlines():
+        fields = dict(word.partition("=")[::2] for word in line.split())
+        counts.append((fields["name"], fields["target"], int(fields["calls"])))
+    return counts
+
+
+def _chain(targets: Sequence[GuestVirtual]) -> Form:
+    return Chain(tuple(targets[:4]))
+
+
+def _tree(targets: Sequence[GuestVirtual]) -> Form:
+    return Tree(tuple(targets))
+
+
+def _chosen(
+    bench: Bench,
+    name: str,
+    module: str,
+    sites: Sequence[Site],
+    form_of: Callable[[Sequence[GuestVirtual]], Form],
+) -> Row:
+    """A row for sites out of line whose form is made from all that they call."""
+    before = bench.tally(module, "total")
+    targets = bench.learned({site.address: LEARNING for site in sites})
+    forms = {site: form_of(called) for site, called in targets.items()}
+    calls = _rates(bench, sites)
+    bench.session.apply(forms)
+    found = bench.session.look()
+    missed = bench.missed_share(calls, _SECONDS)
+    checked = bench.tally(module, "total").since(before)
+    blocks = {site.address: bench.block(site) for site in sites}
+    return row(
+        name,
+        {
+            "every site has its form, decoded from the guest's memory": bool(forms)
+            and all(blocks[site] == form for site, form in forms.items()),
+            "the forms in the text are those that were asked for": _all_stand(forms, found),
+            "there are several targets": all(len(called) > 1 for called in targets.values()),
+            "calls are direct": missed < _MISSED_MAX,
+            **_right(checked),
+        },
+        targets={bench.names([site])[0]: bench.names(called) for site, called in targets.items()},
+        missed_share=missed,
+        results_checked=checked.calls,
+    )
+
+
+def _rates(bench: Bench, sites: Sequence[Site], seconds: float = 0.5) -> dict[GuestVirtual, float]:
+    """Calls a second of sites that learn now."""
+    bench.session.count()
+    time.sleep(seconds)
+    counts = bench.session.count()
+    return {
+        site.address: (sum(counts[site.address].calls.values()) + counts[site.address].other)
+        / seconds
+        for site in sites
+        if site.address in counts
+    }
+
+
+def _head(bench: Bench, site: Site) -> GuestVirtual | None:
+    """What the inline part of a site compares with and calls, read from the guest's text."""
+    if site.inline is None:
+        return None
+    with bench.session.space.snapshot() as pages:
+        head = standing_head(site.inline, pages)
+    return None if head is None or head.hidden else head.target
+
+
+def _all_stand(wanted: Mapping[GuestVirtual, Form], found: Mapping[GuestVirtual, Found]) -> bool:
+    return bool(wanted) and all(found.get(site) == form for site, form in wanted.items())
+
+
+def _right(checked: Tally) -> dict[str, bool]:
+    return {"the guest's results are right": checked.errors == 0 and checked.calls > 0}
+
+
+def _turned(targets: Sequence[GuestVirtual], turn: int) -> tuple[GuestVirtual, ...]:
+    first = turn % len(targets)
+    return (*targets[first:], *targets[:first])

@@ -1,0 +1,183 @@
+"""A guest that moves to another QEMU, or tries to, while it is patched."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from guest.image.boot import Guest
+from optpolined.config import PolicyConfig
+from optpolined.poke.recovery import Standing
+from optpolined.qemu.monitor import Monitor
+from optpolined.service.attach import connect
+from optpolined.service.entries import Entries
+from optpolined.service.recovery import Leftover, find_leftovers
+from optpolined.service.survey import Survey
+from optpolined.service.text import TextRegion
+from tests.guest.harness import config_of, load_state, write_config
+from tests.guest.test_command import one_line, optpolined
+from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back
+
+WAITING = "waiting for a migration"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[Guest], Running]]:
+    """Start the daemon on a guest; it does not outlive the test."""
+    started: list[Running] = []
+
+    def running(guest: Guest) -> Running:
+        directory = tmp_path / str(len(started))
+        directory.mkdir()
+        started.append(Running(guest, directory))
+        return started[-1]
+
+    yield running
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+
+
+def wait_patched(daemon: Running) -> None:
+    daemon.wait_for(lambda status: int(str(status["pokes"])) > 1000)
+
+
+def migrate(monitor: Monitor, to: str, *, bytes_per_second: int) -> None:
+    monitor.execute("migrate-set-parameters", {"max-bandwidth": bytes_per_second})
+    monitor.execute("migrate", {"uri": to})
+
+
+def migration(monitor: Monitor) -> str:
+    answer = monitor.execute("query-migrate")
+    assert isinstance(answer, dict)
+    return str(answer["status"])
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def kernel_text(guest: Guest) -> dict[TextRegion, bytes]:
+    with connect(config_of(guest), writable=False) as link:
+        return Survey(link.attachment, [], PolicyConfig(), {}).texts
+
+
+def leftovers(guest: Guest) -> list[Leftover]:
+    with connect(config_of(guest), writable=False) as link:
+        space, header = link.attachment.space, link.attachment.header
+        return find_leftovers(Entries(space, header), space, header)
+
+
+def holds_still(daemon: Running) -> bool:
+    """Whether neither stops nor pokes are made in a second of a migration."""
+    seen: list[tuple[object, object]] = []
+
+    def look(status: dict[str, object]) -> bool:
+        if status["phase"] == WAITING:
+            seen.append((status["pokes"], status["stops"]))
+        return status["phase"] == WAITING
+
+    daemon.wait_for(look)
+    time.sleep(1)
+    daemon.wait_for(look)
+    return seen[0] == seen[1]
+
+
+def test_a_guest_that_moves_is_taken_over_where_it_runs_then(
+    boot: Callable[..., Guest], start: Callable[[Guest], Running]
+) -> None:
+    source = boot()
+    source.run("optload --state /run/optload >/dev/null 2>&1 &")
+    before = kernel_text(source)
+    first = start(source)
+    wait_patched(first)
+    where = f"unix:{source.directory / 'moving'}"
+    with Guest("cloud", extra_args=("-incoming", where)) as target:
+        wait_until((source.directory / "moving").exists)
+        with Monitor.connect(source.side_qmp) as monitor:
+            migrate(monitor, where, bytes_per_second=20 << 20)
+            assert holds_still(first)
+            monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 30})
+            _, errors = first.process.communicate(timeout=PATIENCE_SECONDS)
+            assert monitor.status() == "postmigrate"
+        assert first.process.returncode == 0, errors
+        assert errors.count("has migrated") == 1
+        source.kill()
+        standing = [left.standing for left in leftovers(target)]
+        assert len(standing) > 10
+        assert set(standing) == {Standing.OURS}
+        second = start(target)
+        wait_patched(second)
+        code, errors = second.end()
+        assert code == 0, errors
+        assert text_was_put_back(second)
+        assert kernel_text(target) == before
+        assert load_state(target)["errors"] == 0
+        assert "BUG" not in target.run("dmesg")
+
+
+def test_where_a_migration_fails_the_daemon_goes_on(
+    boot: Callable[..., Guest], start: Callable[[Guest], Running], tmp_path: Path
+) -> None:
+    guest = boot()
+    before = kernel_text(guest)
+    daemon = start(guest)
+    wait_patched(daemon)
+    with Monitor.connect(guest.side_qmp) as monitor:
+
+        def set_out() -> None:
+            migrate(monitor, "exec:cat >/dev/null", bytes_per_second=1 << 20)
+
+        def come_back() -> None:
+            monitor.execute("migrate_cancel")
+            wait_until(lambda: migration(monitor) == "cancelled")
+
+        set_out()
+        assert holds_still(daemon)
+        come_back()
+        daemon.wait_for(lambda status: status["phase"] in ("learning", "running"))
+        set_out()
+        daemon.wait_for(lambda status: status["phase"] == WAITING)
+        daemon.process.terminate()
+        time.sleep(2)
+        assert daemon.process.poll() is None
+        come_back()
+        code, errors = daemon.end()
+        assert code == 0, errors
+        assert "waiting for the end of that" in errors
+        assert text_was_put_back(daemon)
+        set_out()
+        write_config(guest, tmp_path)
+        refused = optpolined("--guest", "test", "--config-dir", tmp_path)
+        assert "the guest is migrating" in one_line(refused)
+        come_back()
+    assert kernel_text(guest) == before
+
+
+def test_a_qemu_that_ends_when_it_has_given_its_guest_away_is_no_failure(
+    boot: Callable[..., Guest], start: Callable[[Guest], Running]
+) -> None:
+    guest = boot()
+    daemon = start(guest)
+    wait_patched(daemon)
+    with Monitor.connect(guest.side_qmp) as monitor:
+        migrate(monitor, "exec:cat >/dev/null", bytes_per_second=1 << 20)
+        daemon.wait_for(lambda status: status["phase"] == WAITING)
+    guest.kill()  # as libvirt does, whether we have seen the end of the migration or not
+    _, errors = daemon.process.communicate(timeout=PATIENCE_SECONDS)
+    assert daemon.process.returncode == 0, errors
+    assert "has migrated" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.usefixtures("images")
+def test_a_guest_that_has_not_come_yet_is_refused(tmp_path: Path) -> None:
+    with Guest("cloud", extra_args=("-incoming", "defer")) as target:
+        wait_until(target.qmp.exists)
+        write_config(target, tmp_path)
+        refused = optpolined("--guest", "test", "--config-dir", tmp_path)
+        assert "has not come yet" in one_line(refused)
