@@ -1,0 +1,162 @@
+"""What the daemon does with a guest, in pieces, each under the eyes of a test."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from optpolined.addresses import GuestPhysical, GuestVirtual
+from optpolined.codegen.assemble import Assembler
+from optpolined.codegen.decode import BLOCK_BYTES_MAX, Decoder
+from optpolined.config import PolicyConfig
+from optpolined.errors import OptpolinedError
+from optpolined.kernel.attach import Attachment
+from optpolined.kernel.counters import Counters, clean, difference
+from optpolined.kernel.errors import TranslationError
+from optpolined.kernel.guards import integrity_guard
+from optpolined.kernel.modules import read_modules
+from optpolined.poke.execute import Machine, PatientMachine
+from optpolined.poke.protocol import Write
+from optpolined.service.entries import Entries
+from optpolined.service.machine import GuestMachine
+from optpolined.service.recovery import blocks_in_use, find_leftovers, put_back
+from optpolined.service.stops import Stopper
+from optpolined.service.survey import Survey
+from tests.hostile.hostile_memory import HostileMemory
+
+__all__ = ("attached_work", "count", "decode_blocks", "named", "recover", "survey")
+
+_TEXT_START = (1 << 64) - (2 << 30)
+_MESSAGE_MAX = 400
+_DECODER = Decoder(Assembler())
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Nothing but an error of ours may come out, and it must be one line fit to print."""
+    try:
+        yield
+    except OptpolinedError as error:
+        text = str(error)
+        assert text.isprintable()
+        assert 0 < len(text) <= _MESSAGE_MAX
+
+
+class _Stub:
+    """Stops, resumes and writes as the gdbstub; writes outside RAM fail in the memory."""
+
+    def __init__(self, memory: HostileMemory) -> None:
+        self._memory = memory
+        self.stopped = False
+
+    def stop(self) -> bool:
+        assert not self.stopped
+        self.stopped = True
+        return True
+
+    def resume(self) -> None:
+        self.stopped = False
+
+    def write(self, writes: Sequence[tuple[GuestPhysical, bytes]]) -> None:
+        assert self.stopped
+        for address, data in writes:
+            self._memory.write(address, data)
+
+
+class _Watched(PatientMachine):
+    """Notes what is asked of a machine, and where that is in physical memory."""
+
+    def __init__(self, machine: Machine, attachment: Attachment) -> None:
+        self._machine = machine
+        self._space = attachment.space
+        self.writes: list[Write] = []
+        self.places: set[int] = set()
+
+    def write(self, writes: Sequence[Write]) -> Sequence[bytes | None]:
+        for write in writes:
+            try:
+                pieces = self._space.pieces(write.address, len(write.data))
+            except TranslationError:
+                continue
+            for start, size in pieces:
+                self.places.update(range(start, start + size))
+        self.writes += writes
+        return self._machine.write(writes)
+
+    def grace(self) -> None:
+        """Nobody sleeps in this guest."""
+
+
+def recover(attachment: Attachment, memory: HostileMemory, *, still: bool) -> None:
+    """Put back what the poke table says was left; check every write.
+
+    ``still``: the memory does not change by itself, so that it is known where each write must go.
+    """
+    stub = _Stub(memory)
+    machine = GuestMachine(
+        stopper=Stopper(stub, lambda: 0.0),
+        writer=stub,
+        memory=memory,
+        space=attachment.space,
+        budget_seconds=1.0,
+        clock=lambda: 0.0,
+    )
+    watched = _Watched(machine, attachment)
+    header = attachment.header
+    table = range(header.poke_table, header.poke_table + (32 << header.poke_order))
+    lengths: dict[GuestVirtual, int] = {}
+    try:
+        entries = Entries(attachment.space, header)
+        lengths = {entry.site: entry.length for entry in entries}
+        leftovers = find_leftovers(entries, attachment.space, header)
+        put_back(leftovers, entries, attachment.space, watched)
+    finally:
+        assert not stub.stopped
+        for write in watched.writes:
+            last = write.address + len(write.data) - 1
+            of_site = lengths.get(write.address) == len(write.data)
+            assert of_site or (write.address in table and last in table)
+            assert not of_site or write.address >= _TEXT_START
+        assert memory.changed == [] or watched.writes
+        assert not still or watched.places.issuperset(memory.changed)
+
+
+def survey(attachment: Attachment) -> Survey:
+    """Find symbols, modules, text, sites, and who guards them."""
+    space = attachment.space
+    modules = read_modules(space, attachment.header)
+    originals = Entries(space, attachment.header).originals()
+    found = Survey(attachment, modules, PolicyConfig(), originals)
+    integrity_guard(found.symbols.addresses, space.read, modules)
+    for site in found.inventory.eligible:
+        assert found.symbols.name(site).isprintable()
+    return found
+
+
+def count(attachment: Attachment) -> None:
+    """Read the counters twice and take the difference."""
+    counters = Counters.from_header(attachment.space.read, attachment.header)
+    before = counters.snapshot(counters.capacity)
+    clean(before)
+    gained = difference(before, counters.snapshot(counters.capacity)).by_record()
+    assert all(record < counters.capacity for record in gained)
+    counters.int3()
+
+
+def decode_blocks(attachment: Attachment) -> None:
+    """Decode what the leftovers refer to."""
+    space, header = attachment.space, attachment.header
+    stubs = {address: register for register, address in header.learn_stub.items()}
+    for at in blocks_in_use(find_leftovers(Entries(space, header), space, header), header):
+        block = _DECODER.decode_block(space.read(at, BLOCK_BYTES_MAX), at, stubs)
+        assert 0 < block.size <= BLOCK_BYTES_MAX
+
+
+def attached_work(attachment: Attachment, memory: HostileMemory, *, still: bool) -> None:
+    """Everything, whatever has failed before."""
+    with named():
+        recover(attachment, memory, still=still)
+    with named():
+        survey(attachment)
+    with named():
+        count(attachment)
+    with named():
+        decode_blocks(attachment)
