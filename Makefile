@@ -13,7 +13,7 @@ APT_PACKAGES := busybox-static g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 m
 	qemu-system-x86 xz-utils
 KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 
-.PHONY: help setup apt image guest-kernel demo test test-unit test-model model-deep test-hostile nightly test-guest test-crash soak bench bench-forms lint lock clean
+.PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-crash soak bench bench-forms lint lock clean
 
 help:
 	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
@@ -21,6 +21,7 @@ help:
 	@echo 'make guest-kernel a kernel built with our gcc plugin, ten minutes on two idle CPUs'
 	@echo 'make demo        the daemon at work on a guest under load, about two minutes;'
 	@echo '                 with KERNEL=plugin on the guest-kernel'
+	@echo 'make demo-seed   each system of the seed mail at work on a guest, some minutes'
 	@echo 'make test        lint and all tests'
 	@echo 'make test-unit   the tests that need no QEMU'
 	@echo 'make test-model  the poke protocol under every interleaving, about a minute'
@@ -86,6 +87,9 @@ guest-kernel: setup
 
 demo: $(if $(filter plugin,$(KERNEL)),guest-kernel,image)
 	@$(BIN)/python -m guest.demo --kernel $(KERNEL)
+
+demo-seed: image
+	@$(BIN)/python -m guest.seed_demo
 
 # One pytest for all, so that its summary, the last lines, counts all.
 test: lint image

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import ORIGINAL, Chain, Form
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.learning.continuous import Continuous
 from optpolined.learning.epoch import Epoch
 from optpolined.learning.hysteresis import Hysteresis
@@ -122,9 +122,11 @@ def test_empty_epochs_give_no_target_up(
     state, standing = run.state, dict(run.guest.installed)
     for epoch in range(50, 53):
         state, decision = strategy.decide(state, Snapshot(epoch, SECONDS, {}, dict(standing)))
+        for address, form in decision.wanted.items():
+            # A window that nobody called in may end; Epoch retrains by the clock.
+            gives_up = form == ORIGINAL and standing[address] != LEARNING
+            assert not gives_up or isinstance(strategy, Epoch)
         standing.update(decision.wanted)
-        for form in decision.wanted.values():
-            assert form != ORIGINAL or isinstance(strategy, Epoch)
 
 
 @every

@@ -1,0 +1,46 @@
+"""Run all tests, the ones that boot guests beside the others: ``make test``.
+
+    python -m tests.run
+
+Guests wait a lot, the others compute: side by side they take two thirds of the time.  What the
+guests' tests print is kept in build/test-guest.log and shown as soon as the others have ended.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_LOG = Path("build/test-guest.log")
+_OTHERS = ("tests/unit", "tests/model", "tests/hostile")
+_LOOK_SECONDS = 0.2
+
+
+def main() -> int:
+    """Run the tests; answer the first exit code that is not 0."""
+    _LOG.parent.mkdir(exist_ok=True)
+    pytest = (sys.executable, "-m", "pytest")
+    with _LOG.open("wb") as log:
+        guests = subprocess.Popen((*pytest, "tests/guest"), stdout=log, stderr=log)
+    try:
+        others = subprocess.run((*pytest, *_OTHERS), check=False).returncode
+        _show(guests)
+    except KeyboardInterrupt:
+        guests.wait()  # it was interrupted too, and cleans up
+        return 130
+    return others or guests.returncode
+
+
+def _show(guests: subprocess.Popen[bytes]) -> None:
+    """Show what the guests' tests have printed and print, until they end."""
+    with _LOG.open("rb") as log:
+        ended = False
+        while not ended:
+            ended = guests.poll() is not None
+            sys.stdout.buffer.write(log.read())
+            sys.stdout.flush()
+            time.sleep(0 if ended else _LOOK_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
