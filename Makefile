@@ -91,9 +91,8 @@ demo: $(if $(filter plugin,$(KERNEL)),guest-kernel,image)
 demo-seed: image
 	@$(BIN)/python -m guest.seed_demo
 
-# One pytest for all, so that its summary, the last lines, counts all.
 test: lint image
-	@$(PYTEST) tests/unit tests/model tests/hostile tests/guest
+	@$(BIN)/python -m tests.run
 
 test-unit: image
 	@$(PYTEST) tests/unit
