@@ -74,6 +74,9 @@ class GdbStub:
         """Whether the open stop is our doing; None: it is not known yet."""
         self._asked = 0
         """Bursts whose marker has not been answered yet."""
+        self._unanswered = 0
+        """Of those, and of the answered ones since, the ``qC`` without an answer; an exception may
+        come between the two answers of a burst."""
         self._settled = True
         """Nothing is on its way.  An exception, say of Ctrl-C, can leave replies behind."""
         self._useless: str | None = None
@@ -306,6 +309,7 @@ class GdbStub:
     def _ask(self) -> None:
         self._settled = False
         self._asked += 1
+        self._unanswered += 1
         self._wire.send(rsp.STOP)
 
     def _settle(self, others: list[bytes] | None = None) -> int:
@@ -313,16 +317,16 @@ class GdbStub:
 
         :param others: Receives the replies to other packets.
         """
-        unanswered = self._asked
         for _ in range(4 * WINDOW_PACKETS):
             reply = self._wire.next_reply()
             if reply == rsp.MARKER_REPLY:
                 self._asked -= 1
                 if not self._asked:
+                    unanswered, self._unanswered = self._unanswered, 0
                     self._settled = True
                     return unanswered
             elif reply.startswith(b"QC"):
-                unanswered -= 1
+                self._unanswered -= 1
             elif others is not None and not rsp.is_stop(reply):
                 others.append(reply)
         raise StubProtocolError("the gdbstub says more than it was asked")

@@ -335,6 +335,18 @@ def test_an_exception_in_the_middle_of_a_stop_leaves_the_guest_as_it_was(path: P
             assert_usable(stub)
 
 
+def test_an_exception_between_the_two_answers_of_a_stop_leaves_a_paused_guest_paused(
+    path: Path,
+) -> None:
+    fake = FakeStub(path, faults=Faults(sizes=(7,), delay_seconds=0.002), running=False)
+    with connected(fake) as stub:
+        for number in range(1, 12):
+            with interrupted(stub, number):
+                stub.stop()
+            stub.resume()
+            assert not fake.running
+
+
 def test_closing_after_an_exception_in_a_stop_resumes_the_guest(path: Path) -> None:
     for number in range(1, 4):
         fake = FakeStub(path)
