@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Iterable
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import Key
+from optpolined.codegen.forms import Chain, Form, Key, LearnKeys
 from optpolined.kernel.counters import RECORD
 
-__all__ = ("Records", "key_table_records")
+__all__ = ("Records", "counts_all", "key_table_records")
 
 _SLOT_BYTES = 4
 
@@ -21,6 +21,13 @@ _SLOT_BYTES = 4
 def key_table_records(key: Key) -> int:
     """How many records the key table of ``key`` takes: a power of two."""
     return max(1, (_SLOT_BYTES << key.bits) // RECORD.itemsize)
+
+
+def counts_all(form: Form) -> bool:
+    """Whether a site of this form counts every call, so that it needs slots for all targets."""
+    return isinstance(form, LearnKeys) or (
+        isinstance(form, Chain) and (form.counts_hits or not form.targets)
+    )
 
 
 class Records:

@@ -65,7 +65,7 @@ def serve(
             if str(error) != said:
                 said = str(error)
                 _log.warning("not attached: %s", said)
-    return report or Report(guest, text_identical_after_detach=True)
+    return report or Report(guest, lost=True)
 
 
 def _attach(job: Job) -> Report | None:

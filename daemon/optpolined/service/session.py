@@ -11,7 +11,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import Assembler
 from optpolined.codegen.decode import BLOCK_BYTES_MAX, Decoder
 from optpolined.codegen.errors import CodegenError
-from optpolined.codegen.forms import ORIGINAL, Chain, Form, LearnKeys
+from optpolined.codegen.forms import ORIGINAL, Form
 from optpolined.config import GuestConfig
 from optpolined.kernel.abi import RECORD_SLOTS, RequestOp
 from optpolined.kernel.arena import Arena, GraceToken
@@ -44,7 +44,7 @@ from optpolined.service.inline import Found
 from optpolined.service.machine import GuestMachine
 from optpolined.service.migration import is_migrating
 from optpolined.service.patcher import Patcher, PatchReport
-from optpolined.service.records import Records, key_table_records
+from optpolined.service.records import Records, counts_all, key_table_records
 from optpolined.service.recovery import (
     Leftover,
     blocks_in_use,
@@ -78,7 +78,6 @@ class Session:
         """
         assert link.stub is not None
         self._stub, self._monitor = link.stub, link.monitor
-        self._monitor = link.monitor
         self._restoring = False
         self._config = config
         self.space = link.attachment.space
@@ -118,6 +117,7 @@ class Session:
             protocol=config.poke.protocol,
             calls=self.survey.static_calls,
         )
+        self.static_calls.settle()
 
     def make_patcher(self, protocol: Protocol, machine: Machine | None = None) -> Patcher:
         """A patcher that changes this guest's sites by ``protocol``, over ``machine`` if given."""
@@ -146,7 +146,7 @@ class Session:
         :raise QemuError: QEMU failed half-way.
         """
         for site, form in wanted.items():
-            if _counts_all(form) and self._is_full(site):
+            if counts_all(form) and self._is_full(site):
                 old = self.records.renew(site)
                 if old is not None:
                     self._stale.append(old)
@@ -281,19 +281,24 @@ class Session:
             except RequestTimeoutError as error:
                 _log.error("%s; some inline sites are left half restored, which is legal", error)
                 break
-        try:
-            self.static_calls.restore()
-        except StaticCallError as error:
-            _log.error("%s", error)
+        static_calls_are_restored = self._restore_static_calls()
         forms = self.patcher.observe()
         lines = self.text_differences()
         if not running:
             _log.warning("the guest is paused: optpoline.ko stays loaded until a later run")
-        elif all(form == ORIGINAL for form in forms.values()):
+        elif static_calls_are_restored and all(form == ORIGINAL for form in forms.values()):
             self._release()
         else:
-            _log.error("some sites hold somebody else's bytes: optpoline.ko stays loaded for them")
+            _log.error("some sites could not be put back: optpoline.ko stays loaded for them")
         return lines
+
+    def _restore_static_calls(self) -> bool:
+        try:
+            self.static_calls.restore()
+        except (StaticCallError, ResumedError) as error:
+            _log.error("%s", error)
+            return False
+        return True
 
     def text_differences(self) -> list[str]:
         """How the text differs from what it was before, a line for each of the first places."""
@@ -388,10 +393,3 @@ class Session:
             owner for owner, found in zip(owners, found_instead, strict=True) if found is not None
         }
         return [record for record in records if record not in busy]
-
-
-def _counts_all(form: Form) -> bool:
-    """Whether a site of this form counts every call, so that it needs slots for all targets."""
-    return isinstance(form, LearnKeys) or (
-        isinstance(form, Chain) and (form.counts_hits or not form.targets)
-    )

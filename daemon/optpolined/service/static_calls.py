@@ -6,6 +6,7 @@ through the trampoline, and while one stands at the trampoline, to the new targe
 the old function or the new one.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -34,6 +35,8 @@ from optpolined.service.entries import Entries
 from optpolined.x86 import INT3
 
 __all__ = ("StaticCallError", "StaticCalls", "StaticKey", "changeable", "find_static_calls")
+
+_log = logging.getLogger(__name__)
 
 _RETURN_THUNK: Final = "__x86_return_thunk"
 _INIT_TEXT: Final = ("_sinittext", "_einittext")
@@ -155,6 +158,24 @@ class StaticCalls:
         except ReachError as error:
             raise StaticCallError(str(error)) from error
         return self._change(wanted, target)
+
+    def settle(self) -> None:
+        """Send the sites of every key where its trampoline goes: a change may have died half-way.
+
+        :raise QemuError: QEMU failed; this can be done again.
+        """
+        for call in self._calls.values():
+            try:
+                with self._space.snapshot() as pages:
+                    target = self._goes_to(call.trampoline, self._found(call.trampoline, pages))
+                    wanted = {}
+                    for place in call.sites:
+                        after = self._instruction(place, target)
+                        if self._found(place, pages) not in (place.original, after):
+                            wanted[place] = after
+                self._change(wanted, target)
+            except (StaticCallError, ReachError) as error:
+                _log.warning("a static call is left as it is: %s", error)
 
     def restore(self) -> int:
         """Point every key at what it was built for; answers how many places changed.
@@ -308,9 +329,12 @@ class StaticCalls:
             return next(entry.slow_path for entry in self._entries if entry.site == place.address)
         return static_target(place, found)
 
+    def _goes_to(self, place: StaticPlace, found: bytes) -> GuestVirtual | None:
+        """As ``_target``, where the place may be a trampoline: to return is to do nothing."""
+        target = self._target(place, found)
+        return None if target == self._symbols.address_of(_RETURN_THUNK) else target
+
     def _shown(self, place: StaticPlace, found: bytes) -> str:
         """The target of a place by name; empty where it does nothing."""
-        target = self._target(place, found)
-        if target is None or target == self._symbols.address_of(_RETURN_THUNK):
-            return ""
-        return self._symbols.name(target)
+        target = self._goes_to(place, found)
+        return "" if target is None else self._symbols.name(target)

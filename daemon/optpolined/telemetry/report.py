@@ -56,6 +56,8 @@ class Report:
     migrated_away: bool = False
     left_to_debugger: bool = False
     """A debugger had the gdbstub at the end: nothing could be put back."""
+    lost: bool = False
+    """The guest was reset or replaced, and not attached to again: nobody knows its text."""
 
     def write(self, path: Path) -> None:
         """Write the report as JSON.
@@ -70,11 +72,14 @@ class Report:
         if self.coverage is not None:
             coverage = f"{self.coverage:.1%} of the calls at eligible sites are direct"
         chains = ", ".join(f"{count} of {size}" for size, count in self.targets_histogram.items())
-        identical = "identical" if self.text_identical_after_detach else "NOT identical"
+        same = "identical" if self.text_identical_after_detach else "NOT identical"
+        identical = f"{same} after detach"
         if self.migrated_away:
             identical = "has migrated with the guest; nothing to compare"
         if self.left_to_debugger:
             identical = "left as it is: a debugger has the gdbstub"
+        if self.lost:
+            identical = "not compared: the guest was reset or replaced, and not attached to again"
         milliseconds = (
             f"{name} {seconds * 1e3:.2f} ms"
             for name, seconds in (
@@ -92,7 +97,7 @@ class Report:
             f"stops      {self.stops.count}: {', '.join(milliseconds)}",
             f"int3       {self.int3_hits} hits, sent down the slow path",
             *self._arena_lines(),
-            f"text       {identical} after detach",
+            f"text       {identical}",
             *(f"           {difference}" for difference in self.text_differences),
         ]
 

@@ -8,7 +8,7 @@ from optpolined.service.lending import Lending
 from optpolined.service.static_calls import StaticCalls
 from optpolined.telemetry.requests import Answer, ListStaticCalls, Request, SetStaticCall
 from optpolined.telemetry.status import Phase
-from tests.unit.service.test_static_calls_service import NUMBER, World
+from tests.unit.service.static_world import NUMBER, World
 
 SET_TWO = SetStaticCall(key="number", function="two")
 
