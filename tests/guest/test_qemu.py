@@ -10,16 +10,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from optpolined.addresses import GuestPhysical
-from optpolined.qemu import guardian
+from optpolined.qemu import process
 from optpolined.qemu.errors import (
-    MonitorAbsentError,
     MonitorBusyError,
     MonitorClosedError,
     ProcessGoneError,
@@ -32,57 +29,18 @@ from optpolined.qemu.gdbstub import GdbStub, close_stub, open_stub
 from optpolined.qemu.memory import ProcessMemory, StubMemory, ram_ranges
 from optpolined.qemu.monitor import Monitor
 from optpolined.qemu.process import QemuProcess
+from tests.guest.bare_qemu import (
+    AT,
+    SLACK_SECONDS,
+    Qemu,
+    await_free,
+    connect,
+    runs,
+    soon,
+    started,
+)
 
-SLACK_SECONDS = 10.0
-
-ROOT = Path(guardian.__file__).parents[2]
-
-AT = GuestPhysical(0x400_0000)
-"""RAM that the firmware leaves alone."""
-
-
-@dataclass(frozen=True)
-class Qemu:
-    pid: int
-    directory: Path
-
-    @property
-    def qmp(self) -> Path:
-        return self.directory / "qmp"
-
-    @property
-    def gdb(self) -> Path:
-        return self.directory / "gdb"
-
-
-@contextlib.contextmanager
-def started(
-    *arguments: str, memory_mib: int = 128, pass_fds: tuple[int, ...] = ()
-) -> Iterator[Qemu]:
-    """Start a QEMU that cannot outlive the test."""
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        arguments = arguments or ("-qmp", f"unix:{directory}/qmp,server=on,wait=off")
-        command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
-        command += ["-accel", "tcg,thread=multi", "-machine", "q35", "-m", str(memory_mib)]
-        command += ["-smp", "2", "-display", "none", "-nodefaults", "-no-user-config", *arguments]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=pass_fds) as process:
-            try:
-                yield Qemu(process.pid, directory)
-            finally:
-                process.kill()
-
-
-def connect(qemu: Qemu) -> Monitor:
-    deadline = time.monotonic() + SLACK_SECONDS
-    while True:
-        try:
-            return Monitor.connect(qemu.qmp, timeout_seconds=SLACK_SECONDS)
-        except MonitorAbsentError:
-            # QEMU has yet to make the socket, or to listen on it.
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.005)
+ROOT = Path(process.__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -104,29 +62,6 @@ def monitor(shared: Qemu) -> Iterator[Monitor]:
 def stub(shared: Qemu, monitor: Monitor) -> Iterator[GdbStub]:
     with GdbStub.connect(open_stub(monitor, shared.gdb)) as connection:
         yield connection
-
-
-def soon(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + SLACK_SECONDS
-    while not (met := condition()) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    return met
-
-
-def runs(monitor: Monitor) -> bool:
-    """The guest runs, or does so in a moment: the stub acknowledges before it acts."""
-    return soon(lambda: monitor.status() == "running")
-
-
-def await_free(monitor: Monitor, path: Path) -> None:
-    """Wait until QEMU has noticed that the gdbstub's client is gone."""
-
-    def is_free() -> bool:
-        with contextlib.suppress(StubBusyError):
-            return open_stub(monitor, path) == path
-        return False
-
-    assert soon(is_free)
 
 
 # Monitor and process
@@ -441,86 +376,3 @@ def test_the_physical_mode_is_set_at_every_attach(shared: Qemu, monitor: Monitor
         memory = ProcessMemory(QemuProcess.find(monitor), ram_ranges(monitor))
         assert memory.read(AT, 8) == b"physical"
         memory.close()
-
-
-# The guardian
-
-DAEMON = """
-import sys, time
-from pathlib import Path
-sys.path.append(sys.argv[1])
-from optpolined.addresses import GuestPhysical
-from optpolined.qemu.gdbstub import GdbStub, open_stub
-from optpolined.qemu.guardian import Guardian
-from optpolined.qemu.monitor import Monitor
-from optpolined.qemu.stopnote import StopNote
-
-with Monitor.connect(Path(sys.argv[2])) as monitor:
-    note = StopNote.create(Path(sys.argv[2] + ".stop"), 1)
-    guardian = Guardian.start(Path(sys.argv[2]), note)
-    path = open_stub(monitor, Path(sys.argv[3]))
-    stub = GdbStub.connect(path, guard=guardian)
-    print("ready", guardian.pid, flush=True)
-    while True:
-        stub.stop()
-        if sys.argv[4] == "hold":
-            print("stopped", flush=True)
-            time.sleep(60)
-        stub.write([(GuestPhysical(0x4000000 + 8 * n), b"x" * 8) for n in range(400)])
-        stub.resume()
-"""
-
-
-@contextlib.contextmanager
-def daemon(qemu: Qemu, act: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A daemon at work, and the pid of its guardian."""
-    arguments = [str(ROOT), str(qemu.qmp), str(qemu.gdb), act]
-    with subprocess.Popen(
-        [sys.executable, "-c", DAEMON, *arguments], stdout=subprocess.PIPE
-    ) as process:
-        try:
-            assert process.stdout is not None
-            word, pid = process.stdout.readline().split()
-            assert word == b"ready"
-            if act == "hold":
-                assert process.stdout.readline() == b"stopped\n"
-            yield process, int(pid)
-        finally:
-            process.kill()
-
-
-def ended(pid: int) -> bool:
-    """A process that is not our child has ended; nobody may have waited for it."""
-    return not Path(f"/proc/{pid}/fd/0").exists()
-
-
-def test_a_daemon_killed_in_a_stop_leaves_a_guest_that_soon_runs() -> None:
-    with started() as qemu:
-        connect(qemu).close()
-        with daemon(qemu, "hold") as (process, watcher):
-            began = time.monotonic()
-            process.kill()
-            process.wait()
-            # QEMU serves one client: coming before the guardian would be in its way.
-            assert soon(lambda: ended(watcher))
-            # 0.1 s on a machine that has time for it.
-            assert time.monotonic() - began < 1.0
-            with connect(qemu) as monitor:
-                assert monitor.status() == "running"
-
-
-def test_a_daemon_killed_anywhere_leaves_a_guest_that_soon_runs() -> None:
-    chance = random.Random(3)
-    with started() as qemu:
-        connect(qemu).close()
-        for _ in range(8):
-            with daemon(qemu, "loop") as (process, watcher):
-                time.sleep(chance.random() * 0.02)
-                process.kill()
-                process.wait()
-                assert soon(partial(ended, watcher))
-                with connect(qemu) as monitor:
-                    assert runs(monitor)
-                    # Nothing that the daemon had sent stops it later.
-                    time.sleep(0.1)
-                    assert monitor.status() == "running"

@@ -178,8 +178,10 @@ class Patcher:
 
         Blocks are allocated in the order of ``wanted``; sites that are close shall be so there too.
 
-        :raise QemuError: the machine failed; :meth:`observe` and :meth:`recoverable` tell what
-            stands there now.
+        Where one of an inline site's two places is refused, the other is changed all the same:
+        both are right by themselves.
+
+        :raise QemuError: the machine failed; :meth:`observe` tells what stands there now.
         """
         report = PatchReport()
         heads: dict[GuestVirtual, Head] = {}

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
 
@@ -11,7 +12,7 @@ from tests.unit.fakes.faults import Faults, Outlet
 __all__ = ("FakeServer",)
 
 
-class FakeServer:
+class FakeServer(ABC):
     """Serves clients one after the other until it is closed; use as a context manager."""
 
     def __init__(self, path: Path, faults: Faults) -> None:
@@ -51,12 +52,13 @@ class FakeServer:
         assert self._outlet is not None
         self._outlet.send(data)
 
+    @abstractmethod
     def opened(self, outlet: Outlet) -> None:
         """React to a new client."""
 
+    @abstractmethod
     def received(self, data: bytes, outlet: Outlet) -> None:
         """React to what a client sent."""
-        raise NotImplementedError
 
     def _serve(self) -> None:
         while not self._stop.is_set():

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,15 +44,8 @@ time.sleep(60)
 """
 
 
-@pytest.fixture
-def path() -> Iterator[Path]:
-    """A short path: pytest's own may be too long for a socket."""
-    with tempfile.TemporaryDirectory() as directory:
-        yield Path(directory) / "qmp"
-
-
 def note_at(path: Path) -> Path:
-    return path.with_name("qmp.stop")
+    return path.with_name(f"{path.name}.stop")
 
 
 def start(path: Path) -> Guardian:

@@ -1,7 +1,6 @@
 """The gdbstub that is given up to a debugger, and taken back."""
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,12 +43,6 @@ class Monitor:
 
     def status(self) -> str:
         return "running" if self._fake.running else "paused"
-
-
-@pytest.fixture
-def path() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as directory:
-        yield Path(directory) / "gdb"
 
 
 @contextlib.contextmanager

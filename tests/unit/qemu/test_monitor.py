@@ -33,13 +33,6 @@ TIMEOUT_SECONDS = 0.4
 SLACK_SECONDS = 3.0
 
 
-@pytest.fixture
-def path() -> Iterator[Path]:
-    """A short path: pytest's own may be too long for a socket."""
-    with tempfile.TemporaryDirectory() as directory:
-        yield Path(directory) / "qmp"
-
-
 @pytest.fixture(autouse=True)
 def no_thread_stays() -> Iterator[None]:
     yield
