@@ -42,10 +42,10 @@ _PATCH = GUEST / "image" / "optpoline_sites.patch"
 _OPTION = re.compile(r"^(?:# )?(CONFIG_\w+)(?:=| is not set$)", re.MULTILINE)
 _MODULE = re.compile(r"^(CONFIG_\w+)=m$", re.MULTILINE)
 _OBJECT = re.compile(r"^  (?:CC|AS) .*\.o$", re.MULTILINE)
-_OBJECTS = 1300
+_OBJECTS = 1550
 _OBJECTS_A_LINE = 100
-# A line of nm -S: address, size, type, name.
-_RUN = re.compile(rb"^\w+ (\w+) r __optpoline_sites$", re.MULTILINE)
+# A line of nm -S: address, size, type, name.  The linker calls vmlinux's .rodata writable.
+_RUN = re.compile(rb"^\w+ (\w+) [dr] __optpoline_sites$", re.MULTILINE)
 _HEADER_SIZE = _RECORD_SIZE = 16
 
 
