@@ -155,6 +155,27 @@ int optp_int3_start(unsigned int nr_sites)
 }
 
 /**
+ * optp_int3_forget() - let go of the sites in code that never runs again
+ * @text: where the code begins
+ * @size: its bytes
+ *
+ * Their entries stay where they are, so that searches do not end there; the host
+ * may write one again for what comes to the same address.
+ */
+void optp_int3_forget(u64 text, u64 size)
+{
+	u32 place;
+
+	for (place = 0; place < 1U << optp_poke_order; place++) {
+		struct optp_poke_entry *entry = &optp_poke_table[place];
+		u64 site = READ_ONCE(entry->site);
+
+		if (site >= text && site - text < size)
+			WRITE_ONCE(entry->state, OPTP_POKE_GONE);
+	}
+}
+
+/**
  * optp_int3_stop() - undo optp_int3_start(); no site is patched any more
  */
 void optp_int3_stop(void)

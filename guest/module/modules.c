@@ -97,6 +97,15 @@ int optp_modules_list(void)
 static int optp_modules_event(struct notifier_block *nb, unsigned long event,
 			      void *data)
 {
+	const struct module *mod = data;
+
+	/* Its exit has run, or its init has failed. */
+	if (event == MODULE_STATE_GOING)
+		optp_int3_forget((unsigned long)mod->core_layout.base,
+				 mod->core_layout.text_size);
+
+	/* Who sees the new generation sees what was forgotten. */
+	smp_wmb();
 	/* COMING, LIVE or GOING, one at a time: the chain runs under a lock. */
 	WRITE_ONCE(optp_header->modules_generation,
 		   optp_header->modules_generation + 1);

@@ -35,6 +35,7 @@ extern u8 optp_arena_end[];
 
 int optp_int3_start(unsigned int nr_sites);
 void optp_int3_stop(void);
+void optp_int3_forget(u64 text, u64 size);
 
 int optp_modules_start(unsigned int capacity);
 void optp_modules_stop(void);

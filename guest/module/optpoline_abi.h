@@ -24,7 +24,7 @@
 
 #define OPTP_MAGIC		"optpoline-header"	/* 16 bytes, no NUL */
 #define OPTP_MAGIC_SIZE		16
-#define OPTP_ABI_VERSION	2
+#define OPTP_ABI_VERSION	3
 
 #define OPTP_NR_REGS		16	/* indexed by x86 register number */
 #define OPTP_RECORD_SLOTS	7
@@ -75,11 +75,14 @@ enum optp_site_kind {
 enum optp_poke_state {
 	OPTP_POKE_IDLE = 0,	/* no 0xCC of ours stands there */
 	OPTP_POKE_ARMED = 1,	/* the host is changing the site */
+	OPTP_POKE_GONE = 2,	/* the site has gone with its module */
 };
 
 /*
  * One site that the host has ever patched: what the int3 handler needs, and
- * what a new daemon needs to put the site back.  Only the host writes it.
+ * what a new daemon needs to put the site back.  The host writes it; the module
+ * only marks those GONE whose code is about to be freed, for something else may
+ * come to stand there.
  *
  * The table is a hash with open addressing: an entry stands in the first free
  * place from (site * OPTP_POKE_HASH) >> (64 - order) on, where the capacity

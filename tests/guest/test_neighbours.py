@@ -15,6 +15,7 @@ from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain
 from optpolined.kernel.sites import Site
 from optpolined.poke.protocol import Phase, Protocol, steps
 from optpolined.qemu.monitor import Monitor
+from optpolined.service.entries import Entries
 from optpolined.service.session import Session
 from optpolined.telemetry.server import read_status
 from tests.guest.harness import bench_calls, config_of, open_session, site_in, write_config
@@ -151,6 +152,8 @@ def test_a_module_goes_and_comes_while_its_sites_and_targets_are_patched(busy: G
         assert change is not None
         assert site.address in change.went
         assert site.address not in session.patcher.observe()
+        # Another module may come to stand there, with other instructions.
+        assert site.address not in Entries(session.space, session.header).originals()
         busy.run("insmod /lib/modules/optbench.ko")
         busy.run("echo rate 100 >/proc/optbench; echo run all >/proc/optbench")
         again = session.follow_modules()

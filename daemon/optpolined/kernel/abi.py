@@ -32,7 +32,7 @@ __all__ = (
 )
 
 MAGIC = b"optpoline-header"
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 NR_REGS = 16
 RECORD_SLOTS = 7
@@ -62,6 +62,7 @@ class PokeState(IntEnum):
 
     IDLE = 0
     ARMED = 1
+    GONE = 2
 
 
 class RequestOp(IntEnum):

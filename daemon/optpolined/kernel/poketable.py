@@ -1,7 +1,7 @@
 """The poke table: the sites that were ever patched, in the guest's memory.
 
     table = PokeTable(space.read(header.poke_table, table_size))
-    table.entries                       # by site
+    table.entries                       # by site, but for those that have gone with a module
     table.defects                       # entries that make no sense; reported, never used
     table.place(site)                   # its entry's index, or that of the one it would take
     table.put(entry)                    # the same, when encode(entry) is to be written there
@@ -140,7 +140,7 @@ class PokeTable:
 
     @property
     def entries(self) -> Mapping[GuestVirtual, PokeEntry]:
-        """The entries that make sense, by site."""
+        """The entries that make sense and whose code is still there, by site."""
         return MappingProxyType(self._entries)
 
     @property
@@ -204,5 +204,5 @@ class PokeTable:
         except PokeEntryError as error:
             self._defects[index] = str(error)
             return
-        if entry is not None:
+        if entry is not None and entry.state is not PokeState.GONE:
             self._entries[site] = entry

@@ -181,6 +181,7 @@ class Session:
             return None
         self._mailbox.request(RequestOp.MODULES)
         self._generation = generation
+        self._entries.reload()  # those of modules that went have gone too
         check_text_guard(self.space, self.header)
         modules = read_modules(self.space, self.header)
         change = self.survey.follow(modules, self._entries.originals())

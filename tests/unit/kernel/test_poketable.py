@@ -81,7 +81,7 @@ def test_the_layout_is_that_of_the_abi() -> None:
         ("slow_path", 0xFFFF888000000000, "slow path"),
         ("kind", 0, "kind 0"),
         ("kind", 7, "kind 7"),
-        ("state", 2, "state 2"),
+        ("state", 3, "state 3"),
         ("length", 0, "length 0"),
         ("length", 9, "length 9"),
         ("original", (ctypes.c_uint8 * 8)(0xCC, 1, 2, 3, 4), "original instruction"),
@@ -123,6 +123,16 @@ def test_an_image_is_read_back() -> None:
     assert {site: table.place(site) for site in sites} == dict(zip(sites, (3, 4, 5), strict=True))
     assert set(table.entries) == set(sites)
     assert table.defects == []
+
+
+def test_an_entry_that_went_with_its_module_keeps_its_place_and_means_nothing() -> None:
+    gone, behind = (site_at(3, 4, nth) for nth in range(2))
+    table = PokeTable(image(4, _3=entry(gone, PokeState.GONE), _4=entry(behind)))
+    assert set(table.entries) == {behind}
+    assert (table.place(gone), table.place(behind)) == (3, 4)
+    assert table.defects == []
+    assert table.put(entry(gone, PokeState.ARMED)) == 3
+    assert table.entries[gone].state is PokeState.ARMED
 
 
 def test_an_entry_that_no_search_reaches() -> None:
