@@ -1,8 +1,9 @@
 """One task, one instruction at a time: the bytes that it may fetch, and what they do.
 
 A task makes calls, one after the other: it picks a call site and a value for the site's register,
-executes what stands there, and must arrive in the function that the register names.  Thunks,
-learning stubs and functions are code that nobody changes, so to pass through one is one step.
+executes what stands there, and must arrive in the function that the register names.  A static call
+has no register, and must arrive in one that its key names at that moment.  Thunks, learning stubs
+and functions are code that nobody changes, so to pass through one is one step.
 
 The int3 handler is that of guest/module/int3.c, and each of its looks at memory is a step of its
 own.  While it sees 0xCC and IDLE it looks again, a bounded number of times; each time that is
@@ -11,23 +12,25 @@ needs, and gives up where 0xCC and IDLE stand at one and the same moment.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
 
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel import abi
 from optpolined.kernel.arena import UNIT
 from optpolined.kernel.poketable import ENTRY_SIZE, home
-from optpolined.x86 import INT3, Register
+from optpolined.x86 import INT3
+from tests.model.instructions import compute, learn
 from tests.model.listing import Listing, Op
 from tests.model.rules import Handler, Kind, Violation
+from tests.model.task import AT_REST, IN_FUNCTION, RESTS, Call, Task
 from tests.model.timeline import Moment
 from tests.model.world import (
     ARENA,
+    CALLER,
     FUNCTIONS,
     LEARN_STUBS,
     POKE_ORDER,
+    RETURN_THUNK,
     TABLE_OFFSET,
     THUNKS,
     describe,
@@ -40,60 +43,9 @@ Stale = frozenset[tuple[int, int]]
 
 FRESH: Stale = frozenset()
 
-RESTS, IN_FUNCTION = -1, -2  # in place of an instruction's address
-CALLER, SAVED = -1, -2  # on the stack: the caller's return address, the caller's scratch register
 
-
-@dataclass(frozen=True, slots=True)
-class CallSite:
-    """A call, or a jump in its place, as the compiler meant it.
-
-    ``returns`` are the addresses that may be pushed; the call is over at ``done``.
-    """
-
-    entry: GuestVirtual
-    register: Register
-    scratch: Register
-    is_call: bool
-    returns: frozenset[int]
-    done: int
-    record: int
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call at ``site``, of the function in its register."""
-
-    site: CallSite
-    function: GuestVirtual
-
-
-class Task(NamedTuple):
-    """A task: where it is in its call, and every register that matters on the way.
-
-    ``trap`` counts the looks of the int3 handler, ``scratch`` is 0 where it is the caller's,
-    ``block`` the number of the block that it is in, and ``awaited`` says that a grace period waits
-    for it.
-    """
-
-    at: int = RESTS
-    call: int = -1
-    stack: tuple[int, ...] = (CALLER,)
-    equal: bool = False
-    scratch: int = 0
-    block: int = 0
-    arrived: bool = False
-    trap: int = 0
-    awaited: bool = False
-
-    @property
-    def quiescent(self) -> bool:
-        """Not in code that the daemon changes: a grace period does not wait for it."""
-        return self.at in (RESTS, IN_FUNCTION)
-
-
-AT_REST = Task()
 _TRAPPED, _SEEN = 1, 2
+_PUSHING = (abi.SiteKind.CALL, abi.SiteKind.STATIC_CALL)
 
 
 class Cpu:
@@ -122,13 +74,13 @@ class Cpu:
         else:
             for op in self._fetch(task, stale, moment):
                 if op.name == "int3":
-                    yield task._replace(trap=_TRAPPED, equal=False), FRESH
+                    yield task._replace(trap=_TRAPPED, equal=False, below=False), FRESH
                 else:
                     yield self._execute(task, op, moment), stale
 
     def _fetch(self, task: Task, stale: Stale, moment: Moment) -> list[Op]:
         at = task.at
-        if in_arena(at) and moment.owners[(at - ARENA) // UNIT] != task.block:
+        if in_arena(at) and moment.ledger.owners[(at - ARENA) // UNIT] != task.block:
             raise Violation(Kind.FREED, f"{describe(at)} is not the block that was entered")
         known = self._listing.get(at)
         if known is None:
@@ -150,101 +102,92 @@ class Cpu:
 
     def _execute(self, task: Task, op: Op, moment: Moment) -> Task:
         after = task.at + op.size
-        if op.name in ("je", "jne"):
-            taken = task.equal == (op.name == "je")
-            went = task._replace(equal=task.equal and not taken)
-            return self._go(went, op.value if taken else after, moment)
-        if op.name in ("call", "jmp"):
-            pushed = (after,) if op.name == "call" else ()
-            return self._go(task._replace(stack=task.stack + pushed), op.value, moment)
-        return self._go(self._compute(task, op), after, moment)
-
-    def _compute(self, task: Task, op: Op) -> Task:
-        """An instruction that does not branch: of a block, or the compare of an inline site."""
-        call = self._calls[task.call]
-        assert op.register is (call.site.register if op.name == "cmp" else call.site.scratch)
         match op.name:
-            case "cmp":
-                return task._replace(equal=op.value == call.function)
-            case "push":
-                return task._replace(stack=(*task.stack, task.scratch or SAVED))
-            case "movabs":
-                return task._replace(scratch=op.value)
-            case "inc":
-                self._check_record(task)
-                return task
-            case "pop":
-                return self._pop_scratch(task)
-        raise AssertionError(op)
+            case "je" | "jne" | "jae":
+                taken = not task.below if op.name == "jae" else task.equal == (op.name == "je")
+                went = task._replace(equal=task.equal and not taken, below=False)
+                return self._go(went, op.value if taken else after, moment)
+            case "call":
+                return self._go(task._replace(stack=(*task.stack, after)), op.value, moment)
+            case "jmp":
+                return self._go(task, op.value, moment)
+            case "ret":
+                return self._return(task, moment)
+        return self._go(compute(task, self._calls[task.call], op), after, moment)
 
     def _go(self, task: Task, to: int, moment: Moment) -> Task:
         """The task at ``to``, or where it comes from there through code that nobody changes."""
         call = self._calls[task.call]
         if in_arena(to):
-            owner = moment.owners[(to - ARENA) // UNIT]
+            owner = moment.ledger.owners[(to - ARENA) // UNIT]
             block = task.block or owner
             if not block:
                 raise Violation(Kind.FREED, f"{describe(to)} is entered, and free")
             return task._replace(at=to, block=block)
         task = task._replace(block=0)
-        if to in LEARN_STUBS:
-            self._check_register(LEARN_STUBS[GuestVirtual(to)], call)
-            self._check_record(task)
-            return self._arrive(self._pop_scratch(task), call)
-        if to in THUNKS:
-            self._check_register(THUNKS[GuestVirtual(to)], call)
-            return self._arrive(task, call)
+        if to in LEARN_STUBS or to in THUNKS:
+            return self._go_slow(task, GuestVirtual(to), moment)
         if to in FUNCTIONS:
-            if to != call.function:
-                names = describe(to), describe(call.function)
-                raise Violation(Kind.WRONG_TARGET, "{} instead of {}".format(*names))
-            return self._arrive(task, call)
+            return self._arrive(task, GuestVirtual(to), moment)
+        if to == RETURN_THUNK:
+            return self._return(task, moment)
         if to == call.site.done:
-            return self._end(task, call)
+            return self._end(task, moment)
         return task._replace(at=to)
 
-    def _arrive(self, task: Task, call: Call) -> Task:
-        """In the function that the register names."""
+    def _go_slow(self, task: Task, to: GuestVirtual, moment: Moment) -> Task:
+        """Through a thunk, or a learning stub and its thunk, to what their register names."""
+        call = self._calls[task.call]
+        stub = LEARN_STUBS.get(to)
+        register = THUNKS[to] if stub is None else stub
+        if register is not call.site.register:
+            meant = "its key" if call.site.register is None else call.site.register.name
+            raise Violation(Kind.WRONG_TARGET, f"goes where {register.name} says, not {meant}")
+        return self._arrive(task if stub is None else learn(task, call), call.function, moment)
+
+    def _return(self, task: Task, moment: Moment) -> Task:
+        """Not of a function that was called: those return by themselves."""
+        if task.stack[-1] == CALLER:
+            return self._end(task, moment)
+        return self._go(task._replace(stack=task.stack[:-1]), task.stack[-1], moment)
+
+    def _arrive(self, task: Task, function: GuestVirtual | None, moment: Moment) -> Task:
+        """In a function, which must be the one that the register, or the key, names."""
+        call = self._calls[task.call]
+        named = moment.ledger.named if call.function is None else {call.function}
+        if function not in named or function is None:
+            raise Violation(Kind.WRONG_TARGET, f"{_shown(function)} instead of {_shown(*named)}")
         if task.arrived:
-            raise Violation(Kind.NOT_ONCE, f"{describe(call.function)} is called twice")
-        if task.scratch:
-            raise Violation(Kind.REGISTERS, f"{call.site.scratch.name} is {task.scratch:#x}")
+            raise Violation(Kind.NOT_ONCE, f"{describe(function)} is called twice")
+        if task.changed:
+            shown = [f"{register.name} is {value:#x}" for register, value in task.changed]
+            raise Violation(Kind.REGISTERS, ", ".join(shown))
         depth = 2 if call.site.is_call else 1
         returns = call.site.returns if call.site.is_call else {CALLER}
         if len(task.stack) != depth or task.stack[-1] not in returns:
             raise Violation(Kind.STACK, f"{[describe(item) for item in task.stack]} in a function")
         if task.stack[-1] in (CALLER, call.site.done):
             return AT_REST
-        return task._replace(at=IN_FUNCTION, arrived=True, equal=False, awaited=False)
+        return task._replace(at=IN_FUNCTION, arrived=True, equal=False, below=False, awaited=False)
 
-    def _end(self, task: Task, call: Call) -> Task:
-        if not task.arrived:
-            raise Violation(Kind.NOT_ONCE, f"{describe(call.function)} is never called")
+    def _end(self, task: Task, moment: Moment) -> Task:
+        call = self._calls[task.call]
+        does_nothing = call.function is None and None in moment.ledger.named
+        if not (task.arrived or does_nothing):
+            named = moment.ledger.named if call.function is None else {call.function}
+            raise Violation(Kind.NOT_ONCE, f"{_shown(*named)} is never called")
         if task.stack != (CALLER,):
             raise Violation(Kind.STACK, f"{[describe(item) for item in task.stack]} at the end")
         return AT_REST
-
-    def _check_register(self, register: Register, call: Call) -> None:
-        if register is not call.site.register:
-            raise Violation(
-                Kind.WRONG_TARGET, f"goes where {register.name} says, not {call.site.register.name}"
-            )
-
-    def _check_record(self, task: Task) -> None:
-        if task.scratch != self._calls[task.call].site.record:
-            raise Violation(Kind.REGISTERS, f"counts in {task.scratch:#x}, another site's record")
-
-    def _pop_scratch(self, task: Task) -> Task:
-        if task.stack[-1] != SAVED:
-            raise Violation(Kind.STACK, f"{describe(task.stack[-1])} where scratch was saved")
-        return task._replace(stack=task.stack[:-1], scratch=0)
 
     def describe(self, task: Task, stale: Stale) -> str:
         """Where the task is, for a reader of a counterexample."""
         if task.at == RESTS:
             return "at rest"
         where = describe(task.at) if task.at != IN_FUNCTION else "in its function"
-        state = [f"calls {describe(self._calls[task.call].function)}: {where}"]
+        function = self._calls[task.call].function
+        called = "its key" if function is None else describe(function)
+        state = [f"calls {called}: {where}"]
         state += ["in the int3 handler"] * bool(task.trap) + ["equal"] * task.equal
         state += [f"stack {[describe(item) for item in task.stack]}"] * (len(task.stack) > 1)
         state += ["awaited"] * task.awaited
@@ -272,9 +215,15 @@ class Cpu:
     def _emulate(self, task: Task, entry: abi.PokeEntry, moment: Moment) -> Task:
         if entry.kind == abi.SiteKind.BRANCH:
             raise Violation(Kind.UNHANDLED, f"0xCC at {describe(task.at)}, an inline branch")
-        if entry.kind == abi.SiteKind.CALL and self._handler.pushes:
+        if entry.kind in _PUSHING and self._handler.pushes:
             task = task._replace(stack=(*task.stack, entry.site + entry.length))
         return self._go(task, entry.slow_path, moment)
+
+
+def _shown(*functions: GuestVirtual | None) -> str:
+    return " or ".join(
+        "nothing" if function is None else describe(function) for function in functions
+    )
 
 
 def _find(image: bytes, site: int) -> abi.PokeEntry | None:

@@ -41,12 +41,12 @@ def record_offset(record: int) -> int:
 
 
 class Daemon:
-    """A daemon that has just attached; ``sites`` have records 0, 1, ..."""
+    """A daemon that has just attached; ``sites`` have records 0, 1, ..., then key tables have."""
 
     def __init__(self, guest: Guest, sites: Sequence[Site], protocol: Protocol) -> None:
         self._guest = guest
         self._arena = WatchedArena(guest)
-        records = Records(range(len(sites)))
+        records = Records(range(2 * len(sites)))
         for site in sites:
             records.of(site.address)
         self._patcher = Patcher(

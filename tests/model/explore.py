@@ -10,9 +10,10 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.model.cpu import AT_REST, FRESH, RESTS, Cpu, Stale, Task
+from tests.model.cpu import FRESH, Cpu, Stale
 from tests.model.machine import Act
 from tests.model.rules import Kind, Rules, Violation
+from tests.model.task import AT_REST, RESTS, Task
 from tests.model.timeline import Edge, Timeline
 
 Slot = int
@@ -48,7 +49,7 @@ class Explorer:
         self._moved: dict[tuple[int, int, Slot], Slot] = {}
         self._came_from: dict[State, State | None] = {}
         # A write in a stop leaves no vCPU with stale bytes.
-        self._unseen = {Act.BOOKS, Act.GRACE_ENDS, *(() if rules.live else (Act.WRITE,))}
+        self._unseen = {Act.BOOKS, Act.NAMES, Act.GRACE_ENDS, *(() if rules.live else (Act.WRITE,))}
 
     def run(self) -> int:
         """Visit every state; answer how many there are.

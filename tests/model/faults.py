@@ -74,7 +74,7 @@ class Fault:
             self.scenario.explore()
 
 
-def _without_breakpoint(change: Change) -> PhasedWrites:
+def without_breakpoint(change: Change) -> PhasedWrites:
     half = change.before[:1] + change.after[1:]
     for phase, write in _right_writes(change):
         if phase is Phase.TAIL:
@@ -219,7 +219,7 @@ def _retarget(rules: Rules | None = None) -> Scenario:
 
 def _in_the_protocol() -> Iterator[Fault]:
     live = _promotion(rules=LIVE)
-    yield Fault("no int3 phase", Kind.TORN, live, ((_WRITES, _without_breakpoint),))
+    yield Fault("no int3 phase", Kind.TORN, live, ((_WRITES, without_breakpoint),))
     yield Fault("head before tail", Kind.TORN, live, ((_WRITES, _head_before_tail),))
     never_synced = _promotion(rules=replace(LIVE, step_serialises=False))
     yield Fault("no sync between phases", Kind.TORN, never_synced)
@@ -250,7 +250,8 @@ def _in_the_waiting() -> Iterator[Fault]:
         "cmp and call changed separately", wrong, _retarget(), ((_PLAN, _without_minus_one),)
     )
     yield Fault("call changed under old flags", wrong, _retarget(), ((_PLAN, _without_grace),))
-    yield Fault("old flags of a sleeper", wrong, _retarget(running_only))
+    slept = "call rewritten while a preempted task holds old flags"
+    yield Fault(slept, wrong, _retarget(running_only))
     there_and_back = _inline(Chain((F1,)), LEARNING, Chain((F2,)))
     yield Fault("old flags outlive unlearning", wrong, there_and_back, ((_PLAN, _ends_at_once),))
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import pairwise
 
-from optpolined.codegen.forms import LEARNING, Chain
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.kernel.abi import SiteKind
 from optpolined.kernel.sites import Site
 from optpolined.poke.protocol import Protocol
@@ -62,6 +62,25 @@ def ways(site: Site) -> list[Wanted]:
         Chain((F2, F3), counts_hits=True),
     )
     return [*({site.address: form} for form in forms), originals([site])]
+
+
+def short_ways(site: Site) -> list[tuple[Wanted, Wanted]]:
+    """Each way of an inline site between two forms that :func:`ways` does not go."""
+    one, other, two = Chain((F1,)), Chain((F2,)), Chain((F1, F2))
+    steps: tuple[tuple[Form, Form], ...] = (
+        (LEARNING, two),
+        (one, other),
+        (two, one),
+        (two, Chain((F1, F3))),
+        (one, LEARNING),
+        (two, LEARNING),
+        (Chain((F1,), counts_hits=True), one),
+        (LEARNING, ORIGINAL),
+        (one, ORIGINAL),
+        (two, ORIGINAL),
+        (ORIGINAL, two),
+    )
+    return [({site.address: before}, {site.address: after}) for before, after in steps]
 
 
 def scenarios() -> Iterator[Scenario]:
@@ -155,7 +174,8 @@ def _inline() -> Iterator[Scenario]:
                 crew=ALONE,
             )
         yield site_scenario(name, one, (F1, F2), *ways(site), crew=PAIR)
-        for before, after in pairwise([originals(one), *ways(site)]):
+        steps = [*pairwise([originals(one), *ways(site)]), *short_ways(site)]
+        for before, after in steps:
             way = f"{name}, {_shown(before)} to {_shown(after)}"
             yield site_scenario(way, one, (F1,), after, settled=before)
             yield site_scenario(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.arena import UNIT, Arena, GraceToken
@@ -15,6 +16,16 @@ Owners = tuple[int, ...]
 
 NOBODY: Owners = (0,) * ARENA_UNITS
 
+Named = frozenset[GuestVirtual | None]
+"""Where calls of the key may end now; ``None``: a call that does nothing."""
+
+
+class Ledger(NamedTuple):
+    """What is so at a moment, and stands nowhere in the guest."""
+
+    owners: Owners = NOBODY
+    named: Named = frozenset()
+
 
 class Act(Enum):
     """What leads from one moment of the guest to the next."""
@@ -24,27 +35,28 @@ class Act(Enum):
     GRACE_BEGINS = "asks for a grace period"
     GRACE_ENDS = "sees the grace period end"
     BOOKS = "books its arena"
+    NAMES = "has other functions named by the key"
     DIES = "dies; the next one starts"
     SETTLES = "is ready"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that the daemon did, and whose the arena's units were after it."""
+    """One thing that the daemon did, and what was so after it."""
 
     act: Act
-    owners: Owners
+    ledger: Ledger
     write: Write | None = None
 
 
 class Guest(PatientMachine):
     """Compares and writes at once, and never fails."""
 
-    def __init__(self, image: bytes, owners: Owners = NOBODY) -> None:
+    def __init__(self, image: bytes, ledger: Ledger) -> None:
         self.memory = Memory(image)
         self.space = self.memory.space
         self.events: list[Event] = []
-        self.owners = owners
+        self.ledger = ledger
         self._waiting = False
 
     def write(self, writes: Sequence[Write]) -> list[bytes | None]:
@@ -54,7 +66,7 @@ class Guest(PatientMachine):
             found.append(None if now == write.expect else now)
             if now == write.expect:
                 self.memory.write(write.address, write.data)
-                self.events.append(Event(Act.WRITE, self.owners, write))
+                self.events.append(Event(Act.WRITE, self.ledger, write))
         self._note(Act.SYNC)
         return found
 
@@ -76,8 +88,13 @@ class Guest(PatientMachine):
 
     def own(self, owners: Owners) -> None:
         """The daemon's books of the arena change, which nobody in the guest can see."""
-        self.owners = owners
+        self.ledger = self.ledger._replace(owners=owners)
         self._note(Act.BOOKS)
+
+    def name(self, *functions: GuestVirtual | None) -> None:
+        """From now on a call of the key may end in any of these, and nowhere else."""
+        self.ledger = self.ledger._replace(named=frozenset(functions))
+        self._note(Act.NAMES)
 
     def settle(self) -> None:
         """Nobody has run so far: all that was done to the guest is how it begins."""
@@ -87,7 +104,7 @@ class Guest(PatientMachine):
         return b"".join(self.space.read(region.start, region.size) for region in REGIONS)
 
     def _note(self, act: Act) -> None:
-        self.events.append(Event(act, self.owners))
+        self.events.append(Event(act, self.ledger))
 
 
 class WatchedArena(Arena):
@@ -128,6 +145,6 @@ class WatchedArena(Arena):
         return freed
 
     def _own(self, units: range, block: int) -> None:
-        owners = list(self._guest.owners)
+        owners = list(self._guest.ledger.owners)
         owners[units.start : units.stop] = [block] * len(units)
         self._guest.own(tuple(owners))

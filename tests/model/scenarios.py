@@ -6,17 +6,19 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.assemble import scratch_register, site_instruction
+from optpolined.codegen.assemble import site_instruction
+from optpolined.codegen.forms import Key
 from optpolined.kernel.abi import SiteKind
 from optpolined.kernel.sites import Site
 from optpolined.poke.protocol import Protocol
-from tests.model.cpu import Call, CallSite, Cpu
+from tests.model.cpu import Cpu
 from tests.model.daemon import Wanted, program, record_offset, recovery
 from tests.model.explore import Crew, Explorer
 from tests.model.inline import code_of
 from tests.model.listing import Listing
 from tests.model.rules import Rules, Violation
 from tests.model.tally import Tally
+from tests.model.task import Call, CallSite
 from tests.model.timeline import Program, Timeline
 from tests.model.world import FUNCTIONS, fresh_image, in_arena
 
@@ -72,13 +74,16 @@ def site_scenario(
     dies: bool = False,
     settled: Wanted | None = None,
     then: Wanted | None = None,
+    key: Key | None = None,
+    keys: Sequence[int] = (0,),
     rules: Rules | None = None,
     crew: Crew | None = None,
 ) -> Scenario:
     """Sites that get the ``wanted`` forms one after the other, called with ``functions``.
 
     They have those of ``settled`` before anybody calls.  With ``dies``, the daemon may die after
-    every moment, and the next one puts all back; ``then`` is what that one goes on to do.
+    every moment, and the next one puts all back; ``then`` is what that one goes on to do.  One site
+    may have a ``key``; its register holds any of ``keys``.
     """
     image = fresh_image([code_of(site) for site in sites])
 
@@ -99,9 +104,10 @@ def site_scenario(
         name=name,
         image=image,
         calls=tuple(
-            Call(_call_site(site, number), function)
+            Call(_call_site(site, number, key, len(sites)), function, held)
             for number, site in enumerate(sites)
             for function in functions
+            for held in keys
         ),
         program=program(sites, protocol, *wanted, settled=settled),
         recover=recovery(image, sites, then) if dies else None,
@@ -119,7 +125,7 @@ def _list_inline_part(listing: Listing, site: Site) -> None:
             listing.add(*code_of(site, head))
 
 
-def _call_site(site: Site, record: int) -> CallSite:
+def _call_site(site: Site, record: int, key: Key | None, key_table: int) -> CallSite:
     end = site.address + site.length
     returns = {end}
     entry = site.address
@@ -129,9 +135,10 @@ def _call_site(site: Site, record: int) -> CallSite:
     return CallSite(
         entry=entry,
         register=site.register,
-        scratch=scratch_register(site.register),
         is_call=site.kind is SiteKind.CALL,
         returns=frozenset(returns),
         done=end,
         record=record_offset(record),
+        key=key,
+        key_table=record_offset(key_table),
     )

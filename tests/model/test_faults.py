@@ -3,11 +3,12 @@
 import pytest
 
 from tests.model.faults import Fault, faults
+from tests.model.form_faults import form_faults
 from tests.model.rules import Violation
 from tests.model.tally import Tally
 
 
-@pytest.mark.parametrize("fault", [*faults()], ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [*faults(), *form_faults()], ids=lambda fault: fault.name)
 def test_a_seeded_fault_is_caught(fault: Fault, tally: Tally) -> None:
     tally.seeded += 1
     with pytest.raises(Violation) as caught:

@@ -8,6 +8,7 @@ from optpolined.kernel.arena import UNIT
 from optpolined.kernel.header import Header, parse_header
 from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.poketable import ENTRY_SIZE
+from optpolined.x86 import Register
 from tests.unit.kernel.fake_guest import (
     HEADER,
     KERNEL_TEXT,
@@ -24,13 +25,20 @@ TEXT = GuestVirtual(PAGE_END - 128)
 LINE_END = GuestVirtual(TEXT + 64)
 """The text ends one cache line here, and one page at ``PAGE_END``; the pages are not neighbours."""
 
-ARENA_UNITS = 8
+ARENA_UNITS = 12
 POKE_ORDER = 3
 
 F1 = GuestVirtual(KERNEL_TEXT + 0x40_0000)
 F2 = GuestVirtual(KERNEL_TEXT + 0x50_0000)
-F3 = GuestVirtual(KERNEL_TEXT + 0x60_0000)
+F3 = GuestVirtual(KERNEL_TEXT + 0x61_2340)
 FUNCTIONS = {F1: "f1", F2: "f2", F3: "f3"}
+RETURN_THUNK = GuestVirtual(KERNEL_TEXT + 0x72_4680)
+"""``__x86_return_thunk``: to jump to it is to return."""
+
+CALLER = -1
+"""On the stack: the return address of whoever called the site's function."""
+
+_SAVED = -16
 
 _UNUSED_TEXT = b"\xf4"
 
@@ -76,6 +84,11 @@ def in_arena(address: int) -> bool:
     return 0 <= address - ARENA < HEADER_OF_MODEL.arena_size
 
 
+def saved(register: int) -> int:
+    """What a register holds at the site where nothing is known of it; no address is negative."""
+    return _SAVED - register
+
+
 def text_of(image: bytes) -> bytes:
     return image[:TEXT_SIZE]
 
@@ -107,7 +120,9 @@ def describe(address: int) -> str:
     for region, name in zip(REGIONS, ("text", "arena", "table"), strict=True):
         if 0 <= address - region.start < region.size:
             return f"{name}+{address - region.start:#x}"
-    return {-1: "caller", -2: "scratch"}.get(address, f"{address:#x}")
+    if address < CALLER:
+        return f"{Register(saved(0) - address).name.lower()}'s value"
+    return {CALLER: "caller", RETURN_THUNK: "the return thunk"}.get(address, f"{address:#x}")
 
 
 class Memory:
