@@ -284,6 +284,14 @@ class StaticCalls:
         target: GuestVirtual | None,
         pages: AddressSpace,
     ) -> Change:
+        if self._protocol is Protocol.STOPPED and not pages.is_contiguous(
+            place.address, len(before)
+        ):
+            # It takes two packets, and a daemon may die between them.
+            raise StaticCallError(
+                f"{self._symbols.name(place.address)} lies in two pages, so that only the protocol "
+                "`breakpoint` can change it"
+            )
         entry = PokeEntry(
             place.address,
             self._slow_path(place, before, target),
