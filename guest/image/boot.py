@@ -148,7 +148,7 @@ class Guest:
                 console = self.console()[-_CONSOLE_TAIL:]
                 raise GuestTimeoutError(f"no guest after {timeout_seconds} s: {console}") from late
 
-    def run(self, command: str, timeout_seconds: float = 60) -> str:
+    def run(self, command: str, timeout_seconds: float = 180) -> str:
         """Run a shell command in the guest; return what it printed on both its outputs.
 
         :raise GuestCommandError: its exit code is not 0.

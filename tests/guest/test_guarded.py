@@ -89,8 +89,7 @@ def test_when_the_watch_comes_later_nothing_is_changed_any_more(
         guest.run(f"insmod {lkrg}")
         _, errors = daemon.process.communicate(timeout=PATIENCE_SECONDS)
     finally:
-        daemon.process.kill()
-        daemon.process.wait()
+        daemon.kill()
     assert daemon.process.returncode == 1
     assert "guarded by LKRG (module lkrg): not patched, and not put back" in errors
     assert "--recover-only" in errors

@@ -35,8 +35,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[Guest], Running]]:
 
     yield running
     for each in started:
-        each.process.kill()
-        each.process.wait()
+        each.kill()
 
 
 def wait_patched(daemon: Running) -> None:

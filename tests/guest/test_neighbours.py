@@ -211,6 +211,13 @@ class Running:
         _, errors = self.process.communicate(timeout=PATIENCE_SECONDS)
         return self.process.returncode, errors
 
+    def kill(self) -> None:
+        """End it at once, where it has not ended."""
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Callable[[Guest], Running]]:
@@ -223,8 +230,7 @@ def run(tmp_path: Path) -> Iterator[Callable[[Guest], Running]]:
 
     yield start
     for running in started:
-        running.process.kill()
-        running.process.wait()
+        running.kill()
 
 
 def text_was_put_back(running: Running) -> bool:

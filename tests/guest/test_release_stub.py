@@ -123,8 +123,7 @@ def loaded(guest: Guest) -> Iterator[Guest]:
 def daemon(loaded: Guest, tmp_path: Path) -> Iterator[Daemon]:
     running = Daemon(loaded, tmp_path)
     yield running
-    running.process.kill()
-    running.process.wait()
+    running.kill()
 
 
 @pytest.fixture

@@ -220,8 +220,7 @@ def test_what_a_killed_daemon_had_set_stays_until_it_is_put_back(
     seed.allow(EVENT, "none", f"{EVENT}_3")
     for key, target in ((NUMBER, f"{NUMBER}_2"), (EVENT, f"{EVENT}_3")):
         assert static_call(tmp_path, "set", key, target).returncode == 0
-    running.process.kill()
-    running.process.wait()
+    running.kill()
     seed.allow(NUMBER, f"{NUMBER}_2")
     seed.allow(EVENT, f"{EVENT}_3")
     seed.wait_only(NUMBER, f"{NUMBER}_2")

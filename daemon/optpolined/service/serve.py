@@ -57,8 +57,10 @@ def serve(
     job = Job(guest, config, options.audit, options.force, options.duration_seconds, stop, show)
     report = _attach(job)
     said = ""
-    while report is None and not job.is_over:
-        stop.wait(_REATTACH_SECONDS)
+    last = False
+    while report is None and not last:
+        last = job.is_over  # then once more, for the guest may hold what is to be put back
+        stop.wait(0 if last else _REATTACH_SECONDS)
         try:
             report = _attach(job)
         except AttachRefusedError as error:  # it boots, or has no module yet

@@ -7,6 +7,7 @@ import pytest
 
 from optpolined.config import GuestConfig, QemuConfig
 from optpolined.service import serve as module
+from optpolined.service.job import Job
 from optpolined.service.serve import Options, serve
 from optpolined.telemetry.status import Status
 
@@ -18,9 +19,11 @@ def test_a_guest_that_is_lost_and_not_attached_to_again_is_not_called_identical(
     stop = threading.Event()
     stop.set()
     shown: list[Status] = []
-    monkeypatch.setattr(module, "_attach", lambda _: None)
+    attached: list[Job] = []
+    monkeypatch.setattr(module, "_attach", attached.append)
     config = GuestConfig(qemu=QemuConfig(qmp_socket=tmp_path / "qmp"))
     report = serve("vm1", config, Options(), stop, shown.append)
+    assert len(attached) == 2, "once more, to put back what it may hold"
     assert report.lost
     assert not report.text_identical_after_detach
     assert any("not compared: the guest was reset or replaced" in line for line in report.lines())
