@@ -18,6 +18,8 @@ from optpolined.telemetry.server import read_status, status_socket
 __all__ = ("continuous_on_deliver_skb", "hysteresis", "opt_in_and_out")
 
 _SECONDS = 20.0
+_LEARNING_SECONDS = 45.0
+"""For all sites of the guest, on a busy host."""
 _LOOK_SECONDS = 0.5
 _COVERAGE_MIN = 0.90
 _PACKET_HANDLERS = frozenset({"ip_rcv", "ipv6_rcv", "packet_rcv"})
@@ -37,7 +39,9 @@ class Run:
 
 def hysteresis(guest: Guest) -> Row:
     """The default: two thresholds, agreement over epochs, a margin for challengers."""
-    ran = _run_daemon(guest, "hysteresis", strategy="hysteresis", audit=True)
+    ran = _run_daemon(
+        guest, "hysteresis", strategy="hysteresis", audit=True, seconds=_LEARNING_SECONDS
+    )
     coverage = ran.report["coverage"]
     assert isinstance(coverage, float)
     return row(
@@ -126,6 +130,7 @@ def _run_daemon(
     *,
     strategy: str,
     audit: bool,
+    seconds: float = _SECONDS,
     text: str = "",
     at_half_time: str = "",
 ) -> Run:
@@ -141,14 +146,14 @@ def _run_daemon(
     before = tally(guest, "optbench", "total")
     command = (
         *(Path(sys.executable).with_name("optpolined"), "--guest", name, "--config-dir", configs),
-        *("--duration", str(_SECONDS), "--report", report),
+        *("--duration", str(seconds), "--report", report),
         *(("--audit",) if audit else ()),
     )
     seen: dict[str, set[tuple[str, ...]]] = {}
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as daemon:
         while daemon.poll() is None:
-            seconds = _note(status_socket(runtime, name), seen)
-            if at_half_time and seconds > _SECONDS / 2:
+            passed = _note(status_socket(runtime, name), seen)
+            if at_half_time and passed > seconds / 2:
                 guest.run(at_half_time)
                 at_half_time = ""
             time.sleep(_LOOK_SECONDS)

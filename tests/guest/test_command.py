@@ -53,7 +53,7 @@ def test_a_short_run_promotes_and_restores(guest: Guest, tmp_path: Path) -> None
     report_file = tmp_path / "report.json"
     result = optpolined(
         *("--guest", "test", "--config-dir", tmp_path),
-        *("--duration", 40, "--audit", "--report", report_file),
+        *("--duration", 25, "--audit", "--report", report_file),
     )
     guest.run("killall optload; sleep 1")
     assert result.returncode == 0, result.stderr
