@@ -55,23 +55,8 @@ static __always_inline bool right_reg_rdi(u64 arg, unsigned int id)
 }
 DEFINE_CHECKS(reg_rdi, OPTBENCH_SKEWED, 2)
 
-static const struct optbench_scenario scenarios[] = {
-	{ "reg_rax", "skewed", 2, batch_reg_rax },
-	{ "reg_rcx", "skewed", 2, batch_reg_rcx },
-	{ "reg_rdx", "skewed", 2, batch_reg_rdx },
-	{ "reg_rbx", "skewed", 2, batch_reg_rbx },
-	{ "reg_rbp", "skewed", 2, batch_reg_rbp },
-	{ "reg_rsi", "skewed", 2, batch_reg_rsi },
-	{ "reg_rdi", "skewed", 2, batch_reg_rdi },
-	{ "reg_r8", "skewed", 2, batch_reg_r8 },
-	{ "reg_r9", "skewed", 2, batch_reg_r9 },
-	{ "reg_r10", "skewed", 2, batch_reg_r10 },
-	{ "reg_r11", "skewed", 2, batch_reg_r11 },
-	{ "reg_r12", "skewed", 2, batch_reg_r12 },
-	{ "reg_r13", "skewed", 2, batch_reg_r13 },
-	{ "reg_r14", "skewed", 2, batch_reg_r14 },
-	{ "reg_r15", "skewed", 2, batch_reg_r15 },
-};
+static const struct optbench_scenario scenarios[] =
+	OPTBENCH_REG_SCENARIOS;
 
 const struct optbench_table optseed_reg_table = {
 	scenarios, ARRAY_SIZE(scenarios)

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fuse.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -243,15 +244,18 @@ static void serve_one(const struct fuse_in_header *asked, const void *in)
 	}
 }
 
-/* Until the worker is gone, or its mount. */
+/* Until the worker is gone, or its mount.  It polls, as one that serves several mounts does. */
 static void serve(void)
 {
 	static _Alignas(8) char message[MESSAGE];
 	const struct fuse_in_header *asked = (void *)message;
+	struct pollfd ready = { .fd = device, .events = POLLIN };
 
 	for (;;) {
-		ssize_t got = read(device, message, sizeof(message));
+		ssize_t got;
 
+		CHECK(poll(&ready, 1, -1) == 1 || errno == EINTR);
+		got = read(device, message, sizeof(message));
 		if (got >= (ssize_t)sizeof(*asked))
 			serve_one(asked, asked + 1);
 		else if (got >= 0 || errno == ENODEV)

@@ -11,6 +11,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -130,6 +131,20 @@ bool setup_overlay(void)
 	return own_mounts() && CHECK(!mkdir(base, 0700)) && make_layers();
 }
 
+/* The same as holds(), through a mapping. */
+static bool maps(const char *path, const char *expected, size_t size)
+{
+	int fd = open(path, O_RDONLY);
+	void *got = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
+	bool same = got != MAP_FAILED && !memcmp(got, expected, size);
+
+	if (got != MAP_FAILED)
+		munmap(got, size);
+	if (fd >= 0)
+		close(fd);
+	return same;
+}
+
 /* Changes the file, which comes up, and @data with it. */
 static void change(const char *path, char *data, size_t size)
 {
@@ -163,6 +178,7 @@ void turn_overlay(void)
 	CHECK(holds(path_in("merged", "f", file), merged, size));
 	change(path_in("merged", "f", file), merged, size);
 	CHECK(holds(path_in("merged", "f", file), merged, size));
+	CHECK(maps(path_in("merged", "f", file), merged, size));
 	CHECK(holds(path_in("upper", "f", file), merged, size));
 	CHECK(holds(path_in("lower", "f", file), lower, size));
 

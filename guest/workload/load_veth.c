@@ -7,9 +7,11 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/ethtool.h>
 #include <linux/if_link.h>
 #include <linux/if_packet.h>
 #include <linux/rtnetlink.h>
+#include <linux/sockios.h>
 #include <linux/veth.h>
 #include <net/if.h>
 #include <sched.h>
@@ -127,6 +129,14 @@ static union address ipv4(const char *text)
 	return address;
 }
 
+static bool set_feature(int fd, struct ifreq *request, uint32_t command, bool on)
+{
+	struct ethtool_value value = { .cmd = command, .data = on };
+
+	request->ifr_data = (void *)&value;
+	return CHECK(!ioctl(fd, SIOCETHTOOL, request));
+}
+
 static bool set_up(const char *name, const char *address)
 {
 	struct ifreq request = { 0 };
@@ -143,6 +153,9 @@ static bool set_up(const char *name, const char *address)
 	     CHECK(!ioctl(fd, SIOCGIFFLAGS, &request));
 	request.ifr_flags |= IFF_UP;
 	up = up && CHECK(!ioctl(fd, SIOCSIFFLAGS, &request));
+	/* With GRO there, and no TSO here, what is sent goes through the other end's NAPI. */
+	up = up && set_feature(fd, &request, ETHTOOL_SGRO, true) &&
+	     set_feature(fd, &request, ETHTOOL_STSO, false);
 	close(fd);
 	return up;
 }

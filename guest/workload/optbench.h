@@ -45,6 +45,26 @@ struct optbench_scenario {
 	unsigned int (*batch)(struct optbench_run *run);
 };
 
+/* One for each register that has a thunk. */
+#define OPTBENCH_REG_SCENARIO(reg)	{ "reg_" #reg, "skewed", 2, batch_reg_##reg }
+#define OPTBENCH_REG_SCENARIOS {			\
+	OPTBENCH_REG_SCENARIO(rax),			\
+	OPTBENCH_REG_SCENARIO(rcx),			\
+	OPTBENCH_REG_SCENARIO(rdx),			\
+	OPTBENCH_REG_SCENARIO(rbx),			\
+	OPTBENCH_REG_SCENARIO(rbp),			\
+	OPTBENCH_REG_SCENARIO(rsi),			\
+	OPTBENCH_REG_SCENARIO(rdi),			\
+	OPTBENCH_REG_SCENARIO(r8),			\
+	OPTBENCH_REG_SCENARIO(r9),			\
+	OPTBENCH_REG_SCENARIO(r10),			\
+	OPTBENCH_REG_SCENARIO(r11),			\
+	OPTBENCH_REG_SCENARIO(r12),			\
+	OPTBENCH_REG_SCENARIO(r13),			\
+	OPTBENCH_REG_SCENARIO(r14),			\
+	OPTBENCH_REG_SCENARIO(r15),			\
+}
+
 struct optbench_table {
 	const struct optbench_scenario *scenarios;
 	unsigned int count;

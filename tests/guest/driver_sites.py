@@ -1,0 +1,186 @@
+"""Inline sites of drivers that the gcc plugin built: what is hot, and what stands there."""
+
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import capstone
+
+from guest.image.boot import Guest
+from guest.image.drivers import DRIVERS
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
+from optpolined.config import PolicyConfig
+from optpolined.kernel.sites import Site
+from optpolined.service.attach import connect
+from optpolined.service.daemon import Daemon
+from optpolined.service.job import Job
+from optpolined.service.session import Session
+from optpolined.telemetry.status import Status
+from tests.guest.harness import config_of
+
+__all__ = ("Frame", "Head", "Held", "Work", "attached", "calls_of", "head", "other_functions")
+
+_PATIENCE_EPOCHS = 120
+_PATIENCE_SECONDS = 60
+# As in /proc/PID/stack; nothing else may stand there.
+_FRAME = re.compile(r"\[<0>\] ([\w.]+)\+0x([0-9a-f]+)/0x[0-9a-f]+( \[\w+\])?")
+
+Calls = Mapping[GuestVirtual, Counter[GuestVirtual]]
+"""What each site called, by target."""
+
+
+class Head(NamedTuple):
+    """An inline part as capstone reads it: what the register is compared with, where equal goes."""
+
+    compared: int
+    goes_to: int
+
+
+def head(session: Session, site: Site) -> Head:
+    """What stands in front of the slow path, from the guest's memory."""
+    part = site.inline
+    assert part is not None
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    decoder.detail = True
+    code = session.space.read(part.compare, part.slow - part.compare)
+    compare, jne, branch, *_ = decoder.disasm(code, part.compare)
+    assert (compare.mnemonic, jne.mnemonic) == ("cmp", "jne")
+    assert branch.mnemonic in {"call", "jmp"}
+    compared, slow, goes_to = (
+        instruction.operands[-1].imm % (1 << 64) for instruction in (compare, jne, branch)
+    )
+    assert slow == part.slow
+    return Head(compared, goes_to)
+
+
+def calls_of(session: Session, sites: Iterable[GuestVirtual], seconds: float) -> Calls:
+    """The calls of ``sites`` in ``seconds``, all of which learn for that time only."""
+    learning: dict[GuestVirtual, Form] = dict.fromkeys(sites, LEARNING)
+    session.apply(learning)
+    time.sleep(seconds)
+    counts = session.count()
+    session.apply(dict.fromkeys(learning, ORIGINAL))
+    return {site: Counter(counts[site].calls) for site in learning if site in counts}
+
+
+def other_functions(session: Session, module: str | None, called: Calls) -> list[GuestVirtual]:
+    """Functions of ``module`` for calls to be mistaken for: those that sites call come first."""
+    regions = [region for region in session.survey.texts if region.module == module]
+    functions = [
+        function.start
+        for region in regions
+        for function in session.survey.symbols.functions_in(region.base, region.size)
+    ]
+    targets = set().union(*called.values())
+    return sorted(functions, key=lambda function: function not in targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The daemon within the test, attached to a guest whose drivers carry a load."""
+
+    guest: Guest
+    session: Session
+    daemon: Daemon
+    calls: Calls
+    """By the hot sites, as measured before the daemon began to learn."""
+    threshold: float
+    """So many calls in that time are hot."""
+
+    @property
+    def sites(self) -> Mapping[GuestVirtual, Site]:
+        """All sites of the drivers."""
+        return self.session.survey.inventory.eligible
+
+
+@contextmanager
+def attached(guest: Guest, seconds: float) -> Iterator[Work]:
+    """Attach, and let the daemon learn until what was hot in ``seconds`` before is promoted."""
+    policy = PolicyConfig(mode="opt-in", include=tuple(f"{driver}:*" for driver in DRIVERS))
+    config = config_of(guest).model_copy(update={"policy": policy})
+    threshold = config.learning.hysteresis.min_calls_per_second * seconds
+    with connect(config) as link:
+        session = Session(link, config, time.monotonic, force=False)
+        calls = calls_of(session, session.survey.inventory.eligible, seconds)
+        hot = {site: called for site, called in calls.items() if called.total() > threshold}
+        stop = threading.Event()
+
+        def look(status: Status) -> None:
+            """Called once an epoch."""
+            if status.epoch > _PATIENCE_EPOCHS or is_promoted(session, hot):
+                stop.set()
+
+        job = Job(
+            "drivers", config, audit=False, force=False, duration_seconds=None, stop=stop, show=look
+        )
+        daemon = Daemon(job, link, session, attach_seconds=0)
+        daemon.run()
+        yield Work(guest, session, daemon, hot, threshold)
+
+
+def is_promoted(session: Session, sites: Iterable[GuestVirtual]) -> bool:
+    """Whether each of ``sites`` compares with something."""
+    forms = session.patcher.observe()
+    return all(isinstance(form := forms.get(site), Chain) and form.targets for site in sites)
+
+
+class Frame(NamedTuple):
+    """A function on the stack, and where in it the next call will return to."""
+
+    function: str
+    offset: int
+
+
+class Held:
+    """A task that reads a directory of an overlay, and sleeps in what takes the first name."""
+
+    NAMES = frozenset({"above", "below"})
+    _AT = "/run/held"
+
+    def __init__(self, guest: Guest) -> None:
+        """Let a task go to sleep there; the overlay must be mounted (see :meth:`mount`)."""
+        self._guest = guest
+        command = f"optheld {self._AT}/merged >{self._AT}/names 2>&1 & echo $!"
+        self._pid = int(guest.run(command))
+        guest.run(
+            f"until grep -q handle_userfault /proc/{self._pid}/stack; do sleep 0.1; done",
+            _PATIENCE_SECONDS,
+        )
+
+    @classmethod
+    def mount(cls, guest: Guest) -> None:
+        """Mount an overlay with a name in each of its layers."""
+        guest.run(
+            f"mkdir {cls._AT} && cd {cls._AT} && mkdir lower upper work merged &&"
+            " : >lower/below && : >upper/above && mount -t overlay"
+            " -o lowerdir=lower,upperdir=upper,workdir=work overlay merged"
+        )
+
+    @classmethod
+    def unmount(cls, guest: Guest) -> None:
+        """Leave nothing behind."""
+        guest.run(f"umount {cls._AT}/merged && rm -r {cls._AT}")
+
+    def stack(self) -> list[Frame]:
+        """The frames of the task, the innermost first."""
+        frames = []
+        for line in self._guest.run(f"cat /proc/{self._pid}/stack").splitlines():
+            found = _FRAME.fullmatch(line)
+            assert found is not None, line
+            frames.append(Frame(found[1], int(found[2], 16)))
+        return frames
+
+    def release(self) -> set[str]:
+        """Wake the task; the names that it then read."""
+        names = self._guest.run(
+            f"kill -USR1 {self._pid} && while [ -d /proc/{self._pid} ]; do sleep 0.1; done;"
+            f"cat {self._AT}/names",
+            _PATIENCE_SECONDS,
+        )
+        return set(names.split()) - {".", ".."}

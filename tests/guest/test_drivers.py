@@ -1,0 +1,248 @@
+"""veth, fuse and overlay as Debian has them, built with the gcc plugin, under load."""
+
+import itertools
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from guest.image import drivers
+from guest.image.boot import Guest
+from guest.image.build import Image
+from guest.image.errors import GuestCommandError
+from guest.image.paths import Flavour
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
+from optpolined.kernel.sites import Site
+from optpolined.service.text import read_text
+from tests.guest.driver_sites import (
+    Frame,
+    Head,
+    Held,
+    Work,
+    attached,
+    calls_of,
+    head,
+    other_functions,
+)
+from tests.guest.harness import load_state
+from tests.guest.test_seed_image import records
+
+_RETARGETS = 1000
+_LOOK_SECONDS = 3.0
+_MISSED_MAX = 0.1
+_TROUBLE = re.compile(r"cut here|WARNING|BUG:|Oops|Call Trace|unwind")
+_UNLEARNED = (1 << 64) - 1
+
+
+@pytest.fixture(scope="module")
+def driven(images: dict[Flavour, Image]) -> Iterator[Guest]:
+    with Guest(images["cloud"].flavour, append="seed") as booted:
+        booted.wait_ready()
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def work(driven: Guest) -> Iterator[Work]:
+    """The daemon, when it has promoted what is hot; the load goes on, and must end well."""
+    driven.run(
+        "(optload --families veth,fuse,overlay --state /run/optload;"
+        " echo $? >/run/optload.exit) >/run/optload.log 2>&1 &"
+    )
+    Held.mount(driven)
+    driven.run("until grep -q rounds=[1-9] /run/optload; do sleep 0.1; done")
+    with attached(driven, _LOOK_SECONDS) as at_work:
+        yield at_work
+
+
+def stands(work: Work, site: Site) -> Head:
+    """The same as head(), which must be unlearned, or compare with where it goes."""
+    found = head(work.session, site)
+    assert found.compared in {found.goes_to, _UNLEARNED}
+    return found
+
+
+def unlearned(site: Site) -> Head:
+    return Head(_UNLEARNED, site.thunk)
+
+
+def decoys(work: Work, site: GuestVirtual) -> tuple[GuestVirtual, GuestVirtual]:
+    """Two functions that the site might call and does not."""
+    others = other_functions(work.session, work.sites[site].module, work.calls)
+    first, second, *_ = (other for other in others if other not in work.calls[site])
+    return first, second
+
+
+def forms_of(work: Work, site: GuestVirtual) -> tuple[Form, ...]:
+    """Forms whose inline parts all differ from the next one's, as the last from the first."""
+    near, far = decoys(work, site)
+    # The second one that the site really calls, where there is one.
+    (true, _), (far, _), *_ = [*work.calls[site].most_common(), (far, 0)]
+    return (
+        ORIGINAL,
+        Chain((true, far)),
+        Chain((far, true)),
+        ORIGINAL,
+        Chain((near,)),
+        LEARNING,
+        Chain((near, true)),
+        Chain((true,)),
+    )
+
+
+def expected_head(site: Site, form: Form) -> Head:
+    if isinstance(form, Chain) and form.targets:
+        return Head(form.targets[0], form.targets[0])
+    return unlearned(site)
+
+
+def test_drivers_have_inline_sites(images: dict[Flavour, Image], work: Work) -> None:
+    """Those that the plugin wrote down, and the daemon finds each of them."""
+    built = images["cloud"].seed_modules
+    assert set(built) == {*drivers.DRIVERS, "optseed"}
+    declared = {name: len(records(built[name])) for name in drivers.DRIVERS}
+    found = Counter(site.module for site in work.sites.values() if site.inline)
+    assert found == declared
+    assert min(found.values()) > 0
+    assert found.total() > 30
+
+
+def test_what_is_hot_is_promoted_to_its_hottest_target(work: Work) -> None:
+    assert {work.sites[site].module for site in work.calls} == set(drivers.DRIVERS)
+    forms = work.session.look()
+    promoted = {
+        site: form
+        for site, form in forms.items()
+        if isinstance(form, Chain) and form.targets and not form.counts_hits
+    }
+    for site in promoted.keys() & work.calls.keys():
+        form, called = promoted[site], work.calls[site]
+        assert stands(work, work.sites[site]) == Head(form.targets[0], form.targets[0])
+        hottest, most = called.most_common(1)[0]
+        # Of two that are as hot as each other, either will do.
+        assert form.targets[0] == hottest or called[form.targets[0]] > most / 2
+    for site in work.sites.keys() - promoted.keys():
+        assert stands(work, work.sites[site]) == unlearned(work.sites[site])
+
+    work.session.count()
+    time.sleep(_LOOK_SECONDS)
+    counts = work.session.count()
+    for site in promoted.keys() & work.calls.keys():
+        missed = sum(counts[site].calls.values()) + counts[site].other if site in counts else 0
+        assert missed <= _MISSED_MAX * work.calls[site].total()
+
+    # A load that became slower since may have left some of them cold, but none that is hot now.
+    if left := work.calls.keys() - promoted.keys():
+        calls = calls_of(work.session, left, _LOOK_SECONDS)
+        assert [site for site, called in calls.items() if called.total() > work.threshold] == []
+
+
+def test_stack_within_a_promoted_call_is_complete(work: Work) -> None:
+    """As within the call of the unpatched site, but for where it returns to."""
+    (site,) = (site for site in work.sites.values() if site.function == "ovl_iterate")
+    assert site.inline is not None
+    function = work.session.survey.symbols.function(site.address)
+    assert function is not None
+    behind_slow = site.address + site.length - function.start
+    behind_branch = site.inline.branch + len(site.inline.unlearned_branch) - function.start
+    true = work.calls[site.address].most_common(1)[0][0]
+    near, _ = decoys(work, site.address)
+    stacks = {}
+    for form, offset in (
+        (ORIGINAL, behind_slow),
+        (LEARNING, behind_slow),
+        (Chain((near, true)), behind_slow),
+        (Chain((true,)), behind_branch),
+    ):
+        assert work.session.apply({site.address: form}).done == 1
+        held = Held(work.guest)
+        stack = held.stack()
+        assert held.release() == Held.NAMES
+        at = stack.index(Frame("ovl_iterate", offset))
+        assert stack[0].function == "handle_userfault"
+        assert stack[at - 1].function == "filldir64"
+        assert stack[-1].function == "entry_SYSCALL_64_after_hwframe"
+        stacks[form] = [*stack[:at], *stack[at + 1 :]]
+    assert len(stacks[ORIGINAL]) > 10
+    assert set(map(tuple, stacks.values())) == {tuple(stacks[ORIGINAL])}
+
+
+def test_wrong_target_costs_time_only(work: Work) -> None:
+    """The load goes through each of the sites, though it compares with what it never calls."""
+    wrong = {site: Chain(decoys(work, site)[:1]) for site in work.calls}
+    assert work.session.apply(wrong).done == len(wrong)
+    time.sleep(_LOOK_SECONDS)
+    counts = work.session.count()
+    for site, called in work.calls.items():
+        hottest, _ = called.most_common(1)[0]
+        assert counts[site].calls[hottest] > 0
+    assert load_state(work.guest)["errors"] == 0
+
+
+def test_retargets_under_load(work: Work) -> None:
+    """All sites at once, and a task sleeps below one of them through it all."""
+    before = load_state(work.guest)
+    forms = {site: forms_of(work, site) for site in work.calls}
+    work.session.apply({site: possible[-1] for site, possible in forms.items()})
+    heads = {site: stands(work, work.sites[site]) for site in forms}
+    held = Held(work.guest)
+    stack = held.stack()
+    retargets = 0
+    for step in itertools.count():
+        wanted = {site: possible[step % len(possible)] for site, possible in forms.items()}
+        report = work.session.apply(wanted)
+        assert (report.done, report.sites) == (len(wanted), {})
+        found = work.session.look()
+        assert {site: found[site] for site in wanted} == wanted
+        now = {site: stands(work, work.sites[site]) for site in wanted}
+        assert now == {site: expected_head(work.sites[site], wanted[site]) for site in wanted}
+        retargets += sum(now[site] != heads[site] for site in wanted)
+        heads = now
+        if step % len(wanted) == 0:
+            work.session.recycle()  # not each time: the next change would wait for its end first
+        if retargets >= _RETARGETS:
+            break
+    assert held.stack() == stack
+    assert held.release() == Held.NAMES
+    after = load_state(work.guest)
+    assert after["checks"] > before["checks"]
+    assert (after["errors"], after["workers"]) == (0, before["workers"])
+
+
+def test_detach_leaves_nothing_behind(work: Work) -> None:
+    texts = work.session.survey.texts
+    assert {region.module for region in texts} >= {None, *drivers.DRIVERS}
+    space = work.session.space
+    assert read_text(space, texts) != texts
+    work.daemon.detach()
+    assert work.daemon.report().text_identical_after_detach is True
+    assert read_text(space, texts) == texts
+    Held.unmount(work.guest)
+    work.guest.run("killall optload; until [ -s /run/optload.exit ]; do sleep 0.1; done")
+    said = work.guest.run("cat /run/optload.exit /run/optload.log")
+    assert said.startswith("0\n"), said
+    assert load_state(work.guest)["errors"] == 0
+    assert not _TROUBLE.search(work.guest.run("dmesg"))
+
+
+def test_each_driver_carries_a_load(driven: Guest) -> None:
+    for family in drivers.DRIVERS:
+        driven.run(f"optload --seconds 3 --families {family}")
+        state = load_state(driven)
+        assert state["errors"] == 0
+        # What one turn checks, for each worker.
+        assert state["rounds"] >= 4
+        assert state["checks"] > 40
+    assert not driven.run("ls -A /run/optload.d 2>/dev/null || true")
+
+
+def test_drivers_are_what_the_load_uses(driven: Guest) -> None:
+    driven.run("rmmod veth fuse overlay")
+    for family in drivers.DRIVERS:
+        with pytest.raises(GuestCommandError, match="exit code 1"):
+            driven.run(f"optload --seconds 1 --families {family} --state /run/unloaded")
+    for family in drivers.DRIVERS:
+        driven.run(f"insmod /lib/modules/seed/{family}.ko")
+    assert not _TROUBLE.search(driven.run("dmesg"))
