@@ -57,7 +57,9 @@ class QemuConfig(_Section):
     qmp_socket: Path
     gdbstub_socket: Path | None = None
     """An existing gdbstub; without it the daemon opens one over QMP in ``runtime_directory``."""
-    connect_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
+    answer_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 15.0
+    """How long QEMU may take to answer, on either socket; a busy host can make it wait for seconds,
+    and nothing is gained by giving up a guest that may stand stopped."""
     allow_stub_reads: bool = True
     """Read guest memory by short stops where /proc/PID/mem may not be read."""
 

@@ -65,7 +65,7 @@ def refuse_on_failure() -> Iterator[None]:
 
 
 def _connect(config: GuestConfig, stack: ExitStack, *, writable: bool) -> Link:
-    timeout = config.qemu.connect_timeout_seconds
+    timeout = config.qemu.answer_timeout_seconds
     # Ends after the monitor: a guardian that must resume the guest needs the monitor's place.
     last = stack.enter_context(ExitStack())
     monitor = stack.enter_context(Monitor.connect(config.qemu.qmp_socket, timeout_seconds=timeout))
@@ -125,7 +125,7 @@ def _stub(
         monitor,
         own=config.runtime_directory.absolute() / f"gdb-{process.pid}.sock",
         configured=config.qemu.gdbstub_socket,
-        timeout_seconds=config.qemu.connect_timeout_seconds,
+        timeout_seconds=config.qemu.answer_timeout_seconds,
         guard=guardian,
     )
     stack.enter_context(stub)

@@ -37,7 +37,7 @@ def rescue(config: GuestConfig) -> str:
 
 def _rescue(config: GuestConfig, pid: int) -> str:
     """Rescue the guest if it is that of the QEMU process ``pid``; empty where there is no need."""
-    timeout = config.qemu.connect_timeout_seconds
+    timeout = config.qemu.answer_timeout_seconds
     with Monitor.connect(config.qemu.qmp_socket, timeout_seconds=timeout) as monitor:
         process = QemuProcess.find(monitor)
         if process.pid != pid:

@@ -24,7 +24,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Iterator[GuestConfig]:
     monkeypatch.setattr(QemuProcess, "find", lambda _: PROCESS)
     with tempfile.TemporaryDirectory() as directory:
         yield GuestConfig(
-            qemu=QemuConfig(qmp_socket=Path(directory) / "qmp", connect_timeout_seconds=0.3),
+            qemu=QemuConfig(qmp_socket=Path(directory) / "qmp", answer_timeout_seconds=0.3),
             runtime_directory=Path(directory) / "run",
         )
 
