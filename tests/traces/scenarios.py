@@ -156,18 +156,18 @@ def phase_change() -> Trace:
 
 
 def drift() -> Trace:
-    """Each hot target slowly gives way to the next one."""
+    """One hot target slowly gives way to the next one, and that to a third."""
 
-    def rates(first: int) -> SiteRates:
+    def rates(n: int) -> SiteRates:
         def at(epoch: int, _cpu: int) -> Rates:
             step, done = divmod(epoch / 200, 1)
-            before, after = [*_HOT, 0.0], [0.0, *_HOT]
-            now = [a * (1 - done) + b * done for a, b in zip(before, after, strict=True)]
-            return _with_tail(*now, first=first + int(step), tail=first + 32)
+            hot = sum(_HOT)
+            first = 64 * n + int(step)
+            return _with_tail(hot * (1 - done), hot * done, first=first, tail=64 * n + 32)
 
         return at
 
-    return make("drift", 480, [rates(64 * n) for n in range(2)])
+    return make("drift", 400, [rates(n) for n in range(2)])
 
 
 def bursts() -> Trace:

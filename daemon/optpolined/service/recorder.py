@@ -5,6 +5,7 @@ A disk that is full ends the recording with one line in the log, and nothing els
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -36,7 +37,7 @@ class Recording:
         self._path = path
         self._failed = False
         try:
-            self._file: IO[bytes] = path.open("wb", buffering=0)
+            self._file: IO[bytes] = path.open("wb")
         except OSError as error:
             raise TraceError(path, f"cannot be written: {error.strerror}") from error
         self._writer: TraceWriter | None = None
@@ -53,7 +54,8 @@ class Recording:
     def close(self) -> None:
         """Write the end."""
         self._guarded(self._end)
-        self._file.close()
+        with suppress(OSError):  # it was told; what is left in the buffer is tried once more
+            self._file.close()
 
     def _begin(self, header: TraceHeader) -> None:
         self._writer = TraceWriter(self._file, header)
@@ -63,6 +65,7 @@ class Recording:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
+            self._file.flush()
 
     def _write(self, epoch: TraceEpoch, name: Name) -> None:
         if self._writer is not None:
