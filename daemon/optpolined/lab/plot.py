@@ -40,6 +40,7 @@ def _draw_one(comparison: Comparison, above: Axes, below: Axes) -> None:
     above.set_ylabel(f"coverage, mean of {_SMOOTH_EPOCHS} epochs")
     below.set_ylabel("pokes so far")
     below.set_yscale("symlog")
+    below.set_ylim(bottom=0)
     below.set_xlabel("epoch")
     above.legend()
 

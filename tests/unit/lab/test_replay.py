@@ -24,7 +24,7 @@ from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.service.recorder import Recorder
 from optpolined.x86 import Register
-from tests.traces.scenarios import alternation, make, site, target
+from tests.laboratory.scenarios import alternation, make, site, target
 
 QUICK = LearningConfig(
     hysteresis=LearningSettings(

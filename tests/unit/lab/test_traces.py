@@ -17,7 +17,7 @@ from optpolined.lab.truth import EpochTruth, find_truth
 from optpolined.learning.settings import LearningSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategies import StrategyName
-from tests.traces.scenarios import SCENARIOS, alternation, name, site
+from tests.laboratory.scenarios import SCENARIOS, alternation, name, site
 
 FILES = Path(__file__).parents[2] / "traces"
 TRANQUIL = [title for title in SCENARIOS if not title.startswith("alternation")]

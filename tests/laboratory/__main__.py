@@ -1,17 +1,17 @@
-"""Make the traces again: ``python -m tests.traces``."""
+"""Make the traces of tests/traces again: ``python -m tests.laboratory``."""
 
 from pathlib import Path
 
 from optpolined.lab.tracefile import TraceWriter
-from tests.traces.scenarios import SCENARIOS, name
+from tests.laboratory.scenarios import SCENARIOS, name
 
-HERE = Path(__file__).parent
+TRACES = Path(__file__).parents[1] / "traces"
 
 
 def main() -> None:
     for title, scenario in SCENARIOS.items():
         trace = scenario()
-        with (HERE / f"{title}.trace").open("wb") as file, TraceWriter(file, trace.header) as out:
+        with (TRACES / f"{title}.trace").open("wb") as file, TraceWriter(file, trace.header) as out:
             for epoch in trace.epochs:
                 out.write(epoch, name)
 
