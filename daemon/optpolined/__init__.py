@@ -4,6 +4,7 @@
 
     cli.py, config.py    the command and the settings
     service/             the reconcile loop, and the guest as the other rooms see it
+    lab/                 traces of what learning saw, and strategies compared on them
     qemu/                QMP, gdbstub, process memory; knows nothing of optpolines
     kernel/              what a Linux guest's memory means: page tables, symbols, sites, counters
     codegen/             forms to machine code and back; pure

@@ -17,6 +17,8 @@ from rich.logging import RichHandler
 
 from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, load
 from optpolined.errors import OptpolinedError
+from optpolined.lab.command import main as replay
+from optpolined.lab.errors import LabError
 from optpolined.poke.protocol import Protocol
 from optpolined.service.attach import AttachRefusedError, NothingToGainError
 from optpolined.service.dryrun import dry_run
@@ -35,6 +37,8 @@ example:
   optpolined --guest vm1 --dry-run           what would be attached to, and how many sites
   optpolined --guest vm1 --duration 60 --audit --report vm1.json
   optpolined --guest vm1 --recover-only      put back what a daemon that died has left
+  optpolined --guest vm1 --record vm1.trace  write what learning sees
+  optpolined replay vm1.trace                compare strategies on it (see replay --help)
 
 exit codes: 0 done or nothing to gain, 1 failed while attached, 2 bad input
 """
@@ -75,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         "--audit", action="store_true", help="measure the coverage of all sites before leaving"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="write what learning sees, for `replay`"
+    )
     parser.add_argument("--live", action="store_true", help="show a live view on the terminal")
     parser.add_argument(
         "--force", action="store_true", help="attach to a guest that runs without retpolines too"
@@ -92,6 +99,9 @@ def _positive_seconds(text: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; answer its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["replay"]:
+        return replay(arguments[1:])
     options = _parser().parse_args(arguments)
     errors = Console(stderr=True)
     _configure_logging(errors, verbose=options.verbose)
@@ -104,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OK
     except OptpolinedError as error:
         errors.print(f"optpolined: {error}", highlight=False, soft_wrap=True, markup=False)
-        bad_input = isinstance(error, (ConfigError, AttachRefusedError))
+        bad_input = isinstance(error, (ConfigError, AttachRefusedError, LabError))
         return EXIT_BAD_INPUT if bad_input else EXIT_FAILED
 
 
@@ -128,6 +138,7 @@ def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> i
         duration_seconds=options.duration,
         audit=options.audit,
         force=options.force,
+        record=options.record,
     )
     if options.live:
         with LiveView(errors) as view:

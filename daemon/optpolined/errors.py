@@ -7,6 +7,7 @@
     +-- CodegenError     a form without code, code without a form (codegen/errors.py)
     +-- PokeError        a change that cannot be made (poke/errors.py)
     +-- LearningError    a snapshot or a setting that makes no sense (learning/errors.py)
+    +-- LabError         a trace, or a comparison, that cannot be had (lab/errors.py)
     +-- TelemetryError   what is asked of the daemon, or not answered (telemetry/errors.py)
 
 ``str()`` of each is one line that says what is wrong and, where somebody can do something, what.

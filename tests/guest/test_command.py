@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from guest.image.boot import Guest
+from optpolined.lab.replay import replay_recorded
+from optpolined.lab.tracefile import read_traces
+from optpolined.lab.truth import find_truth
 from tests.guest.harness import load_state, write_config
 
 COMMAND = Path(sys.executable).with_name("optpolined")
@@ -54,6 +57,7 @@ def test_a_short_run_promotes_and_restores(guest: Guest, tmp_path: Path) -> None
     result = optpolined(
         *("--guest", "test", "--config-dir", tmp_path),
         *("--duration", 25, "--audit", "--report", report_file),
+        *("--record", tmp_path / "run.trace"),
     )
     guest.run("killall optload; sleep 1")
     assert result.returncode == 0, result.stderr
@@ -66,6 +70,27 @@ def test_a_short_run_promotes_and_restores(guest: Guest, tmp_path: Path) -> None
     assert report["stops"]["count"] > 0
     assert load_state(guest)["errors"] == 0
     assert "NOT identical" not in result.stdout
+    check_recording(tmp_path / "run.trace", report["kernel"])
+
+
+def check_recording(path: Path, kernel: str) -> None:
+    """A replay decides what the daemon decided, and the rivals find calls to decide on."""
+    (trace,) = read_traces(path)
+    assert trace.header.release == kernel
+    assert len(trace.header.build_id) == 40
+    assert not trace.is_cut
+    assert {cpu for epoch in trace.epochs for by_cpu in epoch.counts.values() for cpu in by_cpu} > {
+        0
+    }
+    assert all(trace.names[site] for epoch in trace.epochs for site in epoch.counts)
+    assert any(epoch.wanted for epoch in trace.epochs)
+    assert replay_recorded(trace, find_truth(trace)).differs_at is None
+    result = optpolined("replay", path, "--json")
+    assert result.returncode == 0
+    assert not result.stderr
+    rows = json.loads(result.stdout)
+    assert [row["strategy"] for row in rows] == ["hysteresis (recorded)", "continuous", "epoch"]
+    assert all(0 < row["coverage"] <= 1 for row in rows)
 
 
 def test_an_interrupt_restores_first(guest: Guest, tmp_path: Path) -> None:

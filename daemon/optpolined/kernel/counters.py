@@ -33,6 +33,7 @@ __all__ = (
     "Records",
     "clean",
     "difference",
+    "each_cpu",
     "forget",
     "full_address",
 )
@@ -240,6 +241,12 @@ def difference(previous: Records, current: Records) -> Difference:
         keys.append(changed[rows].astype(np.uint64) << np.uint64(32) | targets[rows, slots])
         calls.append(gained[rows, slots])
     return _merged(np.concatenate(keys), np.concatenate(calls), other, hits)
+
+
+def each_cpu(previous: Records, current: Records) -> Iterator[Difference]:
+    """What the records gained on each CPU alone; :func:`difference` is the sum."""
+    for before, now in zip(previous, current, strict=True):
+        yield difference(before[np.newaxis], now[np.newaxis])
 
 
 def full_address(low_half: int) -> GuestVirtual:

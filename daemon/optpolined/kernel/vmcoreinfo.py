@@ -28,6 +28,7 @@ _KERNEL_MAP = 0xFFFF_FFFF_8000_0000  # __START_KERNEL_map, arch/x86/include/asm/
 _SYMBOL = re.compile(r"SYMBOL\((\w{1,128})\)=([0-9a-fA-F]{1,16})")
 _NUMBER = re.compile(r"NUMBER\((\w{1,128})\)=(-?[0-9]{1,20})")
 _OSRELEASE = re.compile(r"OSRELEASE=([\x21-\x7e]{1,64})")
+_BUILD_ID = re.compile(rb"^BUILD-ID=([0-9a-f]{8,64})$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,12 @@ class Vmcoreinfo:
     osrelease: str
     symbols: Mapping[str, GuestVirtual]
     numbers: Mapping[str, int]
+
+    @property
+    def build_id(self) -> str:
+        """The kernel's, in hexadecimal; empty where it does not tell (before 5.15)."""
+        found = _BUILD_ID.search(self.text)
+        return found[1].decode() if found else ""
 
     @property
     def levels(self) -> int:

@@ -14,6 +14,8 @@ records.py     which counter record is whose
 patcher.py     forms to changes, and who may free what
 session.py     all of these over one attached guest
 rates.py       how often each site is called, for people
+learner.py     the strategy, fed from the counters
+recorder.py    what the strategy sees and decides, written to a trace
 migration.py   whether QEMU is moving the guest
 lending.py     the gdbstub given to a debugger, and taken back
 daemon.py      the reconcile loop over one session

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
+from optpolined.lab.trace import TraceHeader
 from optpolined.learning.audit import audit
 from optpolined.learning.strategy import Snapshot
 from optpolined.qemu.errors import MonitorClosedError, ResumedError
@@ -20,6 +21,7 @@ from optpolined.service.lending import Lending
 from optpolined.service.migration import has_migrated, is_migrating
 from optpolined.service.patcher import HELD_UP
 from optpolined.service.rates import Rates
+from optpolined.service.recorder import Recorder
 from optpolined.service.room import Room, fit
 from optpolined.service.session import Session
 from optpolined.telemetry.report import Report, SiteCounts, StopCounts
@@ -57,7 +59,7 @@ class Daemon:
         self._config = job.config
         self._attached_at = time.monotonic()
         self._attach_seconds = attach_seconds
-        self._learner = Learner(job.config.learning, session)
+        self._learner = Learner(job.config.learning, session, self._recorder())
         self._forms: dict[GuestVirtual, Found] = {}
         self._shunned: dict[GuestVirtual, int] = {}
         self._epoch = 0
@@ -69,6 +71,13 @@ class Daemon:
         self._refused: Counter[str] = Counter()
         self._report = self._first_report(job.guest)
         self.status = self._make_status(Phase.LEARNING)
+
+    def _recorder(self) -> Recorder | None:
+        if self._job.recording is None:
+            return None
+        kernel, learning = self._link.attachment.vmcoreinfo, self._config.learning
+        header = TraceHeader(kernel.osrelease, kernel.build_id, learning.strategy, learning)
+        return self._job.recording.attach(header, self._session.survey.symbols.name)
 
     def run(self) -> None:
         """Reconcile once an epoch until the end; then audit, where asked to.
@@ -245,9 +254,8 @@ class Daemon:
 
     def _snapshot(self) -> Snapshot:
         now = time.monotonic()
-        counts = self._session.count()
         seconds, self._epoch_began = now - self._epoch_began, now
-        return self._learner.snapshot(self._epoch, seconds, counts, self._forms)
+        return self._learner.snapshot(self._epoch, seconds, self._forms)
 
     def _poke(self, wanted: dict[GuestVirtual, Form]) -> None:
         if not wanted:

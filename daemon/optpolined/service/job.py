@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from optpolined.config import GuestConfig
+from optpolined.service.recorder import Recording
 from optpolined.telemetry.status import Status
 
 __all__ = ("Job",)
@@ -22,6 +23,8 @@ class Job:
     duration_seconds: float | None
     stop: threading.Event
     show: Callable[[Status], None]
+    recording: Recording | None = None
+    """Where what learning sees is written."""
     attached_at: float | None = None
     """As time.monotonic() gives it."""
 

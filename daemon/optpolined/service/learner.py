@@ -1,15 +1,14 @@
 """What the strategy wants, in forms that sites can really have."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Form, Key, LearnKeys
 from optpolined.config import LearningConfig
-from optpolined.kernel.sites import Site
-from optpolined.learning.shape import Shaper, Shapes
-from optpolined.learning.strategies import make_strategy
+from optpolined.learning.pupil import make_pupil
 from optpolined.learning.strategy import SiteEpoch, Snapshot
 from optpolined.service.inline import Found, Unsettled
+from optpolined.service.recorder import Recorder
 from optpolined.service.session import Session
 from optpolined.service.survey import ModuleChange
 
@@ -17,72 +16,68 @@ __all__ = ("Learner",)
 
 
 class Learner:
-    """The strategy of one guest, and the forms that its decisions become."""
+    """The strategy of one guest, fed from its counters, and recorded where that is asked for."""
 
-    def __init__(self, config: LearningConfig, session: Session) -> None:
+    def __init__(
+        self, config: LearningConfig, session: Session, recorder: Recorder | None = None
+    ) -> None:
         self._session = session
-        shaper = Shaper(config.shape, config.costs)
-        self._shapes = Shapes(shaper)
-        self._strategy = make_strategy(
-            config.strategy,
-            hysteresis=config.hysteresis,
-            continuous=config.continuous,
-            epoch=config.epoch,
-            shaper=shaper,
-        )
-        eligible = session.survey.inventory.eligible
-        self._shapes.declare(_keys(eligible))
-        self._state = self._strategy.initial(eligible)
-        self.wanted: dict[GuestVirtual, Form] = {}
+        self._recorder = recorder
+        self._pupil = make_pupil(config)
+        self._follow(session.survey.inventory.eligible, ())
+
+    @property
+    def wanted(self) -> Mapping[GuestVirtual, Form]:
         """The form that each site is to have; ``ORIGINAL`` where absent."""
-        self.states: dict[GuestVirtual, str] = {}
+        return self._pupil.wanted
+
+    @property
+    def states(self) -> Mapping[GuestVirtual, str]:
         """The name of each site's state."""
+        return self._pupil.states
 
     def follow(self, change: ModuleChange) -> None:
         """Sites came and went with their modules."""
-        self._state = self._strategy.forget(self._state, change.went)
-        self._shapes.forget(change.went)
-        for site in change.went:
-            self.wanted.pop(site, None)
-            self.states.pop(site, None)
+        self._follow(change.came, change.went)
+
+    def _follow(self, came: Iterable[GuestVirtual], went: Iterable[GuestVirtual]) -> None:
         eligible = self._session.survey.inventory.eligible
-        self._shapes.declare(_keys({site: eligible[site] for site in change.came}))
-        self._state = self._strategy.add(self._state, change.came)
+        keys: dict[GuestVirtual, Key | None] = {site: eligible[site].key for site in came}
+        self._pupil.follow(keys, went)
+        if self._recorder is not None:
+            self._recorder.follow(keys, went)
 
     def told(self, forms: Mapping[GuestVirtual, Found]) -> dict[GuestVirtual, Form]:
         """What stands at the sites, in the strategy's words; without what is nobody's form."""
-        return self._shapes.installed(
-            {
-                site: form
-                for site, form in forms.items()
-                if form is not None and not isinstance(form, Unsettled)
-            }
-        )
+        return self._pupil.told(_settled(forms))
 
-    def snapshot(
-        self,
-        epoch: int,
-        seconds: float,
-        counts: Mapping[GuestVirtual, SiteEpoch],
-        forms: Mapping[GuestVirtual, Found],
-    ) -> Snapshot:
-        """One epoch as the strategy is to see it; ``forms`` stood for all of it.
+    def snapshot(self, epoch: int, seconds: float, forms: Mapping[GuestVirtual, Found]) -> Snapshot:
+        """Count, and give one epoch as the strategy is to see it; ``forms`` stood for all of it.
 
         :raise TranslationError: the counters are not mapped any more.
         """
+        by_cpu: dict[int, dict[GuestVirtual, SiteEpoch]] = {}
+        counts = self._session.count(None if self._recorder is None else by_cpu)
         tables = {
             site: self._session.key_targets(site)
             for site, form in forms.items()
             if isinstance(form, LearnKeys)
         }
-        return Snapshot(epoch, seconds, self._shapes.counted(counts, tables), self.told(forms))
+        settled = _settled(forms)
+        if self._recorder is not None:
+            self._recorder.saw(epoch, seconds, by_cpu, tables, settled)
+        return self._pupil.snapshot(epoch, seconds, counts, tables, settled)
 
     def decide(self, snapshot: Snapshot) -> None:
         """Let the strategy decide; ``wanted`` and ``states`` follow."""
-        self._state, decision = self._strategy.decide(self._state, snapshot)
-        self.wanted.update(self._shapes.made(decision))
-        self.states.update(decision.states)
+        made = self._pupil.decide(snapshot)
+        if self._recorder is not None:
+            self._recorder.decided(made)
 
 
-def _keys(sites: Mapping[GuestVirtual, Site]) -> dict[GuestVirtual, Key]:
-    return {address: site.key for address, site in sites.items() if site.key is not None}
+def _settled(forms: Mapping[GuestVirtual, Found]) -> dict[GuestVirtual, Form]:
+    return {
+        site: form
+        for site, form in forms.items()
+        if form is not None and not isinstance(form, Unsettled)
+    }

@@ -5,8 +5,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from optpolined.config import GuestConfig
 from optpolined.kernel.errors import GuardedError, KernelError
@@ -14,6 +15,7 @@ from optpolined.qemu.errors import QemuError
 from optpolined.service.attach import AttachRefusedError, connect, refuse_on_failure
 from optpolined.service.daemon import Daemon
 from optpolined.service.job import Job
+from optpolined.service.recorder import Recording
 from optpolined.service.session import Session
 from optpolined.service.stops import STOP_BUCKETS_SECONDS
 from optpolined.telemetry.metrics import StatusCollector, serve_metrics
@@ -36,6 +38,8 @@ class Options:
     duration_seconds: float | None = None
     audit: bool = False
     force: bool = False
+    record: Path | None = None
+    """A file to write what learning sees to."""
 
 
 def serve(
@@ -50,24 +54,32 @@ def serve(
     ``show`` gets the status once an epoch.  A guest that is reset, or goes back to a snapshot, is
     attached to anew as soon as it has its module again.
 
+    :raise TraceError: the file to record to cannot be written.
     :raise AttachRefusedError: the guest cannot be attached to; nothing stays changed.
     :raise NothingToGainError: it has no retpolines.
     :raise OptpolinedError: the guest or QEMU failed while it was attached.
     """
     job = Job(guest, config, options.audit, options.force, options.duration_seconds, stop, show)
+    with ExitStack() as stack:
+        if options.record is not None:
+            job.recording = stack.enter_context(closing(Recording(options.record)))
+        return _serve(job)
+
+
+def _serve(job: Job) -> Report:
     report = _attach(job)
     said = ""
     last = False
     while report is None and not last:
         last = job.is_over  # then once more, for the guest may hold what is to be put back
-        stop.wait(0 if last else _REATTACH_SECONDS)
+        job.stop.wait(0 if last else _REATTACH_SECONDS)
         try:
             report = _attach(job)
         except AttachRefusedError as error:  # it boots, or has no module yet
             if str(error) != said:
                 said = str(error)
                 _log.warning("not attached: %s", said)
-    return report or Report(guest, lost=True)
+    return report or Report(job.guest, lost=True)
 
 
 def _attach(job: Job) -> Report | None:

@@ -18,9 +18,11 @@ from optpolined.kernel.arena import Arena, GraceToken
 from optpolined.kernel.counters import (
     RECORD,
     Counters,
+    Difference,
     RecordGain,
     clean,
     difference,
+    each_cpu,
     forget,
     full_address,
 )
@@ -62,6 +64,7 @@ _log = logging.getLogger(__name__)
 
 _RESTORE_ATTEMPTS = 3
 _RETRY_SECONDS = 0.01
+_Counts = dict[GuestVirtual, SiteEpoch]
 
 
 class Session:
@@ -201,17 +204,16 @@ class Session:
         interrupted = [left for left in self._leftovers() if left.standing is Standing.INTERRUPTED]
         put_back(interrupted, self._entries, self.space, self._patient)
 
-    def count(self) -> dict[GuestVirtual, SiteEpoch]:
-        """What each site's record gained since the last count or change; never stops the guest."""
-        now = self.counters.snapshot(self.records.extent)
-        gained = difference(self._last, now).by_record()
-        self._last = now
-        counts = {}
-        for record, gain in gained.items():
-            site = self.records.site(record)
-            if site is not None:
-                counts[site] = self._epoch(gain)
-        return counts
+    def count(self, by_cpu: dict[int, _Counts] | None = None) -> _Counts:
+        """What each site gained since the last count or change, and on each CPU; stops nobody."""
+        last, self._last = self._last, self.counters.snapshot(self.records.extent)
+        if by_cpu is not None:
+            by_cpu.update(enumerate(map(self._by_site, each_cpu(last, self._last))))
+        return self._by_site(difference(last, self._last))
+
+    def _by_site(self, gained: Difference) -> _Counts:
+        of = ((self.records.site(record), gain) for record, gain in gained.by_record().items())
+        return {site: self._epoch(gain) for site, gain in of if site is not None}
 
     def key_targets(self, site: GuestVirtual) -> dict[int, GuestVirtual]:
         """Which target each index of the site's key was last seen with; empty where it has no key.

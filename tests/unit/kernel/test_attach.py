@@ -291,6 +291,19 @@ def test_symbols_and_numbers_of_a_note() -> None:
         _ = found.root
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b"BUILD-ID=0123456789abcdef", "0123456789abcdef"),
+        (b"BUILD-ID=01\x1b[2J", ""),
+        (b"X-BUILD-ID=0123456789abcdef", ""),
+        (b"", ""),
+    ],
+)
+def test_the_build_id_is_hexadecimal_or_nothing(line: bytes, told: str) -> None:
+    assert parse_vmcoreinfo(b"OSRELEASE=6.1\n" + line + b"\nX=1\n").build_id == told
+
+
 @settings(deadline=None)
 @given(pages=st.lists(st.binary(min_size=0, max_size=64), max_size=4), levels=st.integers(4, 5))
 def test_a_guest_of_garbage_is_not_attached_to(pages: list[bytes], levels: int) -> None:

@@ -20,6 +20,7 @@ from optpolined.kernel.counters import (
     Records,
     clean,
     difference,
+    each_cpu,
     forget,
 )
 from optpolined.kernel.errors import CountersError
@@ -245,6 +246,18 @@ def test_clean_records() -> None:
     put(now, 1, 0, (0, 1))
     put(now, 0, 2, hits=1)
     assert clean(now) == [1, 3]
+
+
+def test_the_cpus_alone_make_the_sum() -> None:
+    before, now = records(2, 1), records(2, 2)
+    put(now, 0, 1, (HOT, 3), other=1)
+    put(now, 1, 1, (COLD, 4), (HOT, 2), hits=5)
+    put(before, 1, 0, (HOT, 9))
+    put(now, 1, 0, (HOT, 9))
+    first, second = (gained.by_record() for gained in each_cpu(before, now))
+    assert first == {1: RecordGain({TARGET: 3}, 1, 0)}
+    assert second == {1: RecordGain({TARGET: 2, GuestVirtual(0xFFFFFFFFC0300000): 4}, 0, 5)}
+    assert difference(before, now).by_record()[1].calls[TARGET] == 5
 
 
 _ANY = arrays.arrays(np.uint32, (2, 3, 16), elements=st.integers(0, (1 << 32) - 1))

@@ -1,0 +1,65 @@
+"""What the best there could be would have achieved.
+
+The clairvoyant knows the calls of every epoch before they are made, and pokes for nothing and in
+no time.  At each site and in each epoch it has the form that the cost model finds the cheapest for
+just these calls, over as many of the hottest targets as that takes; or none, where none pays by
+``min_saving_share``.  It is bound by the same costs and the same settings of forms as the
+strategies, and by nothing else: nobody who learns can do as well, and where a site changes each
+epoch, nobody should try.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from optpolined.lab.ledger import Spread, spread
+from optpolined.lab.truth import EpochTruth
+from optpolined.learning.shape import Shaper
+from optpolined.learning.strategy import Share
+
+__all__ = ("Clairvoyant", "foresee")
+
+
+@dataclass(slots=True)
+class Clairvoyant:
+    """Its account; lists have an element for each epoch."""
+
+    calls: list[int] = field(default_factory=list)
+    direct: list[float] = field(default_factory=list)
+    saved_cycles: float = 0.0
+
+    @property
+    def coverage(self) -> float:
+        """Direct calls over all calls, 0 to 1; 0 where nothing was called."""
+        calls = sum(self.calls)
+        return sum(self.direct) / calls if calls else 0.0
+
+
+def foresee(truth: Sequence[EpochTruth], shaper: Shaper) -> Clairvoyant:
+    """The clairvoyant's account of these calls."""
+    account = Clairvoyant()
+    known: dict[tuple[Share, ...], tuple[float, float]] = {}
+    for sites in truth:
+        calls, direct = 0, 0.0
+        for by_cpu in sites.values():
+            seen = spread(by_cpu)
+            if seen.shares not in known:
+                known[seen.shares] = _best(seen, shaper)
+            saving, covered = known[seen.shares]
+            calls += seen.calls
+            direct += covered * seen.calls
+            account.saved_cycles += saving * shaper.costs.retpoline_cycles * seen.calls
+        account.calls.append(calls)
+        account.direct.append(direct)
+    return account
+
+
+def _best(seen: Spread, shaper: Shaper) -> tuple[float, float]:
+    """What the cheapest form saves of a retpoline, and the share of calls that it makes direct."""
+    best = (0.0, 0.0)
+    covered = 0.0
+    for number, (_, share) in enumerate(seen.shares[: shaper.targets_max], 1):
+        covered += share
+        targets = seen.shares[:number]
+        if shaper.pays(targets):
+            best = max(best, (shaper.saving(targets), covered))
+    return best

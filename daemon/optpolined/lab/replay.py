@@ -1,0 +1,115 @@
+"""A strategy at work on a trace: the very code that works in the daemon.
+
+A strategy that is not the recorded one would have poked other sites, and so counted other calls.
+It is replayed in a :class:`World`, which answers to its pokes with the calls of ``find_truth``.
+
+The recorded strategy with the recorded settings is given what it was given then, epoch by epoch,
+whatever it asks for: so it decides what it decided in the daemon, and the trace, which holds these
+decisions, says whether it does.  What it achieved is measured against the same truth, with what
+really stood at the sites.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import ORIGINAL, Form, LearnKeys
+from optpolined.config import LearningConfig
+from optpolined.lab.ledger import Ledger
+from optpolined.lab.trace import Trace, summed
+from optpolined.lab.truth import EpochTruth
+from optpolined.lab.world import World
+from optpolined.learning.pupil import make_pupil
+from optpolined.learning.shape import KeyTable
+from optpolined.learning.strategies import StrategyName
+
+__all__ = ("Outcome", "is_recorded", "replay", "replay_recorded")
+
+Tick = Callable[[], None]
+"""Called after each epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a replay."""
+
+    ledger: Ledger
+    decisions: Sequence[Mapping[GuestVirtual, Form]]
+    """The sites whose wanted form each epoch changed."""
+    differs_at: int | None = None
+    """The first epoch whose decision is not the recorded one, of a recorded strategy."""
+
+
+def is_recorded(trace: Trace, strategy: StrategyName, learning: LearningConfig) -> bool:
+    """Whether this strategy with these settings is the one that was at work."""
+    recorded = trace.header.learning
+    return trace.header.strategy is strategy and all(
+        getattr(recorded, part) == getattr(learning, part)
+        for part in (strategy.value, "shape", "costs")
+    )
+
+
+def replay(
+    trace: Trace,
+    truth: Sequence[EpochTruth],
+    strategy: StrategyName,
+    learning: LearningConfig,
+    tick: Tick = lambda: None,
+) -> Outcome:
+    """A strategy in a guest that makes the calls of ``truth``.
+
+    Key tables are those of the trace, the latest that were read by then.
+    """
+    pupil, world = make_pupil(learning, strategy), World()
+    ledger = Ledger(learning.costs)
+    decisions = []
+    tables: dict[GuestVirtual, KeyTable] = {}
+    for epoch, calls in zip(trace.epochs, truth, strict=True):
+        for site in epoch.went:
+            world.forget(site)
+            tables.pop(site, None)
+        if epoch.came or epoch.went:
+            pupil.follow(epoch.came, epoch.went)
+        tables.update(epoch.tables)
+        read = {
+            site: table
+            for site, table in tables.items()
+            if isinstance(world.forms.get(site), LearnKeys)
+        }
+        counts = world.count(calls)
+        ledger.epoch(calls, epoch.seconds, world.forms)
+        snapshot = pupil.snapshot(epoch.epoch, epoch.seconds, counts, read, world.forms)
+        decisions.append(pupil.decide(snapshot))
+        ledger.poke(world.poke(decisions[-1]))
+        tick()
+    return Outcome(ledger, decisions)
+
+
+def replay_recorded(
+    trace: Trace,
+    truth: Sequence[EpochTruth],
+    tick: Tick = lambda: None,
+) -> Outcome:
+    """The recorded strategy, given what it was given."""
+    assert trace.header.strategy is not None
+    pupil = make_pupil(trace.header.learning, trace.header.strategy)
+    ledger = Ledger(trace.header.learning.costs)
+    decisions = []
+    differs_at = None
+    standing: dict[GuestVirtual, Form] = {}
+    for (epoch, forms), calls in zip(trace.standing(), truth, strict=True):
+        if ledger.calls:
+            ledger.poke({s: f for s, f in epoch.forms.items() if f != standing.get(s, ORIGINAL)})
+        standing = dict(forms)
+        if epoch.came or epoch.went:
+            pupil.follow(epoch.came, epoch.went)
+        ledger.epoch(calls, epoch.seconds, forms)
+        counts = {site: summed(by_cpu) for site, by_cpu in epoch.counts.items()}
+        snapshot = pupil.snapshot(epoch.epoch, epoch.seconds, counts, epoch.tables, standing)
+        decisions.append(pupil.decide(snapshot))
+        if differs_at is None and decisions[-1] != epoch.wanted:
+            differs_at = epoch.epoch
+        tick()
+    if decisions:
+        ledger.poke(decisions[-1])
+    return Outcome(ledger, decisions, differs_at)

@@ -1,0 +1,279 @@
+"""Guests that were made up: each scenario is the calls of all its sites, epoch by epoch.
+
+Deterministic: noise comes from a seeded generator, and not from the library's, whose sequence may
+change.  Every call is counted (``LEARNING`` stands at every site), so a trace is the whole truth.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import LEARNING
+from optpolined.kernel.counters import RECORD, Records, each_cpu, forget
+from optpolined.lab.trace import ByCpu, Trace, TraceEpoch, TraceHeader
+from optpolined.learning.strategy import SiteEpoch
+
+__all__ = ("SCENARIOS", "Rates", "alternation", "make", "name", "site", "target")
+
+SECONDS = 0.5
+CPUS = 2
+
+Rates = Mapping[int, float]
+"""Calls an epoch of one site on one CPU, by the number of the target."""
+SiteRates = Callable[[int, int], Rates]
+"""The rates of an epoch on a CPU."""
+
+
+def site(number: int) -> GuestVirtual:
+    """The address of a site."""
+    return GuestVirtual(0xFFFFFFFF81000000 + 16 * number)
+
+
+def target(number: int) -> GuestVirtual:
+    """The address of a target."""
+    return GuestVirtual(0xFFFFFFFF82000000 + 16 * number)
+
+
+def name(address: GuestVirtual) -> str:
+    """Its symbol."""
+    number, is_target = (address & 0xFFFFFF) >> 4, address >= target(0)
+    return f"target_{number}" if is_target else f"caller_{number}"
+
+
+class _Noise:
+    """A counting rate is about as noisy as its square root; a linear congruence is noise enough."""
+
+    def __init__(self) -> None:
+        self._state = 20181212
+
+    def count(self, mean: float) -> int:
+        if mean < 50:  # it would show nowhere but in the size of the file
+            return round(mean)
+        self._state = (self._state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
+        # The sum of four evenly spread numbers: nearly a bell, with a standard deviation of 1.
+        parts = [(self._state >> shift & 0xFF) / 255 - 0.5 for shift in (56, 48, 40, 32)]
+        return max(0, round(mean + sum(parts) * math.sqrt(3 * mean)))
+
+
+def make(title: str, epochs: int, sites: Sequence[SiteRates], *, noisy: bool = True) -> Trace:
+    """A trace of so many epochs."""
+    noise = _Noise() if noisy else None
+    return _trace(
+        title,
+        (
+            {site(number): _counted(rates, epoch, noise) for number, rates in enumerate(sites)}
+            for epoch in range(epochs)
+        ),
+        len(sites),
+    )
+
+
+def _counted(rates: SiteRates, epoch: int, noise: _Noise | None) -> ByCpu:
+    counts = {}
+    for cpu in range(CPUS):
+        count = noise.count if noise else round
+        calls = {target(n): count(rate) for n, rate in rates(epoch, cpu).items()}
+        gain = SiteEpoch({called: number for called, number in calls.items() if number})
+        if gain.calls:
+            counts[cpu] = gain
+    return counts
+
+
+def _trace(
+    title: str, epochs: Iterator[Mapping[GuestVirtual, ByCpu]], number_of_sites: int
+) -> Trace:
+    sites = [site(number) for number in range(number_of_sites)]
+    made = [
+        TraceEpoch(
+            place,
+            SECONDS,
+            {address: by_cpu for address, by_cpu in counts.items() if by_cpu},
+            came={} if place else dict.fromkeys(sites),
+            forms={} if place else dict.fromkeys(sites, LEARNING),
+        )
+        for place, counts in enumerate(epochs)
+    ]
+    called = {t for e in made for c in e.counts.values() for g in c.values() for t in g.calls}
+    names = {address: name(address) for address in [*sites, *sorted(called)]}
+    return Trace(TraceHeader(f"made up: {title}"), made, names)
+
+
+def _mix(*rates: float, first: int = 0) -> dict[int, float]:
+    return {first + place: rate for place, rate in enumerate(rates) if rate}
+
+
+def _steady(*rates: float, first: int = 0) -> SiteRates:
+    mix = _mix(*rates, first=first)
+    return lambda _epoch, _cpu: mix
+
+
+def _phases(period: int, *mixes: Rates) -> SiteRates:
+    return lambda epoch, _cpu: mixes[epoch // period % len(mixes)]
+
+
+# Four targets, of which three are nearly as hot as each other: what is ahead changes from epoch to
+# epoch, and it takes a margin not to care.
+_FOUR = (300.0, 212.0, 200.0, 190.0)
+
+# Two hot targets, and a long thin tail of others, as most sites have that are not of one target.
+_TAIL = 20
+_HOT = (3000.0, 1500.0)
+_TAIL_RATE = 12.0
+
+
+def _with_tail(*rates: float, first: int, tail: int, scale: float = 1.0) -> dict[int, float]:
+    hot = _mix(*[rate * scale for rate in rates], first=first)
+    return hot | dict.fromkeys(range(tail, tail + _TAIL), _TAIL_RATE * scale)
+
+
+def stable() -> Trace:
+    """Sites of one to four targets that never change."""
+    return make("stable", 160, [_steady(*_FOUR[: 1 + n], first=8 * n) for n in range(4)])
+
+
+def zipf() -> Trace:
+    """Sites with 64 targets, from so skewed that a chain pays to so even that nothing does."""
+
+    def rates(exponent: float, first: int) -> SiteRates:
+        weights = [1 / rank**exponent for rank in range(1, 65)]
+        return _steady(*[3000 * weight / sum(weights) for weight in weights], first=first)
+
+    exponents = (3.0, 2.5, 2.0, 1.5, 1.0)
+    sites = [rates(exponent, 64 * n) for n, exponent in enumerate(exponents)]
+    return make("zipf", 160, sites, noisy=False)
+
+
+def phase_change() -> Trace:
+    """The hot targets of all sites are others from the middle on."""
+
+    def rates(n: int) -> SiteRates:
+        phases = [_with_tail(*_HOT, first=64 * n + 4 * k, tail=64 * n + 32) for k in (0, 1)]
+        return _phases(120, *phases)
+
+    return make("phase change", 240, [rates(n) for n in range(2)])
+
+
+def drift() -> Trace:
+    """One hot target slowly gives way to the next one, and that to a third."""
+
+    def rates(n: int) -> SiteRates:
+        def at(epoch: int, _cpu: int) -> Rates:
+            step, done = divmod(epoch / 200, 1)
+            hot = sum(_HOT)
+            first = 64 * n + int(step)
+            return _with_tail(hot * (1 - done), hot * done, first=first, tail=64 * n + 32)
+
+        return at
+
+    return make("drift", 400, [rates(n) for n in range(2)])
+
+
+def bursts() -> Trace:
+    """Sites that are hot, nearly silent and silent in turn, each at its own pace."""
+
+    def rates(n: int, length: int) -> SiteRates:
+        hot = _with_tail(*_HOT, first=64 * n, tail=64 * n + 32)
+        quiet = _with_tail(*_HOT, first=64 * n, tail=64 * n + 32, scale=1 / 24)
+        return _phases(length, hot, quiet, {})
+
+    return make("bursts", 240, [rates(n, length) for n, length in enumerate((3, 11, 25))])
+
+
+def alternation(period: float, epochs: int, *, groups: int = 5, sites: int = 1) -> Trace:
+    """A site that calls one of so many disjoint groups of targets at a time, and then the next.
+
+    :param period: Epochs that a group lasts; where it is not whole, an epoch may see two.
+    """
+
+    def at(epoch: int, _cpu: int) -> Rates:
+        rates: dict[int, float] = {}
+        moment = float(epoch)
+        while moment < epoch + 1 - 1e-9:
+            turn = int(moment / period + 1e-9)
+            end = min((turn + 1) * period, epoch + 1.0)
+            for number, rate in _mix(*_FOUR[:3], first=3 * (turn % groups)).items():
+                rates[number] = rates.get(number, 0.0) + rate * (end - moment)
+            moment = end
+        return rates
+
+    return make(f"alternation {period:g}", epochs, [at] * sites)
+
+
+def one_cpu_differs() -> Trace:
+    """One CPU calls other targets than the other does: an interrupt's, say."""
+
+    def rates(n: int) -> SiteRates:
+        return lambda _epoch, cpu: (
+            _mix(*(250.0, 110.0), first=8 * n + 2) if cpu else _mix(*(900.0, 300.0), first=8 * n)
+        )
+
+    return make("one CPU differs", 160, [rates(n) for n in range(4)])
+
+
+def wrap_and_reset() -> Trace:
+    """Counters that are about to wrap, and records that are cleared twice, as they are read."""
+    sites, noise = 3, _Noise()
+    raw = np.zeros((CPUS, sites), RECORD)
+    for number in range(sites):
+        raw["slots"]["target"][:, number, :2] = [target(4 * number) & 0xFFFFFFFF, 0]
+        raw["slots"]["count"][:, number, 0] = 0xFFFFFFFF - 20_000 * (number + 1)
+
+    def epochs() -> Iterator[Mapping[GuestVirtual, ByCpu]]:
+        nonlocal raw
+        for epoch in range(160):
+            before = raw.copy()
+            if epoch in (50, 110):
+                forget(before, range(sites))
+                raw = before.copy()
+            _count_raw(raw, noise)
+            yield _read_raw(before, raw)
+
+    return _trace("counters wrap and are reset", epochs(), sites)
+
+
+def _count_raw(raw: Records, noise: _Noise) -> None:
+    for cpu in range(CPUS):
+        for number in range(raw.shape[1]):
+            for place, rate in enumerate((900.0, 120.0)):
+                slot = raw["slots"][cpu, number, place]
+                slot["target"] = target(4 * number + place) & 0xFFFFFFFF
+                slot["count"] = (int(slot["count"]) + noise.count(rate)) % (1 << 32)
+
+
+def _read_raw(before: Records, now: Records) -> dict[GuestVirtual, dict[int, SiteEpoch]]:
+    counts: dict[GuestVirtual, dict[int, SiteEpoch]] = {}
+    for cpu, gained in enumerate(each_cpu(before, now)):
+        for record, gain in gained.by_record().items():
+            counts.setdefault(site(record), {})[cpu] = SiteEpoch(gain.calls, gain.other, gain.hits)
+    return counts
+
+
+def cold_and_hot() -> Trace:
+    """Ten hot sites among a thousand that are called now and then."""
+
+    def rates(n: int) -> SiteRates:
+        if n % 101 == 0:
+            return _steady(5000.0 / (1 + n // 101), 300.0, first=n)
+        return lambda epoch, cpu: _mix(4.0, first=2000) if (epoch + 7 * n) % 97 == cpu else {}
+
+    return make("ten hot of a thousand", 128, [rates(n) for n in range(1010)], noisy=False)
+
+
+SCENARIOS: dict[str, Callable[[], Trace]] = {
+    "stable": stable,
+    "zipf": zipf,
+    "phase-change": phase_change,
+    "drift": drift,
+    "bursts": bursts,
+    "alternation-half": lambda: alternation(0.5, 300),
+    "alternation-below-one": lambda: alternation(0.9, 300),
+    "alternation-one": lambda: alternation(1, 300),
+    "alternation-above-one": lambda: alternation(1.1, 300),
+    "alternation-ten": lambda: alternation(10, 300),
+    "one-cpu-differs": one_cpu_differs,
+    "wrap-and-reset": wrap_and_reset,
+    "cold-and-hot": cold_and_hot,
+}
+"""The scenarios by the name of their file."""

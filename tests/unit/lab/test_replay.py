@@ -1,0 +1,211 @@
+"""A replay decides what the daemon decided, and accounts for it."""
+
+import io
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Key, LearnKeys
+from optpolined.config import LearningConfig
+from optpolined.lab.ledger import Ledger, cycles, spread, stop_seconds
+from optpolined.lab.replay import is_recorded, replay, replay_recorded
+from optpolined.lab.trace import Trace, TraceHeader, summed
+from optpolined.lab.tracefile import TraceWriter, read_traces
+from optpolined.lab.truth import EpochTruth, find_truth
+from optpolined.lab.world import World
+from optpolined.learning.cost import Costs
+from optpolined.learning.pupil import make_pupil
+from optpolined.learning.settings import EpochSettings, LearningSettings
+from optpolined.learning.strategies import StrategyName
+from optpolined.learning.strategy import SiteEpoch
+from optpolined.service.recorder import Recorder
+from optpolined.x86 import Register
+from tests.laboratory.scenarios import alternation, make, site, target
+
+QUICK = LearningConfig(
+    hysteresis=LearningSettings(
+        promote_epochs=2, learn_epochs=3, audit_epochs=3, quarantine_epochs=2, calm_epochs=4
+    ),
+    epoch=EpochSettings(learn_epochs=4, worker_epochs=2, retrain_epochs=9),
+)
+KEY = Key(Register.RDI, 0, 3)
+A, B = target(0), target(1)
+
+
+class Live:
+    """A daemon at work in a world that makes the calls of a trace, CPU by CPU.
+
+    The first site learns by its key; the last one comes late, and goes and comes back.
+    """
+
+    def __init__(self, trace: Trace, strategy: StrategyName) -> None:
+        self.trace, self.strategy = trace, strategy
+        self.sites = list(trace.epochs[0].came)
+        self.pupil = make_pupil(QUICK, strategy)
+        self.worlds = [World(), World()]
+        self.decisions: list[dict[GuestVirtual, Form]] = []
+
+    def record(self, path: Path) -> Trace:
+        header = TraceHeader("test", "", self.strategy, QUICK)
+        with path.open("wb") as file, TraceWriter(file, header) as writer:
+            recorder = Recorder(writer.write, hex)
+            for place, calls in enumerate(find_truth(self.trace)):
+                self.follow(place, recorder)
+                self.epoch(place, calls, recorder)
+        (trace,) = read_traces(path)
+        return trace
+
+    def follow(self, place: int, recorder: Recorder) -> None:
+        last = self.sites[-1]
+        first: dict[GuestVirtual, Key | None] = {**dict.fromkeys(self.sites[:-1]), site(0): KEY}
+        late: dict[GuestVirtual, Key | None] = {last: None}
+        came = {0: first, 4: late, 20: late}.get(place, {})
+        went = [last] if place == 15 else []
+        for world in self.worlds if went else ():
+            world.forget(last)
+        if came or went:
+            self.pupil.follow(came, went)
+            recorder.follow(came, went)
+
+    def epoch(self, place: int, calls: EpochTruth, recorder: Recorder) -> None:
+        by_cpu = {
+            cpu: world.count({s: {cpu: made[cpu]} for s, made in calls.items() if cpu in made})
+            for cpu, world in enumerate(self.worlds)
+        }
+        called = {address for gains in by_cpu.values() for address in gains}
+        counts = {
+            address: summed(
+                {cpu: gains[address] for cpu, gains in by_cpu.items() if address in gains}
+            )
+            for address in called
+        }
+        forms = dict(self.worlds[0].forms)
+        tables = {s: {0: A, 1: B} for s, form in forms.items() if isinstance(form, LearnKeys)}
+        for _ in range(1 + (place % 7 == 3)):  # what nobody decides on is not part of the trace
+            recorder.saw(place, 0.5, by_cpu, tables, forms)
+        made = self.pupil.decide(self.pupil.snapshot(place, 0.5, counts, tables, forms))
+        recorder.decided(made)
+        self.decisions.append(made)
+        # The daemon pokes what it can: here, every third change is refused.
+        doable = {s: form for s, form in made.items() if (s // 16 + place) % 3}
+        for world in self.worlds:
+            world.poke(doable)
+
+
+RATES = st.sampled_from([0.0, 3.0, 40.0, 400.0])
+MIXES = st.dictionaries(st.integers(0, 9), RATES, max_size=9)
+PHASES = st.lists(st.tuples(st.integers(1, 12), MIXES), min_size=1, max_size=4)
+
+
+def follow(track: list[dict[int, float]], epoch: int, _cpu: int) -> dict[int, float]:
+    return track[epoch % len(track)]
+
+
+@pytest.mark.parametrize("strategy", list(StrategyName))
+@settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
+@given(st.lists(PHASES, min_size=3, max_size=3))
+def test_a_recorded_run_is_decided_as_it_was(
+    tmp_path: Path, strategy: StrategyName, plans: list[list[tuple[int, dict[int, float]]]]
+) -> None:
+    tracks = [[rates for length, rates in plan for _ in range(length)] for plan in plans]
+    calls = make("test", 40, [partial(follow, track) for track in tracks])
+    live = Live(calls, strategy)
+    recorded = live.record(tmp_path / "x.trace")
+    assert is_recorded(recorded, strategy, QUICK)
+    outcome = replay_recorded(recorded, find_truth(recorded))
+    assert outcome.differs_at is None
+    assert outcome.decisions == live.decisions
+    assert len(outcome.ledger.calls) == len(outcome.ledger.pokes) == 40
+
+
+def test_a_decision_that_is_not_the_recorded_one_is_told(tmp_path: Path) -> None:
+    live = Live(alternation(6, 40, sites=3), StrategyName.HYSTERESIS)
+    recorded = live.record(tmp_path / "x.trace")
+    recorded.epochs[7].wanted[site(0)] = Chain((A,))  # type: ignore[index]
+    assert replay_recorded(recorded, find_truth(recorded)).differs_at == 7
+
+
+@pytest.mark.parametrize("strategy", list(StrategyName))
+def test_a_replay_gives_the_same_each_time(strategy: StrategyName) -> None:
+    trace = alternation(6, 60, sites=3)
+    first, second = (replay(trace, find_truth(trace), strategy, QUICK) for _ in range(2))
+    assert first == second
+    assert first.ledger.first_promotion_seconds is not None
+
+
+def test_what_was_recorded_is_asked_of_strategy_settings_and_costs() -> None:
+    trace = Trace(TraceHeader("test", "", StrategyName.EPOCH, QUICK), [])
+    assert is_recorded(trace, StrategyName.EPOCH, QUICK)
+    assert not is_recorded(trace, StrategyName.CONTINUOUS, QUICK)
+    others = QUICK.model_copy(update={"hysteresis": LearningSettings()})
+    assert is_recorded(trace, StrategyName.EPOCH, others)
+    for changed in ({"epoch": EpochSettings()}, {"costs": Costs(retpoline_cycles=50)}):
+        assert not is_recorded(trace, StrategyName.EPOCH, QUICK.model_copy(update=changed))
+
+
+def test_the_ledger_accounts_for_an_epoch() -> None:
+    ledger = Ledger(Costs())
+    calls: EpochTruth = {site(0): {0: {A: 60}, 1: {A: 30, B: 10}}, site(1): {0: {B: 7}}}
+    ledger.epoch(calls, 0.5, {})
+    ledger.poke({site(0): LEARNING})
+    ledger.epoch(calls, 0.5, {site(0): LEARNING})
+    ledger.poke({site(0): Chain((A,))})
+    assert (ledger.calls, ledger.direct, ledger.pokes) == ([107, 107], [0, 0], [1, 1])
+    assert ledger.saved_cycles == pytest.approx(100 * (36 - 39))
+    assert ledger.first_promotion_seconds == 1.0
+    ledger.epoch(calls, 0.5, {site(0): Chain((A,))})
+    assert ledger.direct[-1] == 90
+    assert ledger.saved_cycles == pytest.approx(-300 + 100 * (36 - Costs().chain([0.9])))
+    assert ledger.coverage == 90 / 321
+
+
+def test_a_flip_is_another_set_of_targets() -> None:
+    ledger = Ledger(Costs())
+    for form in (Chain((A, B)), Chain((B, A)), LEARNING, ORIGINAL, Chain((A, B), counts_hits=True)):
+        ledger.poke({site(0): form})
+    assert ledger.flips == 0
+    ledger.poke({site(0): Chain((A,))})
+    assert ledger.flips == 1
+
+
+def test_stops_are_cut_into_slices() -> None:
+    assert stop_seconds(0) == 0
+    assert stop_seconds(1) == pytest.approx(3 * 0.363e-3, rel=0.01)
+    assert stop_seconds(1000) == pytest.approx(3 * (6 * 0.36e-3 + 3.24e-3), rel=0.01)
+
+
+def test_what_a_call_costs_follows_the_form() -> None:
+    seen = spread({0: {A: 50}, 1: {B: 50}})
+    costs = Costs()
+    assert cycles(ORIGINAL, seen, costs) == 36
+    assert cycles(Chain((A, B)), seen, costs) == costs.chain([0.5, 0.5])
+    assert cycles(LearnKeys(KEY), seen, costs) == 39
+
+
+def test_a_world_has_seven_slots_a_cpu_and_a_fresh_record_where_they_are_full() -> None:
+    world, nine = World(), {target(n): 1 for n in range(9)}
+    assert world.count({site(0): {0: nine}}) == {}
+    world.poke({site(0): LEARNING})
+    assert world.count({site(0): {0: nine}})[site(0)].other == 2
+    world.poke({site(0): Chain((target(0),))})
+    world.poke({site(0): LEARNING})
+    assert world.count({site(0): {0: {target(8): 1}}})[site(0)] == SiteEpoch({target(8): 1})
+    world.poke({site(0): Chain((target(8),), counts_hits=True)})
+    assert world.count({site(0): {0: {target(8): 3}}})[site(0)].hits == 3
+
+
+def test_names_of_a_recording_are_asked_for_once() -> None:
+    asked: list[GuestVirtual] = []
+
+    def name(address: GuestVirtual) -> str:
+        asked.append(address)
+        return "f"
+
+    with TraceWriter(io.BytesIO(), TraceHeader("test")) as writer:
+        for epoch in alternation(1, 20).epochs:
+            writer.write(epoch, name)
+    assert len(asked) == len(set(asked)) > 10

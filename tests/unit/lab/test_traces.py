@@ -1,0 +1,115 @@
+"""The scenarios of tests/traces, and what hysteresis makes of them."""
+
+import io
+import itertools
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from optpolined.codegen.forms import Original
+from optpolined.config import LearningConfig
+from optpolined.lab.clairvoyant import foresee
+from optpolined.lab.replay import Outcome, replay
+from optpolined.lab.trace import Trace
+from optpolined.lab.tracefile import TraceWriter, read_traces
+from optpolined.lab.truth import EpochTruth, find_truth
+from optpolined.learning.settings import LearningSettings
+from optpolined.learning.shape import Shaper
+from optpolined.learning.strategies import StrategyName
+from tests.laboratory.scenarios import SCENARIOS, alternation, name, site
+
+FILES = Path(__file__).parents[2] / "traces"
+TRANQUIL = [title for title in SCENARIOS if not title.startswith("alternation")]
+PATIENT = LearningConfig(hysteresis=LearningSettings(quarantine_epochs_max=1_000_000))
+
+
+@cache
+def scenario(title: str) -> tuple[Trace, list[EpochTruth]]:
+    (trace,) = read_traces(FILES / f"{title}.trace")
+    return trace, find_truth(trace)
+
+
+@cache
+def outcome(title: str, strategy: StrategyName) -> Outcome:
+    return replay(*scenario(title), strategy, LearningConfig())
+
+
+@pytest.mark.parametrize("title", SCENARIOS)
+def test_the_files_are_what_the_scenarios_make(title: str) -> None:
+    file, trace = io.BytesIO(), SCENARIOS[title]()
+    with TraceWriter(file, trace.header) as writer:
+        for epoch in trace.epochs:
+            writer.write(epoch, name)
+    content = (FILES / f"{title}.trace").read_bytes()
+    assert scenario(title)[0] == trace
+    assert len(content) < 24_000
+
+
+@pytest.mark.parametrize("title", SCENARIOS)
+def test_a_made_up_trace_is_the_whole_truth(title: str) -> None:
+    trace, truth = scenario(title)
+    for epoch, calls in zip(trace.epochs, truth, strict=True):
+        assert calls == {
+            address: {cpu: gain.calls for cpu, gain in by_cpu.items()}
+            for address, by_cpu in epoch.counts.items()
+        }
+
+
+@pytest.mark.parametrize("title", TRANQUIL)
+def test_hysteresis_covers_what_can_be_covered(title: str) -> None:
+    best = foresee(scenario(title)[1], Shaper())
+    assert outcome(title, StrategyName.HYSTERESIS).ledger.coverage >= 0.95 * best.coverage
+
+
+@pytest.mark.parametrize("title", ["drift", "bursts", "phase-change"])
+def test_hysteresis_pokes_at_most_a_fifth_as_often_as_continuous(title: str) -> None:
+    mine, theirs = (
+        sum(outcome(title, strategy).ledger.pokes)
+        for strategy in (StrategyName.HYSTERESIS, StrategyName.CONTINUOUS)
+    )
+    assert 5 * mine <= theirs
+
+
+@pytest.mark.parametrize("period", [0.5, 0.9, 1, 1.1, 2, 3, 10, 30])
+def test_pokes_of_an_alternation_grow_with_the_logarithm_of_time(period: float) -> None:
+    trace = alternation(period, 4000)
+    made = replay(trace, find_truth(trace), StrategyName.HYSTERESIS, PATIENT)
+    sums = list(itertools.accumulate(made.ledger.pokes))
+    growth = [sums[2 * n - 1] - sums[n - 1] for n in (250, 500, 1000, 2000)]
+    # A doubling of the trace lets in one strike and the pokes around it, however long it is.
+    assert max(growth) <= 30
+    assert growth[-1] <= 14
+
+
+def test_after_a_phase_change_the_right_targets_stand_in_time() -> None:
+    trace, truth = scenario("phase-change")
+    settings = LearningConfig().hysteresis
+    change = 120
+    for address in trace.epochs[0].came:
+        before = {t for calls in truth[change - 1][address].values() for t in calls}
+        after = {t for calls in truth[change][address].values() for t in calls} - before
+        standing: set[int] = set()
+        right = []
+        for decision in outcome("phase-change", StrategyName.HYSTERESIS).decisions:
+            right.append(after <= standing)
+            form = decision.get(address)
+            if form is not None:
+                standing = set() if isinstance(form, Original) else set(form.targets)
+        # What is decided at the end of an epoch stands in the next.
+        assert after
+        assert right.index(True) - change <= settings.promote_epochs + 1
+        assert all(right[right.index(True) :])
+
+
+def test_the_scenarios_are_what_they_say() -> None:
+    cold, _ = scenario("cold-and-hot")
+    assert len(cold.epochs[0].came) == 1010
+    _, truth = scenario("one-cpu-differs")
+    assert not truth[0][site(0)][0].keys() & truth[0][site(0)][1].keys()
+    _, truth = scenario("wrap-and-reset")
+    calls = [sum(made.values()) for epoch in truth for made in epoch[site(0)].values()]
+    assert max(calls) < 2000
+    for period in (0.5, 1):
+        seen = [set(epoch[site(0)][0]) for epoch in find_truth(alternation(period, 9))]
+        assert not seen[0] & seen[1]
