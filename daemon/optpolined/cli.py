@@ -10,12 +10,13 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
 
-from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, load
+from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, PolicyConfig, load
 from optpolined.errors import OptpolinedError
 from optpolined.poke.protocol import Protocol
 from optpolined.service.attach import AttachRefusedError, NothingToGainError
@@ -26,6 +27,8 @@ from optpolined.telemetry.live import LiveView
 
 __all__ = ("main",)
 
+_log = logging.getLogger(__name__)
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -35,6 +38,8 @@ example:
   optpolined --guest vm1 --dry-run           what would be attached to, and how many sites
   optpolined --guest vm1 --duration 60 --audit --report vm1.json
   optpolined --guest vm1 --recover-only      put back what a daemon that died has left
+
+SIGHUP: read the [policy] of NAME.toml again
 
 exit codes: 0 done or nothing to gain, 1 failed while attached, 2 bad input
 """
@@ -96,8 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True)
     _configure_logging(errors, verbose=options.verbose)
     try:
-        directories = (options.config_dir,) if options.config_dir else DEFAULT_DIRECTORIES
-        config = load(options.guest, directories)
+        config = load(options.guest, _directories(options))
         return _run(options, config, errors)
     except NothingToGainError as reason:
         errors.print(f"optpolined: {reason}", highlight=False, soft_wrap=True, markup=False)
@@ -121,13 +125,14 @@ def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> i
         recovered = recover_only(config)
         sys.stdout.write(f"{recovered}\n")
         return EXIT_OK if recovered.is_complete else EXIT_FAILED
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop, hung_up = threading.Event(), threading.Event()
+    for number, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, hung_up)):
+        signal.signal(number, partial(_set, event))
     how = Options(
         duration_seconds=options.duration,
         audit=options.audit,
         force=options.force,
+        reread=partial(_reread_policy, options, hung_up),
     )
     if options.live:
         with LiveView(errors) as view:
@@ -140,6 +145,28 @@ def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> i
         sys.stdout.write(line + "\n")
     clean = report.text_identical_after_detach or report.migrated_away
     return EXIT_OK if clean else EXIT_FAILED
+
+
+def _set(event: threading.Event, *_: object) -> None:
+    event.set()
+
+
+def _reread_policy(options: argparse.Namespace, hung_up: threading.Event) -> PolicyConfig | None:
+    """The policy as the file has it now, after a SIGHUP; a wrong file changes nothing."""
+    if not hung_up.is_set():
+        return None
+    hung_up.clear()
+    try:
+        policy = load(options.guest, _directories(options)).policy
+    except ConfigError as error:
+        _log.error("the policy stays as it is: %s", error)
+        return None
+    _log.info("the policy is read again; pins and bans that were asked for meanwhile are forgotten")
+    return policy
+
+
+def _directories(options: argparse.Namespace) -> Sequence[Path]:
+    return (options.config_dir,) if options.config_dir else DEFAULT_DIRECTORIES
 
 
 def _configure_logging(console: Console, *, verbose: bool) -> None:

@@ -13,11 +13,13 @@ from optpolined.learning.strategy import Snapshot
 from optpolined.qemu.errors import MonitorClosedError, ResumedError
 from optpolined.service.answers import answer
 from optpolined.service.attach import Link
+from optpolined.service.governor import Governor
 from optpolined.service.inline import Found
 from optpolined.service.job import Job
 from optpolined.service.learner import Learner
 from optpolined.service.lending import Lending
 from optpolined.service.migration import has_migrated, is_migrating
+from optpolined.service.naming import Names
 from optpolined.service.patcher import HELD_UP
 from optpolined.service.rates import Rates
 from optpolined.service.room import Room, fit
@@ -58,6 +60,10 @@ class Daemon:
         self._attached_at = time.monotonic()
         self._attach_seconds = attach_seconds
         self._learner = Learner(job.config.learning, session)
+        survey = session.survey
+        inventory = survey.inventory
+        names = Names(survey.symbols, inventory.eligible, inventory.reasons, session.is_target)
+        self._governor = Governor(job.rules, survey, self._learner, names)
         self._forms: dict[GuestVirtual, Found] = {}
         self._shunned: dict[GuestVirtual, int] = {}
         self._epoch = 0
@@ -116,11 +122,15 @@ class Daemon:
         end = time.monotonic() + self._config.learning.epoch_milliseconds / 1e3
         while (left := end - time.monotonic()) > 0 and not self._job.is_over:
             self._job.stop.wait(min(left, _REQUEST_SECONDS))
+            if (policy := self._job.reread()) is not None:
+                self._job.config = self._job.config.model_copy(update={"policy": policy})
+                self._governor.adopt(policy)
             while (asked := self.requests.take()) is not None:
                 said = answer(
                     asked.request,
                     lending=self._lending,
                     static_calls=self._session.static_calls,
+                    governor=self._governor,
                     pause=self._pause(),
                 )
                 self._tell(self._pause() or self._at_work())
@@ -238,6 +248,7 @@ class Daemon:
         if change is None:
             return
         self._learner.follow(change)
+        self._governor.follow()
         self._room.forget(change.went)
         for site in change.went:
             self._forms.pop(site, None)
@@ -323,6 +334,7 @@ class Daemon:
             states=dict(states),
             targets_histogram=dict(self._histogram()),
             hottest=self._hottest(),
+            ruled=self._governor.ruled(),
             counted_calls=self._rates.counted_calls,
             direct_per_second=max(
                 0.0, sum(rate.calls_per_second for rate in rates.values()) - missed

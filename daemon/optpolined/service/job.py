@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from optpolined.config import GuestConfig
+from optpolined.config import GuestConfig, PolicyConfig
+from optpolined.service.rules import Rules
 from optpolined.telemetry.status import Status
 
 __all__ = ("Job",)
@@ -22,6 +23,10 @@ class Job:
     duration_seconds: float | None
     stop: threading.Event
     show: Callable[[Status], None]
+    rules: Rules
+    """What people have decided about sites; outlives an attachment."""
+    reread: Callable[[], PolicyConfig | None]
+    """Another policy, where somebody asked to go by another since the last look."""
     attached_at: float | None = None
     """As time.monotonic() gives it."""
 

@@ -6,9 +6,10 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Form, Key, LearnKeys
 from optpolined.config import LearningConfig
 from optpolined.kernel.sites import Site
+from optpolined.learning.policy import Governed, Ruling
 from optpolined.learning.shape import Shaper, Shapes
 from optpolined.learning.strategies import make_strategy
-from optpolined.learning.strategy import SiteEpoch, Snapshot
+from optpolined.learning.strategy import SiteEpoch, SiteStatus, Snapshot
 from optpolined.service.inline import Found, Unsettled
 from optpolined.service.session import Session
 from optpolined.service.survey import ModuleChange
@@ -23,12 +24,14 @@ class Learner:
         self._session = session
         shaper = Shaper(config.shape, config.costs)
         self._shapes = Shapes(shaper)
-        self._strategy = make_strategy(
-            config.strategy,
-            hysteresis=config.hysteresis,
-            continuous=config.continuous,
-            epoch=config.epoch,
-            shaper=shaper,
+        self._strategy = Governed(
+            make_strategy(
+                config.strategy,
+                hysteresis=config.hysteresis,
+                continuous=config.continuous,
+                epoch=config.epoch,
+                shaper=shaper,
+            )
         )
         eligible = session.survey.inventory.eligible
         self._shapes.declare(_keys(eligible))
@@ -48,6 +51,14 @@ class Learner:
         eligible = self._session.survey.inventory.eligible
         self._shapes.declare(_keys({site: eligible[site] for site in change.came}))
         self._state = self._strategy.add(self._state, change.came)
+
+    def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
+        """Decide about these sites, and no others, by what somebody said."""
+        self._state = self._strategy.rule(self._state, rulings)
+
+    def status(self) -> Mapping[GuestVirtual, SiteStatus]:
+        """Where every site stands; its wanted form in the strategy's words."""
+        return self._strategy.status(self._state)
 
     def told(self, forms: Mapping[GuestVirtual, Found]) -> dict[GuestVirtual, Form]:
         """What stands at the sites, in the strategy's words; without what is nobody's form."""

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from optpolined.config import GuestConfig
+from optpolined.config import GuestConfig, PolicyConfig
 from optpolined.kernel.errors import GuardedError, KernelError
 from optpolined.qemu.errors import QemuError
 from optpolined.service.attach import AttachRefusedError, connect, refuse_on_failure
 from optpolined.service.daemon import Daemon
 from optpolined.service.job import Job
+from optpolined.service.rules import Rules
 from optpolined.service.session import Session
 from optpolined.service.stops import STOP_BUCKETS_SECONDS
 from optpolined.telemetry.metrics import StatusCollector, serve_metrics
@@ -36,6 +37,8 @@ class Options:
     duration_seconds: float | None = None
     audit: bool = False
     force: bool = False
+    reread: Callable[[], PolicyConfig | None] = lambda: None
+    """Asked now and then for another policy; ``None``: go on by the one there is."""
 
 
 def serve(
@@ -54,7 +57,17 @@ def serve(
     :raise NothingToGainError: it has no retpolines.
     :raise OptpolinedError: the guest or QEMU failed while it was attached.
     """
-    job = Job(guest, config, options.audit, options.force, options.duration_seconds, stop, show)
+    job = Job(
+        guest=guest,
+        config=config,
+        audit=options.audit,
+        force=options.force,
+        duration_seconds=options.duration_seconds,
+        stop=stop,
+        show=show,
+        rules=Rules(config.policy),
+        reread=options.reread,
+    )
     report = _attach(job)
     said = ""
     while report is None and not job.is_over:
