@@ -10,6 +10,7 @@ from optpolined.learning.policy import Governed, Ruling
 from optpolined.learning.shape import Shaper, Shapes
 from optpolined.learning.strategies import make_strategy
 from optpolined.learning.strategy import SiteEpoch, SiteStatus, Snapshot
+from optpolined.service.collector import collector_rests
 from optpolined.service.inline import Found, Unsettled
 from optpolined.service.session import Session
 from optpolined.service.survey import ModuleChange
@@ -90,8 +91,9 @@ class Learner:
 
     def decide(self, snapshot: Snapshot) -> None:
         """Let the strategy decide; ``wanted`` and ``states`` follow."""
-        self._state, decision = self._strategy.decide(self._state, snapshot)
-        self.wanted.update(self._shapes.made(decision))
+        with collector_rests():
+            self._state, decision = self._strategy.decide(self._state, snapshot)
+            self.wanted.update(self._shapes.made(decision))
         self.states.update(decision.states)
 
 
