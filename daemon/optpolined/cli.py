@@ -9,13 +9,14 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
 
+from optpolined.calibrate import command as calibrate
 from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, PolicyConfig, load
 from optpolined.errors import OptpolinedError
 from optpolined.poke.protocol import Protocol
@@ -29,6 +30,9 @@ __all__ = ("main",)
 
 _log = logging.getLogger(__name__)
 
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"calibrate": calibrate.main}
+"""What the first argument may name instead of a guest to manage."""
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -38,6 +42,7 @@ example:
   optpolined --guest vm1 --dry-run           what would be attached to, and how many sites
   optpolined --guest vm1 --duration 60 --audit --report vm1.json
   optpolined --guest vm1 --recover-only      put back what a daemon that died has left
+  optpolined calibrate                       the costs of calls on this host, for NAME.toml
 
 SIGHUP: read the [policy] of NAME.toml again
 
@@ -97,6 +102,9 @@ def _positive_seconds(text: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; answer its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in _COMMANDS:
+        return _COMMANDS[arguments[0]](arguments[1:])
     options = _parser().parse_args(arguments)
     errors = Console(stderr=True)
     _configure_logging(errors, verbose=options.verbose)
