@@ -233,7 +233,11 @@ class Daemon:
         changes = {
             site: form
             for site, form in self._room.share(
-                self._learner.wanted, self._forms, patcher.room_bytes, self._epoch
+                self._learner.wanted,
+                self._forms,
+                patcher.room_bytes,
+                self._epoch,
+                self._governor.pinned(),
             ).items()
             if form != self._forms.get(site, ORIGINAL) and self._shunned.get(site, 0) <= self._epoch
         }

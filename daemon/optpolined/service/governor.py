@@ -1,6 +1,6 @@
 """Sees to it that the strategy's decisions obey the rules, and tells where every site stands."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Code
@@ -58,6 +58,10 @@ class Governor:
         self._learner.follow(ModuleChange(self._survey.admit(policy), ()))
         self._rules.adopt(policy)
         self.follow()
+
+    def pinned(self) -> Collection[GuestVirtual]:
+        """The sites that have the one target that somebody gave them."""
+        return {site for site, ruling in self._rulings.items() if ruling.target is not None}
 
     def ruled(self) -> tuple[RuledSite, ...]:
         """The first sites that somebody has decided about."""
