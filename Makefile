@@ -13,7 +13,7 @@ APT_PACKAGES := busybox-static g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 m
 	qemu-system-x86 xz-utils
 KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 
-.PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-crash soak bench bench-forms lint lock clean
+.PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-crash soak bench bench-forms bench-learning lint lock clean
 
 help:
 	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
@@ -32,7 +32,8 @@ help:
 	@echo 'make test-crash  the daemon killed at every packet of its work, about half an hour'
 	@echo 'make soak        sites changed without end for MINUTES=10'
 	@echo 'make bench-forms what a call costs in each form, natively, one or two minutes'
-	@echo 'make bench       all that is measured: bench-forms'
+	@echo 'make bench-learning what a decision on 20,000 sites costs, a minute or two'
+	@echo 'make bench       all that is measured: bench-forms, bench-learning'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make lock        pin the newest Python packages that pyproject.toml allows'
 	@echo 'make clean       remove build/, .venv and caches'
@@ -118,10 +119,13 @@ test-crash: image
 soak: image
 	@$(BIN)/python -m tests.guest.soak --minutes $(MINUTES) --calls $$(($(MINUTES) * 1000000))
 
-bench: bench-forms
+bench: bench-forms bench-learning
 
 bench-forms: image $(BIN)/benched
 	@$(BIN)/python -m tests.bench
+
+bench-learning: setup
+	@$(BIN)/python -m tests.bench.learning
 
 lint: setup
 	@echo 'lint: ruff and mypy'

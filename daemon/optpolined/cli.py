@@ -9,13 +9,15 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
 
-from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, load
+from optpolined.calibrate import command as calibrate
+from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, PolicyConfig, load
 from optpolined.errors import OptpolinedError
 from optpolined.lab.command import main as replay
 from optpolined.lab.errors import LabError
@@ -28,6 +30,14 @@ from optpolined.telemetry.live import LiveView
 
 __all__ = ("main",)
 
+_log = logging.getLogger(__name__)
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "calibrate": calibrate.main,
+    "replay": replay,
+}
+"""What the first argument may name instead of a guest to manage."""
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -39,6 +49,9 @@ example:
   optpolined --guest vm1 --recover-only      put back what a daemon that died has left
   optpolined --guest vm1 --record vm1.trace  write what learning sees
   optpolined replay vm1.trace                compare strategies on it (see replay --help)
+  optpolined calibrate                       the costs of calls on this host, for NAME.toml
+
+SIGHUP: read the [policy] of NAME.toml again
 
 exit codes: 0 done or nothing to gain, 1 failed while attached, 2 bad input
 """
@@ -100,14 +113,13 @@ def _positive_seconds(text: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; answer its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["replay"]:
-        return replay(arguments[1:])
+    if arguments and arguments[0] in _COMMANDS:
+        return _COMMANDS[arguments[0]](arguments[1:])
     options = _parser().parse_args(arguments)
     errors = Console(stderr=True)
     _configure_logging(errors, verbose=options.verbose)
     try:
-        directories = (options.config_dir,) if options.config_dir else DEFAULT_DIRECTORIES
-        config = load(options.guest, directories)
+        config = load(options.guest, _directories(options))
         return _run(options, config, errors)
     except NothingToGainError as reason:
         errors.print(f"optpolined: {reason}", highlight=False, soft_wrap=True, markup=False)
@@ -131,14 +143,15 @@ def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> i
         recovered = recover_only(config)
         sys.stdout.write(f"{recovered}\n")
         return EXIT_OK if recovered.is_complete else EXIT_FAILED
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop, hung_up = threading.Event(), threading.Event()
+    for number, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, hung_up)):
+        signal.signal(number, partial(_set, event))
     how = Options(
         duration_seconds=options.duration,
         audit=options.audit,
         force=options.force,
         record=options.record,
+        reread=partial(_reread_policy, options, hung_up),
     )
     if options.live:
         with LiveView(errors) as view:
@@ -151,6 +164,28 @@ def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> i
         sys.stdout.write(line + "\n")
     clean = report.text_identical_after_detach or report.migrated_away
     return EXIT_OK if clean else EXIT_FAILED
+
+
+def _set(event: threading.Event, *_: object) -> None:
+    event.set()
+
+
+def _reread_policy(options: argparse.Namespace, hung_up: threading.Event) -> PolicyConfig | None:
+    """The policy as the file has it now, after a SIGHUP; a wrong file changes nothing."""
+    if not hung_up.is_set():
+        return None
+    hung_up.clear()
+    try:
+        policy = load(options.guest, _directories(options)).policy
+    except ConfigError as error:
+        _log.error("the policy stays as it is: %s", error)
+        return None
+    _log.info("the policy is read again; pins and bans that were asked for meanwhile are forgotten")
+    return policy
+
+
+def _directories(options: argparse.Namespace) -> Sequence[Path]:
+    return (options.config_dir,) if options.config_dir else DEFAULT_DIRECTORIES
 
 
 def _configure_logging(console: Console, *, verbose: bool) -> None:

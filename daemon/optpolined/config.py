@@ -38,6 +38,7 @@ __all__ = (
     "PolicyConfig",
     "QemuConfig",
     "load",
+    "matches",
 )
 
 DEFAULT_DIRECTORIES = (Path("/etc/optpolined"), Path("configs/guests"))
@@ -99,7 +100,7 @@ class LearningConfig(_Section):
 
 
 class PolicyConfig(_Section):
-    """Which sites may be touched.
+    """Which sites may be touched, and what is decided about some of them.
 
     Patterns are shell patterns over ``function`` (kernel text) or ``module:function``.
     """
@@ -107,18 +108,23 @@ class PolicyConfig(_Section):
     mode: Literal["opt-out", "opt-in"] = "opt-out"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    pins: dict[str, str] = {}
+    """The only target of a site, whatever is learned: by the site's name, the target's."""
+    bans: tuple[str, ...] = ()
+    """Sites, by name, and patterns, whose sites stay as they were built."""
 
     def refusal(self, function: str, module: str | None) -> str | None:
         """Why the policy leaves a site alone; ``None`` where it does not."""
         name = f"{module}:{function}" if module else function
-        if _matches(name, self.exclude):
+        if matches(name, self.exclude):
             return "policy_excluded"
-        if self.mode == "opt-in" and not _matches(name, self.include):
+        if self.mode == "opt-in" and not matches(name, self.include):
             return "policy_not_included"
         return None
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a ``function`` or ``module:function`` is one of those that ``patterns`` mean."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

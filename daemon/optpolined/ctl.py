@@ -7,7 +7,7 @@ has changed.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +17,16 @@ from optpolined.service.errors import AttachRefusedError
 from optpolined.service.rescue import rescue
 from optpolined.telemetry.requests import (
     Answer,
+    Ban,
+    ListSites,
     ListStaticCalls,
+    Pin,
     ReleaseStub,
     Request,
     SetStaticCall,
     TakeStub,
+    Unban,
+    Unpin,
 )
 from optpolined.telemetry.server import ask, read_status, status_socket
 
@@ -32,6 +37,9 @@ example:
   optpolinectl status --guest vm1
   optpolinectl release-stub --guest vm1     prints the gdb command to use
   optpolinectl take-stub --guest vm1        when gdb has ended
+  optpolinectl sites 'vfs_*' --guest vm1    where these sites stand, and why
+  optpolinectl pin vfs_read+0x9e ext4_file_read_iter --guest vm1
+  optpolinectl ban 'security_*' --guest vm1
   optpolinectl static-call list --guest vm1
   optpolinectl static-call set my_key my_function --guest vm1
   optpolinectl rescue --guest vm1           as systemd's ExecStopPost
@@ -46,6 +54,20 @@ _REQUESTS: tuple[tuple[Request, str], ...] = (
     (ReleaseStub(), "let a debugger have the gdbstub; nothing is changed until it is taken back"),
     (TakeStub(), "take the gdbstub back, once the debugger has ended"),
 )
+
+
+_RULES: tuple[tuple[type[Pin | Unpin | Ban | Unban], str, dict[str, str]], ...] = (
+    (Pin, "give a site one target, whatever is learned", {"site": "SITE", "target": "TARGET"}),
+    (Unpin, "let a pinned site learn again", {"site": "SITE"}),
+    (Ban, "put sites back to what they were; they stay so", {"what": "SITE|PATTERN"}),
+    (Unban, "take back a ban, named as it was", {"what": "SITE|PATTERN"}),
+)
+_PATTERN = "over names of functions, or module:function"
+_NAMES = {
+    "SITE": "function+0x1f, as the status has it, or an address in hexadecimal",
+    "TARGET": "a function, or its address in hexadecimal",
+    "SITE|PATTERN": f"function+0x1f or 0x...; or a shell pattern {_PATTERN}",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,12 +89,31 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             request.request, parents=[guest], description=says, help=says
         ).set_defaults(run=partial(_ask, request))
+    _add_policy(commands, guest)
     _add_static_call(commands.add_parser("static-call", help="see and set static calls"), guest)
     says = "resume a guest that a daemon left stopped, whose guardian died too"
     commands.add_parser("rescue", parents=[guest], description=says, help=says).set_defaults(
         run=_rescue
     )
     return parser
+
+
+def _add_policy(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    guest: argparse.ArgumentParser,
+) -> None:
+    says = "where each site stands, and why"
+    sites = commands.add_parser("sites", parents=[guest], description=says, help=says)
+    sites.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help=_PATTERN)
+    sites.add_argument("--json", action="store_true", help="as JSON")
+    sites.set_defaults(run=_list_sites)
+    for make, says, names in _RULES:
+        command = commands.add_parser(
+            make.model_fields["request"].default, parents=[guest], description=says, help=says
+        )
+        for name, shown in names.items():
+            command.add_argument(name, metavar=shown, help=_NAMES.get(shown))
+        command.set_defaults(run=partial(_rule, make, tuple(names)))
 
 
 def _add_static_call(parser: argparse.ArgumentParser, guest: argparse.ArgumentParser) -> None:
@@ -111,6 +152,32 @@ def _say(answer: Answer) -> int:
         return 0
     sys.stderr.write(f"optpolinectl: {answer.says}\n")
     return 2 if answer.outcome == "refused" else 1
+
+
+def _rule(
+    make: Callable[..., Request],
+    names: Sequence[str],
+    options: argparse.Namespace,
+    config: GuestConfig,
+) -> int:
+    return _ask(make(**{name: getattr(options, name) for name in names}), options, config)
+
+
+def _list_sites(options: argparse.Namespace, config: GuestConfig) -> int:
+    path = status_socket(config.runtime_directory, options.guest)
+    answer = ask(path, ListSites(pattern=options.pattern))
+    if answer.outcome != "done":
+        return _say(answer)
+    if options.json:
+        sys.stdout.write(json.dumps(answer.rows, indent=2) + "\n")
+        return 0
+    for row in answer.rows:
+        goes = f" -> {row['targets']}" if row["targets"] else ""
+        sys.stdout.write(f"{row['site']}  {row['state']}{goes}: {row['reason']}\n")
+    shown = len(answer.rows)
+    more = "" if f"{shown} sites" == answer.says else f"; {shown} shown: name a pattern"
+    sys.stdout.write(f"{answer.says}{more}\n")
+    return 0
 
 
 def _list_static_calls(options: argparse.Namespace, config: GuestConfig) -> int:
@@ -158,4 +225,7 @@ def _status(options: argparse.Namespace, config: GuestConfig) -> int:
             else value
         )
         sys.stdout.write(f"{name:<10} {shown}\n")
+    ruled = status.get("ruled")
+    for site in ruled if isinstance(ruled, list) else ():
+        sys.stdout.write(f"{site['state']:<10} {site['site']}: {site['reason']}\n")
     return 0

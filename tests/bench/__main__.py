@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 
 from guest.image import build
+from optpolined.calibrate.measure import measure, pin
 from tests.bench.cases import cases
-from tests.bench.measure import measure, pin
 from tests.bench.plot import draw
 from tests.bench.report import document, text
+from tests.bench.stub import learn_stub
 
 _JSON = Path("build/bench-forms.json")
 _PLOT = Path("build/bench-forms.png")
@@ -25,9 +26,9 @@ _PLOT = Path("build/bench-forms.png")
 def main() -> int:
     """Measure all of it; answer the exit code."""
     started = time.monotonic()
-    module = build.load("cloud").modules["optpoline"].read_bytes()
+    stub = learn_stub(build.load("cloud").modules["optpoline"].read_bytes())
     machine = _machine(pin())
-    results = {case.name: measure(case, module, _say) for case in cases()}
+    results = {case.name: measure(case, stub, _say) for case in cases()}
     machine["load"] += f" before, {os.getloadavg()[0]:.1f} after"
     _JSON.write_text(json.dumps(document(machine, results), indent=1) + "\n")
     draw(results, machine["cpu"], _PLOT)

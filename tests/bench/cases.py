@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from tests.bench.forms import (
+from optpolined.calibrate.forms import (
     DIRECT,
     DISPATCH,
     FORMS,
@@ -13,8 +13,8 @@ from tests.bench.forms import (
     ONE_TARGET,
     RETPOLINE,
 )
-from tests.bench.measure import Case, Ratio
-from tests.bench.programs import Layout, Order, Setting
+from optpolined.calibrate.measure import Case, Ratio
+from optpolined.calibrate.programs import Layout, Order, Setting
 
 __all__ = (
     "CLAIMS",

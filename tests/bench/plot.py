@@ -6,9 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from optpolined.calibrate.forms import DIRECT, RETPOLINE
+from optpolined.calibrate.programs import Layout, Order
 from tests.bench.cases import SITES, TARGETS, Results
-from tests.bench.forms import DIRECT, RETPOLINE
-from tests.bench.programs import Layout, Order
 
 __all__ = ("draw",)
 

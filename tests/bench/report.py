@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from optpolined.calibrate.forms import THUNK
+from optpolined.calibrate.measure import Ratio
+from optpolined.calibrate.programs import Layout, Order
 from tests.bench.cases import (
     CLAIMS,
     DISPATCH_SITES,
@@ -14,9 +17,6 @@ from tests.bench.cases import (
     TARGETS,
     Results,
 )
-from tests.bench.forms import THUNK
-from tests.bench.measure import Ratio
-from tests.bench.programs import Layout, Order
 
 __all__ = ("document", "table", "text")
 

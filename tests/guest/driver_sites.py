@@ -20,6 +20,7 @@ from optpolined.kernel.sites import Site
 from optpolined.service.attach import connect
 from optpolined.service.daemon import Daemon
 from optpolined.service.job import Job
+from optpolined.service.rules import Rules
 from optpolined.service.session import Session
 from optpolined.telemetry.status import Status
 from tests.guest.harness import config_of
@@ -117,7 +118,15 @@ def attached(guest: Guest, seconds: float) -> Iterator[Work]:
                 stop.set()
 
         job = Job(
-            "drivers", config, audit=False, force=False, duration_seconds=None, stop=stop, show=look
+            guest="drivers",
+            config=config,
+            audit=False,
+            force=False,
+            duration_seconds=None,
+            stop=stop,
+            show=look,
+            rules=Rules(policy),
+            reread=lambda: None,
         )
         daemon = Daemon(job, link, session, attach_seconds=0)
         daemon.run()

@@ -66,6 +66,8 @@ _TOP: Final = 1 << 64
 _CPU_STATS: Final = struct.Struct("<2Q")
 _SNAPSHOT_MAX: Final = 256 << 20  # bytes; the guest says how many CPUs and chunks it has
 
+_MERGE_AT: Final = 1 << 18
+
 _U64 = npt.NDArray[np.uint64]
 _U32 = npt.NDArray[np.uint32]
 
@@ -223,8 +225,7 @@ def difference(previous: Records, current: Records) -> Difference:
     """
     _, count = current.shape
     other, hits = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
-    keys: list[_U64] = [np.empty(0, np.uint64)]
-    calls: list[_U32] = [np.empty(0, np.uint32)]
+    merged = _Merged()
     for before, now in zip(_resized(previous, count), current, strict=True):
         changed, old, new = _changed(before, now)
         targets = new[:, _TARGETS]
@@ -238,9 +239,16 @@ def difference(previous: Records, current: Records) -> Difference:
         other[changed] += (new[:, _OTHER] - old[:, _OTHER]) + stray
         hits[changed] += new[:, _HITS] - old[:, _HITS]
         rows, slots = np.nonzero(np.where(targets < _SIGN, 0, gained))
-        keys.append(changed[rows].astype(np.uint64) << np.uint64(32) | targets[rows, slots])
-        calls.append(gained[rows, slots])
-    return _merged(np.concatenate(keys), np.concatenate(calls), other, hits)
+        keys = changed[rows].astype(np.uint64) << np.uint64(32) | targets[rows, slots]
+        merged.add(keys, gained[rows, slots].astype(np.uint64))
+    unique, calls = merged.sums()
+    return Difference(
+        records=(unique >> np.uint64(32)).astype(np.int64),
+        targets=unique & _LOW_HALF | _HIGH_HALF,
+        calls=calls,
+        other=other,
+        hits=hits,
+    )
 
 
 def each_cpu(previous: Records, current: Records) -> Iterator[Difference]:
@@ -291,16 +299,33 @@ def _changed(before: Records, now: Records) -> tuple[npt.NDArray[np.intp], _U32,
     )
 
 
-def _merged(keys: _U64, calls: _U32, other: _U64, hits: _U64) -> Difference:
-    """Sum the calls that have a key, record << 32 | target, in common."""
-    order = np.argsort(keys)
-    keys, calls = keys[order], calls[order]
-    starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
-    unique = keys[starts]
-    return Difference(
-        records=(unique >> np.uint64(32)).astype(np.int64),
-        targets=unique & _LOW_HALF | _HIGH_HALF,
-        calls=np.add.reduceat(calls, starts, dtype=np.uint64) if len(starts) else unique,
-        other=other,
-        hits=hits,
-    )
+class _Merged:
+    """Sums the calls that have a key, record << 32 | target, in common.
+
+    Now and then what came so far is summed up: CPUs call much the same targets, and to sort all at
+    once would take several times the memory of the counters.
+    """
+
+    def __init__(self) -> None:
+        self._keys: list[_U64] = [np.empty(0, np.uint64)]
+        self._calls: list[_U64] = [np.empty(0, np.uint64)]
+        self._pending = 0
+
+    def add(self, keys: _U64, calls: _U64) -> None:
+        """Take in one CPU's."""
+        self._keys.append(keys)
+        self._calls.append(calls)
+        self._pending += len(keys)
+        if self._pending > max(_MERGE_AT, 2 * len(self._keys[0])):
+            self.sums()
+
+    def sums(self) -> tuple[_U64, _U64]:
+        """The keys, each once and in order, and the calls of each."""
+        keys, calls = np.concatenate(self._keys), np.concatenate(self._calls)
+        order = np.argsort(keys)
+        keys, calls = keys[order], calls[order]
+        starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+        keys = keys[starts]
+        calls = np.add.reduceat(calls, starts) if len(starts) else keys
+        self._keys, self._calls, self._pending = [keys], [calls], 0
+        return keys, calls

@@ -4,7 +4,7 @@ from operator import itemgetter
 
 from optpolined.addresses import GuestVirtual
 from optpolined.learning.shares import Seen, Share, blend, contest, estimate
-from optpolined.learning.state import Belief, Phase, SiteState, Window
+from optpolined.learning.state import Belief, History, Phase, SiteState, Window
 from optpolined.learning.windows import Now, open_window
 
 __all__ = ("audit_chain", "close_audit", "watch")
@@ -37,7 +37,7 @@ def _tolerated(belief: Belief, now: Now) -> float:
     s = now.settings
     age = min(now.epoch - belief.measured, _AGE_MAX)
     believed = belief.calls_per_second * float(0.5 ** (age / s.baseline_half_life_epochs))
-    expected = 1 - sum(share for _, share in belief.chain)
+    expected = 1 - sum([share for _, share in belief.chain])
     return believed * (expected + s.add_share)
 
 
@@ -72,14 +72,20 @@ def audit_chain(site: SiteState, seen: Seen, now: Now) -> SiteState:
         streak=window.streak + 1 if missed else 0,
         alarm=window.alarm,
     )
-    site = site._replace(window=window)
     if site.belief is None or window.busy < s.demote_epochs:
-        return site
+        return _looked_on(site, window)
     return _judge(site, window, site.belief, now)
 
 
+def _looked_on(site: SiteState, window: Window) -> SiteState:
+    return SiteState(site.phase, site.reason, site.history, site.deadline, window, site.belief)
+
+
 def _judge(site: SiteState, window: Window, belief: Belief, now: Now) -> SiteState:
-    """Take challengers in, relearn, or find the chain good enough; else look on."""
+    """Take challengers in, relearn, or find the chain good enough; else look on.
+
+    :param window: With this epoch; that of ``site`` is without.
+    """
     s = now.settings
     bad = window.streak >= s.demote_epochs
     may_change = now.epoch >= site.history.flaps.ready_at(now.flap_pauses)
@@ -98,19 +104,22 @@ def _judge(site: SiteState, window: Window, belief: Belief, now: Now) -> SiteSta
         return _take_in(site, names, chain, window, now)
     if bad:
         return _give_up(site, window, now, may_change=may_change)
-    return site if window.streak else close_audit(site, now)
+    looked_on = _looked_on(site, window)
+    return looked_on if window.streak else close_audit(looked_on, now)
 
 
 def _take_in(
     site: SiteState, old: set[GuestVirtual], chain: tuple[Share, ...], window: Window, now: Now
 ) -> SiteState:
-    new = {target for target, _ in chain}
+    new = set(map(_target, chain))
+    gone = len(old - new)
     history = site.history
-    if old - new:
-        history = history._replace(flaps=history.flaps.strike(now.epoch, now.flap_pauses))
+    if gone:
+        flaps = history.flaps.strike(now.epoch, now.flap_pauses)
+        history = History(flaps, history.audits, history.alarms)
     return SiteState(
         Phase.PROMOTED,
-        f"challengers taken in: {len(new - old)}, targets given up: {len(old - new)}",
+        f"challengers taken in: {len(new) - len(old) + gone}, targets given up: {gone}",
         history,
         belief=Belief(chain, window.calls_per_second, now.epoch),
     )

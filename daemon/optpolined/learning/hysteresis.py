@@ -21,6 +21,7 @@ from optpolined.learning.state import (
     dump,
     form_of,
     load,
+    stands,
 )
 from optpolined.learning.strategy import Decision, Share, SiteEpoch, SiteStatus, Snapshot
 from optpolined.learning.windows import Now, close_window, first_window, learn, open_window
@@ -115,15 +116,13 @@ class _Step:
         self, counts: Mapping[GuestVirtual, SiteEpoch], installed: Mapping[GuestVirtual, Form]
     ) -> None:
         """Counts mean something only where the wanted form stood: a poke may have failed."""
-        # Sorted, so that no order of the caller's mapping can show in the state.
-        for address in sorted(counts.keys() & self.sites.keys()):
-            site = self.sites[address]
-            rule = _ON_COUNTS.get(site.phase)
-            if rule is None:
+        sites, now, put = self.sites, self.now, self.put
+        for address, counted in counts.items():
+            site = sites.get(address)
+            if site is None or (site.window is None and site.belief is None):
                 continue
-            form, standing = form_of(site), installed.get(address, ORIGINAL)
-            if standing is form or standing == form:
-                self.put(address, rule(site, look(counts[address]), self.now))
+            if stands(site, installed.get(address, ORIGINAL)):
+                put(address, _ON_COUNTS[site.phase](site, look(counted), now))
 
     def meet_deadlines(self) -> None:
         # Sites that nobody called share one state: one answer does for thousands of them.  The
@@ -176,8 +175,9 @@ class _Step:
             self.scheduled.setdefault(site.deadline, []).append(address)
 
     def finish(self) -> tuple[HysteresisState, Decision]:
+        # Sorted, so that no order of the caller's mapping can show in the state.
         for epoch, addresses in self.scheduled.items():
-            self.due[epoch] = (*self.due.get(epoch, ()), *addresses)
+            self.due[epoch] = (*self.due.get(epoch, ()), *sorted(addresses))
         state = HysteresisState(
             version=self.before.version,
             epoch=self.now.epoch,
@@ -191,7 +191,7 @@ class _Step:
         for address in self.changed:
             old, new = self.before.sites.get(address), self.sites[address]
             form = form_of(new)
-            if form != (form_of(old) if old else ORIGINAL):
+            if not stands(old, form) if old else form != ORIGINAL:
                 wanted[address] = form
                 if new.phase is Phase.PROMOTED and new.belief is not None:
                     shares[address] = new.belief.chain

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Form, Key
 from optpolined.learning.cost import Costs
+from optpolined.learning.policy import Governed, Ruling
 from optpolined.learning.settings import ContinuousSettings, EpochSettings, LearningSettings
 from optpolined.learning.shape import KeyTable, Shaper, Shapes, ShapeSettings
 from optpolined.learning.strategies import StrategyName, make_strategy
-from optpolined.learning.strategy import SiteEpoch, Snapshot, Strategy
+from optpolined.learning.strategy import SiteEpoch, SiteStatus, Snapshot, Strategy
 
 __all__ = ("Pupil", "PupilSettings", "make_pupil")
 
@@ -42,9 +43,9 @@ class Pupil:
     """
 
     def __init__(self, strategy: Strategy[Any], shaper: Shaper) -> None:
-        self._strategy = strategy
+        self._strategy = Governed(strategy)
         self._shapes = Shapes(shaper)
-        self._state = strategy.initial(())
+        self._state = self._strategy.initial(())
         self.wanted: dict[GuestVirtual, Form] = {}
         """The form that each site is to have; ``ORIGINAL`` where absent."""
         self.states: dict[GuestVirtual, str] = {}
@@ -63,6 +64,14 @@ class Pupil:
             self.states.pop(site, None)
         self._shapes.declare({site: key for site, key in came.items() if key is not None})
         self._state = self._strategy.add(self._state, came)
+
+    def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
+        """Decide about these sites, and no others, by what somebody said."""
+        self._state = self._strategy.rule(self._state, rulings)
+
+    def status(self) -> Mapping[GuestVirtual, SiteStatus]:
+        """Where every site stands; its wanted form in the strategy's words."""
+        return self._strategy.status(self._state)
 
     def told(self, forms: Mapping[GuestVirtual, Form]) -> dict[GuestVirtual, Form]:
         """What stands at the sites, in the strategy's words."""

@@ -38,16 +38,20 @@ class Seen(NamedTuple):
 def look(site: SiteEpoch) -> Seen:
     """Drop what cannot be: negative counts, target 0 (a free slot), absurd numbers."""
     calls, other, hits = site.calls, site.other, site.hits
+    slow = sum(calls.values())
     # Nearly always all is well, and nothing need be copied.
-    if calls and (min(calls.values()) <= 0 or max(calls.values()) > _COUNT_MAX or min(calls) <= 0):
+    if calls and (slow > _COUNT_MAX or min(calls.values()) <= 0 or min(calls) <= 0):
         calls = {
             target: min(_COUNT_MAX, count)
             for target, count in calls.items()
             if count > 0 and target > 0
         }
-    other = min(other, _COUNT_MAX) if other > 0 else 0
-    hits = min(hits, _COUNT_MAX) if hits > 0 else 0
-    return Seen(calls, sum(calls.values()) + other, hits, site.keyed)
+        slow = sum(calls.values())
+    if other:
+        slow += min(other, _COUNT_MAX) if other > 0 else 0
+    if hits:
+        hits = min(hits, _COUNT_MAX) if hits > 0 else 0
+    return Seen(calls, slow, hits, site.keyed)
 
 
 def blend(old: Sequence[Share], seen: Seen, weight: float) -> tuple[Share, ...]:
@@ -119,17 +123,23 @@ def contest(
     A challenger of at least ``worth`` takes a free place.  In a full chain it takes the place of
     the weakest target where it beats that by ``margin``; with ``None`` nobody loses his place.
     """
-    places = list(chain)
+    # Sorting is stable: of equally weak ones the last in the chain goes.  No challenger goes again,
+    # for the next one is no hotter.
+    kept = sorted(chain, key=_part, reverse=True)
+    free = most - len(kept)
+    taken = []
     for challenger in challengers:
-        if challenger[1] < worth - _ROUNDING:
+        share = challenger[1]
+        if share < worth - _ROUNDING:
             break
-        if len(places) < most:
-            places.append(challenger)
-            continue
-        # Of equally weak ones the last in the chain goes.
-        weakest = min(reversed(range(len(places))), key=lambda place: places[place][1])
-        if margin is None or challenger[1] - places[weakest][1] < margin - _ROUNDING:
+        if free > 0:
+            free -= 1
+        elif margin is None or not kept or share - kept[-1][1] < margin - _ROUNDING:
             break
-        places[weakest] = challenger
-    places.sort(key=_part, reverse=True)
-    return tuple(places)
+        else:
+            kept.pop()
+        taken.append(challenger)
+    if taken:
+        kept += taken
+        kept.sort(key=_part, reverse=True)
+    return tuple(kept)

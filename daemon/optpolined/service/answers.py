@@ -3,23 +3,37 @@
 from dataclasses import asdict
 
 from optpolined.qemu.errors import QemuError
+from optpolined.service.governor import Governor
 from optpolined.service.lending import Lending
+from optpolined.service.naming import NameRefusedError
 from optpolined.service.static_calls import StaticCallError, StaticCalls
 from optpolined.telemetry.requests import (
     Answer,
+    Ban,
+    ListSites,
     ListStaticCalls,
+    Pin,
     ReleaseStub,
     Request,
     SetStaticCall,
     TakeStub,
+    Unban,
+    Unpin,
 )
 from optpolined.telemetry.status import Phase
 
 __all__ = ("answer",)
 
+_ROWS_MAX = 1000
+
 
 def answer(
-    request: Request, *, lending: Lending, static_calls: StaticCalls, pause: Phase | None
+    request: Request,
+    *,
+    lending: Lending,
+    static_calls: StaticCalls,
+    governor: Governor,
+    pause: Phase | None,
 ) -> Answer:
     """Do what was asked.
 
@@ -36,8 +50,21 @@ def answer(
                 return _list(static_calls, pause)
             case SetStaticCall():
                 return _set(request, static_calls, pause)
+            case ListSites() | Pin() | Unpin() | Ban() | Unban():
+                return _govern(request, governor)
     except QemuError as error:
         return Answer(outcome="failed", says=str(error))
+
+
+def _govern(request: ListSites | Pin | Unpin | Ban | Unban, governor: Governor) -> Answer:
+    """Nothing is touched now: the next epoch makes it so, as soon as something may be changed."""
+    if isinstance(request, ListSites):
+        rows = governor.rows(request.pattern)
+        return Answer(outcome="done", says=f"{len(rows)} sites", rows=tuple(rows[:_ROWS_MAX]))
+    try:
+        return Answer(outcome="done", says=governor.change(request))
+    except NameRefusedError as error:
+        return Answer(outcome="refused", says=str(error))
 
 
 def _list(static_calls: StaticCalls, pause: Phase | None) -> Answer:

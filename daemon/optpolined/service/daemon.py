@@ -14,11 +14,13 @@ from optpolined.learning.strategy import Snapshot
 from optpolined.qemu.errors import MonitorClosedError, ResumedError
 from optpolined.service.answers import answer
 from optpolined.service.attach import Link
+from optpolined.service.governor import Governor
 from optpolined.service.inline import Found
 from optpolined.service.job import Job
 from optpolined.service.learner import Learner
 from optpolined.service.lending import Lending
 from optpolined.service.migration import has_migrated, is_migrating
+from optpolined.service.naming import Names
 from optpolined.service.patcher import HELD_UP
 from optpolined.service.rates import Rates
 from optpolined.service.recorder import Recorder
@@ -60,6 +62,10 @@ class Daemon:
         self._attached_at = time.monotonic()
         self._attach_seconds = attach_seconds
         self._learner = Learner(job.config.learning, session, self._recorder())
+        survey = session.survey
+        inventory = survey.inventory
+        names = Names(survey.symbols, inventory.eligible, inventory.reasons, session.is_target)
+        self._governor = Governor(job.rules, survey, self._learner, names)
         self._forms: dict[GuestVirtual, Found] = {}
         self._shunned: dict[GuestVirtual, int] = {}
         self._epoch = 0
@@ -125,11 +131,15 @@ class Daemon:
         end = time.monotonic() + self._config.learning.epoch_milliseconds / 1e3
         while (left := end - time.monotonic()) > 0 and not self._job.is_over:
             self._job.stop.wait(min(left, _REQUEST_SECONDS))
+            if (policy := self._job.reread()) is not None:
+                self._job.config = self._job.config.model_copy(update={"policy": policy})
+                self._governor.adopt(policy)
             while (asked := self.requests.take()) is not None:
                 said = answer(
                     asked.request,
                     lending=self._lending,
                     static_calls=self._session.static_calls,
+                    governor=self._governor,
                     pause=self._pause(),
                 )
                 self._tell(self._pause() or self._at_work())
@@ -232,7 +242,11 @@ class Daemon:
         changes = {
             site: form
             for site, form in self._room.share(
-                self._learner.wanted, self._forms, patcher.room_bytes, self._epoch
+                self._learner.wanted,
+                self._forms,
+                patcher.room_bytes,
+                self._epoch,
+                self._governor.pinned(),
             ).items()
             if form != self._forms.get(site, ORIGINAL) and self._shunned.get(site, 0) <= self._epoch
         }
@@ -247,6 +261,7 @@ class Daemon:
         if change is None:
             return
         self._learner.follow(change)
+        self._governor.follow()
         self._room.forget(change.went)
         for site in change.went:
             self._forms.pop(site, None)
@@ -331,6 +346,7 @@ class Daemon:
             states=dict(states),
             targets_histogram=dict(self._histogram()),
             hottest=self._hottest(),
+            ruled=self._governor.ruled(),
             counted_calls=self._rates.counted_calls,
             direct_per_second=max(
                 0.0, sum(rate.calls_per_second for rate in rates.values()) - missed

@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from optpolined.config import GuestConfig
+from optpolined.config import GuestConfig, PolicyConfig
 from optpolined.service.recorder import Recording
+from optpolined.service.rules import Rules
 from optpolined.telemetry.status import Status
 
 __all__ = ("Job",)
@@ -23,6 +24,10 @@ class Job:
     duration_seconds: float | None
     stop: threading.Event
     show: Callable[[Status], None]
+    rules: Rules
+    """What people have decided about sites; outlives an attachment."""
+    reread: Callable[[], PolicyConfig | None]
+    """Another policy, where somebody asked to go by another since the last look."""
     recording: Recording | None = None
     """Where what learning sees is written."""
     attached_at: float | None = None

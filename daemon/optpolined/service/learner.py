@@ -5,8 +5,10 @@ from collections.abc import Iterable, Mapping
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Form, Key, LearnKeys
 from optpolined.config import LearningConfig
+from optpolined.learning.policy import Ruling
 from optpolined.learning.pupil import make_pupil
-from optpolined.learning.strategy import SiteEpoch, Snapshot
+from optpolined.learning.strategy import SiteEpoch, SiteStatus, Snapshot
+from optpolined.service.collector import collector_rests
 from optpolined.service.inline import Found, Unsettled
 from optpolined.service.recorder import Recorder
 from optpolined.service.session import Session
@@ -47,6 +49,14 @@ class Learner:
         if self._recorder is not None:
             self._recorder.follow(keys, went)
 
+    def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
+        """Decide about these sites, and no others, by what somebody said."""
+        self._pupil.rule(rulings)
+
+    def status(self) -> Mapping[GuestVirtual, SiteStatus]:
+        """Where every site stands; its wanted form in the strategy's words."""
+        return self._pupil.status()
+
     def told(self, forms: Mapping[GuestVirtual, Found]) -> dict[GuestVirtual, Form]:
         """What stands at the sites, in the strategy's words; without what is nobody's form."""
         return self._pupil.told(_settled(forms))
@@ -70,7 +80,8 @@ class Learner:
 
     def decide(self, snapshot: Snapshot) -> None:
         """Let the strategy decide; ``wanted`` and ``states`` follow."""
-        made = self._pupil.decide(snapshot)
+        with collector_rests():
+            made = self._pupil.decide(snapshot)
         if self._recorder is not None:
             self._recorder.decided(made)
 

@@ -4,7 +4,8 @@ While everything fits, everybody gets what he wants.  Once it does not, the mode
 stays so until everything has fitted for a while:
 
 - the hottest promoted sites get up to three quarters of the room, by calls per second as last
-  measured; one that stands already is displaced only by one that is hotter by a margin;
+  measured; one that stands already is displaced only by one that is hotter by a margin, and those
+  that somebody pinned go before all others;
 - the rest is for counting: learning windows and, now and then, the rates of promoted sites and of
   those that were denied, in turns.  Without it no newcomer would ever be found hot, and no site
   that has become cold would ever be found cold;
@@ -97,11 +98,13 @@ class Room:
         standing: Mapping[GuestVirtual, Found],
         room_bytes: int,
         epoch: int,
+        pinned: Collection[GuestVirtual] = (),
     ) -> Mapping[GuestVirtual, Form]:
         """The forms that the sites may have, who is to get his first in front.
 
         :param standing: What stands there now; ``None`` where it is not ours.
         :param room_bytes: The arena without what nobody can free.
+        :param pinned: Who goes before the hottest, and is never measured.
         """
         budget = room_bytes - room_bytes // _KEPT_FREE
         asking = {
@@ -114,10 +117,14 @@ class Room:
             self.denied, self.waiting = (), 0
             return wanted
         direct = {site: _plain(form) for site, form in asking.items() if form.targets}
-        hottest = sorted(direct, key=lambda site: (-self._worth(site, standing.get(site)), site))
+        hottest = sorted(
+            direct,
+            key=lambda site: (site not in pinned, -self._worth(site, standing.get(site)), site),
+        )
         granted, used = self._first(hottest, direct, budget * 3 // 4)
         self.denied = hottest[len(granted) :]
-        counting = self._counting(asking, granted, epoch)
+        free = {site: form for site, form in asking.items() if site not in pinned}
+        counting = self._counting(free, granted, epoch)
         turns = sorted(counting, key=lambda site: self._turn(site, standing.get(site)))
         pupils, _ = self._first(turns, counting, budget - used)
         self.waiting = sum(not asking[site].targets for site in counting.keys() - pupils.keys())

@@ -9,13 +9,14 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from optpolined.config import GuestConfig
+from optpolined.config import GuestConfig, PolicyConfig
 from optpolined.kernel.errors import GuardedError, KernelError
 from optpolined.qemu.errors import QemuError
 from optpolined.service.attach import AttachRefusedError, connect, refuse_on_failure
 from optpolined.service.daemon import Daemon
 from optpolined.service.job import Job
 from optpolined.service.recorder import Recording
+from optpolined.service.rules import Rules
 from optpolined.service.session import Session
 from optpolined.service.stops import STOP_BUCKETS_SECONDS
 from optpolined.telemetry.metrics import StatusCollector, serve_metrics
@@ -40,6 +41,8 @@ class Options:
     force: bool = False
     record: Path | None = None
     """A file to write what learning sees to."""
+    reread: Callable[[], PolicyConfig | None] = lambda: None
+    """Asked now and then for another policy; ``None``: go on by the one there is."""
 
 
 def serve(
@@ -59,7 +62,17 @@ def serve(
     :raise NothingToGainError: it has no retpolines.
     :raise OptpolinedError: the guest or QEMU failed while it was attached.
     """
-    job = Job(guest, config, options.audit, options.force, options.duration_seconds, stop, show)
+    job = Job(
+        guest=guest,
+        config=config,
+        audit=options.audit,
+        force=options.force,
+        duration_seconds=options.duration_seconds,
+        stop=stop,
+        show=show,
+        rules=Rules(config.policy),
+        reread=options.reread,
+    )
     with ExitStack() as stack:
         if options.record is not None:
             job.recording = stack.enter_context(closing(Recording(options.record)))

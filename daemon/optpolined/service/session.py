@@ -233,7 +233,7 @@ class Session:
                     slots = np.frombuffer(pages.read(address, RECORD.itemsize), "<u4").tolist()
                     for index, low_half in enumerate(slots, place * len(slots)):
                         target = full_address(low_half)
-                        if index < 1 << key.bits and self._is_target(target):
+                        if index < 1 << key.bits and self.is_target(target):
                             seen.setdefault(index, Counter())[target] += 1
         return {index: targets.most_common(1)[0][0] for index, targets in seen.items()}
 
@@ -324,11 +324,12 @@ class Session:
 
     def _epoch(self, gain: RecordGain) -> SiteEpoch:
         """Only functions that the guest's symbols name, and not our own, may become targets."""
-        known = {target: count for target, count in gain.calls.items() if self._is_target(target)}
+        known = {target: count for target, count in gain.calls.items() if self.is_target(target)}
         unknown = sum(gain.calls.values()) - sum(known.values())
         return SiteEpoch(known, gain.other + unknown, gain.hits)
 
-    def _is_target(self, address: GuestVirtual) -> bool:
+    def is_target(self, address: GuestVirtual) -> bool:
+        """Whether a site may call ``address`` directly: a function begins there, not our own."""
         own = 0 <= address - self.header.module_text < self.header.module_text_size
         return not own and self.survey.symbols.is_function_entry(address)
 

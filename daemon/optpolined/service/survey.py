@@ -25,20 +25,31 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Inventory:
-    """Every site that was found; ``eligible`` by address, ``skipped`` by reason."""
+    """Every site that was found, by its address."""
 
     eligible: dict[GuestVirtual, Site] = field(default_factory=dict)
-    skipped_by_region: dict[TextRegion, Counter[str]] = field(default_factory=dict)
+    reasons: dict[GuestVirtual, str] = field(default_factory=dict)
+    """Why each of the others is left alone."""
+    withheld: dict[GuestVirtual, Site] = field(default_factory=dict)
+    """Those of the others that only the policy keeps us from."""
 
     @property
     def skipped(self) -> Counter[str]:
         """The sites that are left alone, counted by reason."""
-        return sum(self.skipped_by_region.values(), Counter())
+        return Counter(self.reasons.values())
 
     @property
     def found(self) -> int:
         """All sites, eligible or not."""
-        return len(self.eligible) + self.skipped.total()
+        return len(self.eligible) + len(self.reasons)
+
+    def forget(self, start: GuestVirtual, size: int) -> list[GuestVirtual]:
+        """Drop the sites in ``size`` bytes from ``start`` on; answer those that were eligible."""
+        went = [site for site in self.eligible if start <= site < start + size]
+        for sites in (self.eligible, self.reasons, self.withheld):
+            for site in [site for site in sites if start <= site < start + size]:
+                del sites[site]
+        return went
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +117,25 @@ class Survey:
         went = []
         for region in regions:
             del self.texts[region]
-            self.inventory.skipped_by_region.pop(region, None)
-            end = region.base + region.size
-            went += [site for site in self.inventory.eligible if region.base <= site < end]
-        for site in went:
-            del self.inventory.eligible[site]
+            went += self.inventory.forget(region.base, region.size)
         return went
+
+    def admit(self, policy: PolicyConfig) -> list[GuestVirtual]:
+        """Make eligible what another policy lets in.
+
+        What it refuses stays eligible, for it may be patched now: `rules.py` has it put back.
+        """
+        self._policy = policy
+        inventory = self.inventory
+        came = [
+            address
+            for address, site in inventory.withheld.items()
+            if policy.refusal(site.function, site.module) is None
+        ]
+        for address in came:
+            inventory.eligible[address] = inventory.withheld.pop(address)
+            del inventory.reasons[address]
+        return came
 
     def _scan(
         self, texts: Mapping[TextRegion, bytes], originals: Mapping[GuestVirtual, bytes]
@@ -137,15 +161,16 @@ class Survey:
                 found.sites, declared.records, text, region.base, header.thunk
             )
             refused += unlike
-            skipped = self.inventory.skipped_by_region[region] = Counter()
             for site in sites:
+                reason = exclusions.reason(site)
                 policy = self._policy.refusal(site.function, region.module)
-                reason = exclusions.reason(site) or policy
-                if reason:
-                    skipped[str(reason)] += 1
-                else:
+                if reason is None and policy is None:
                     self.inventory.eligible[site.address] = site
                     came.append(site.address)
+                    continue
+                self.inventory.reasons[site.address] = str(reason or policy)
+                if reason is None:
+                    self.inventory.withheld[site.address] = site
         self._say(refused)
         return came
 

@@ -28,12 +28,17 @@ from optpolined.telemetry.errors import BadRequestError
 __all__ = (
     "Answer",
     "Asked",
+    "Ban",
+    "ListSites",
     "ListStaticCalls",
+    "Pin",
     "ReleaseStub",
     "Request",
     "Requests",
     "SetStaticCall",
     "TakeStub",
+    "Unban",
+    "Unpin",
     "parse_request",
 )
 
@@ -71,8 +76,56 @@ class SetStaticCall(_Message):
     function: Annotated[str, Field(max_length=_NAME_MAX)] | None = None
 
 
+_Name = Annotated[str, Field(min_length=1, max_length=_NAME_MAX)]
+
+
+class ListSites(_Message):
+    """Tell where the sites stand whose function matches, a row for each of the first 1000."""
+
+    request: Literal["sites"] = "sites"
+    pattern: _Name = "*"
+
+
+class Pin(_Message):
+    """Give a site one target, whatever is learned."""
+
+    request: Literal["pin"] = "pin"
+    site: _Name
+    target: _Name
+
+
+class Unpin(_Message):
+    """Let a pinned site learn again."""
+
+    request: Literal["unpin"] = "unpin"
+    site: _Name
+
+
+class Ban(_Message):
+    """Put a site, or those of the functions that match, back to what they were; they stay so."""
+
+    request: Literal["ban"] = "ban"
+    what: _Name
+
+
+class Unban(_Message):
+    """Take back a ban, named as it was."""
+
+    request: Literal["unban"] = "unban"
+    what: _Name
+
+
 Request = Annotated[
-    ReleaseStub | TakeStub | ListStaticCalls | SetStaticCall, Field(discriminator="request")
+    ReleaseStub
+    | TakeStub
+    | ListStaticCalls
+    | SetStaticCall
+    | ListSites
+    | Pin
+    | Unpin
+    | Ban
+    | Unban,
+    Field(discriminator="request"),
 ]
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Request)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-__all__ = ("ArenaUse", "HotSite", "Phase", "Status", "StopSummary")
+__all__ = ("ArenaUse", "HotSite", "Phase", "RuledSite", "Status", "StopSummary")
 
 
 class Phase(Enum):
@@ -29,6 +29,15 @@ class HotSite:
     targets: tuple[str, ...]
     calls_per_second: float
     misses_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class RuledSite:
+    """A site that somebody has decided about: pinned to a target, or banned."""
+
+    site: str
+    state: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,8 @@ class Status:
     targets_histogram: Mapping[int, int] = field(default_factory=dict)
     """Number of promoted sites by number of targets."""
     hottest: tuple[HotSite, ...] = ()
+    ruled: tuple[RuledSite, ...] = ()
+    """The first 64 by address; ``states`` counts them all."""
     counted_calls: int = 0
     """Calls that reached a learning stub: of sites in a learning window, and misses."""
     direct_per_second: float = 0.0

@@ -7,37 +7,45 @@ import pytest
 
 from guest.image import build
 from optpolined.addresses import GuestVirtual
+from optpolined.calibrate.forms import DIRECT, DISPATCH, FORMS, INLINE, Kit, Maker, Site, SiteCode
+from optpolined.calibrate.measure import Case, Ratio, measure, ratios
+from optpolined.calibrate.native import Code
+from optpolined.calibrate.programs import Layout, Order, Program, Setting
+from optpolined.calibrate.stub import LEARN_STUB, LearnStub
 from tests.bench.cases import CLAIMS, Claim, Results, cases
-from tests.bench.forms import DIRECT, DISPATCH, FORMS, INLINE, Kit, Maker, Site, SiteCode
-from tests.bench.measure import Case, Ratio, measure, ratios
-from tests.bench.native import Code
-from tests.bench.programs import Layout, Order, Program, Setting
 from tests.bench.report import document, table, text
+from tests.bench.stub import learn_stub
 
 LAYOUTS = tuple(Layout)
 
 
 @pytest.fixture(scope="module")
-def module() -> bytes:
-    return build.load("cloud").modules["optpoline"].read_bytes()
+def stub() -> LearnStub:
+    return learn_stub(build.load("cloud").modules["optpoline"].read_bytes())
+
+
+def test_the_stub_of_a_host_without_the_module_is_the_module_s(stub: LearnStub) -> None:
+    assert stub == LEARN_STUB
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("form", "maker"), FORMS.items(), ids=FORMS)
 def test_every_form_reaches_its_one_target(
-    form: str, maker: Maker, layout: Layout, module: bytes
+    form: str, maker: Maker, layout: Layout, stub: LearnStub
 ) -> None:
     for placement, sites in enumerate((1, 2, 7)):
-        with Program(maker, Setting(sites, layout=layout), placement, module) as program:
+        with Program(maker, Setting(sites, layout=layout), placement, stub) as program:
             assert program.cycles_per_call(2) > 0, form
             assert program.cycles_per_call_evicted() > 0, form
 
 
 @pytest.mark.parametrize("order", Order)
 @pytest.mark.parametrize("maker", DISPATCH.values(), ids=DISPATCH)
-def test_every_form_reaches_its_several_targets(maker: Maker, order: Order, module: bytes) -> None:
+def test_every_form_reaches_its_several_targets(
+    maker: Maker, order: Order, stub: LearnStub
+) -> None:
     for targets in (2, 16):
-        with Program(maker, Setting(3, targets, order), 0, module) as program:
+        with Program(maker, Setting(3, targets, order), 0, stub) as program:
             assert program.cycles_per_call() > 0
 
 
@@ -50,16 +58,16 @@ def broken(maker: Maker, choose: Callable[[Site], GuestVirtual]) -> Maker:
     return make
 
 
-def test_a_call_that_goes_elsewhere_is_noticed(module: bytes) -> None:
+def test_a_call_that_goes_elsewhere_is_noticed(stub: LearnStub) -> None:
     wrong = broken(FORMS[DIRECT], lambda site: site.other)
     with (
-        Program(wrong, Setting(3), 0, module) as program,
+        Program(wrong, Setting(3), 0, stub) as program,
         pytest.raises(AssertionError, match="went elsewhere"),
     ):
         program.cycles_per_call()
 
 
-def test_sites_that_call_each_others_targets_are_noticed(module: bytes) -> None:
+def test_sites_that_call_each_others_targets_are_noticed(stub: LearnStub) -> None:
     firsts: list[GuestVirtual] = []
 
     def of_another_site(site: Site) -> GuestVirtual:
@@ -68,20 +76,20 @@ def test_sites_that_call_each_others_targets_are_noticed(module: bytes) -> None:
 
     wrong = broken(FORMS[DIRECT], of_another_site)
     with (
-        Program(wrong, Setting(2), 0, module) as program,
+        Program(wrong, Setting(2), 0, stub) as program,
         pytest.raises(AssertionError, match="went elsewhere"),
     ):
         program.cycles_per_call()
 
 
-def test_one_missing_call_is_noticed(module: bytes) -> None:
+def test_one_missing_call_is_noticed(stub: LearnStub) -> None:
     numbers = count()
 
     def make(kit: Kit, site: Site) -> SiteCode:
         return FORMS[DIRECT](kit, site) if next(numbers) else lambda _at: b"\x90" * 5
 
     with (
-        Program(make, Setting(3), 0, module) as program,
+        Program(make, Setting(3), 0, stub) as program,
         pytest.raises(AssertionError, match="calls arrived instead of"),
     ):
         program.cycles_per_call()
@@ -101,9 +109,9 @@ def site_starts(memory: Code) -> Iterator[int]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("form", "maker"), FORMS.items(), ids=FORMS)
 def test_sites_of_every_form_stand_at_all_offsets_in_a_cache_line(
-    form: str, maker: Maker, layout: Layout, module: bytes
+    form: str, maker: Maker, layout: Layout, stub: LearnStub
 ) -> None:
-    with Program(maker, Setting(64, layout=layout), 0, module) as program:
+    with Program(maker, Setting(64, layout=layout), 0, stub) as program:
         starts = list(site_starts(program._memory))
     assert len(starts) == 64, form
     assert {start % 64 for start in starts} == set(range(0, 64, 8)), form
@@ -112,11 +120,11 @@ def test_sites_of_every_form_stand_at_all_offsets_in_a_cache_line(
     assert layout is Layout.PACKED or distances == {72}, form
 
 
-def test_a_placement_gives_every_form_the_same_start(module: bytes) -> None:
+def test_a_placement_gives_every_form_the_same_start(stub: LearnStub) -> None:
     for placement in range(3):
         starts = set()
         for maker in FORMS.values():
-            with Program(maker, Setting(2), placement, module) as program:
+            with Program(maker, Setting(2), placement, stub) as program:
                 starts.add(next(site_starts(program._memory)) % 4096)
         assert len(starts) == 1
 
@@ -131,11 +139,11 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert form.high == pytest.approx(1.9)
 
 
-def test_a_case_is_measured_in_all_its_placements(module: bytes) -> None:
+def test_a_case_is_measured_in_all_its_placements(stub: LearnStub) -> None:
     forms = {name: FORMS[name] for name in (DIRECT, INLINE)}
     said: list[str] = []
     case = Case("few", Setting(2), forms, DIRECT, placements=2, rounds=2)
-    found = measure(case, module, said.append)
+    found = measure(case, stub, said.append)
     assert said == ["few, placement 1 of 2", "few, placement 2 of 2"]
     assert list(found) == list(forms)
     assert found[DIRECT].median == 1.0

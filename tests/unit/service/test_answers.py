@@ -4,6 +4,7 @@ import pytest
 
 from optpolined.qemu.errors import StubClosedError
 from optpolined.service.answers import answer
+from optpolined.service.governor import Governor
 from optpolined.service.lending import Lending
 from optpolined.service.static_calls import StaticCalls
 from optpolined.telemetry.requests import Answer, ListStaticCalls, Request, SetStaticCall
@@ -24,8 +25,14 @@ def calls(world: World) -> StaticCalls:
 
 
 def ask(calls: StaticCalls, request: Request, pause: Phase | None = None) -> Answer:
-    """No request for static calls touches the stub's lending."""
-    return answer(request, lending=Lending.__new__(Lending), static_calls=calls, pause=pause)
+    """No request for static calls touches the stub's lending, or the rules."""
+    return answer(
+        request,
+        lending=Lending.__new__(Lending),
+        static_calls=calls,
+        governor=Governor.__new__(Governor),
+        pause=pause,
+    )
 
 
 def test_a_table_has_a_row_for_each_key(calls: StaticCalls) -> None:

@@ -337,3 +337,12 @@ def test_with_room_again_all_are_promoted(small: Guest) -> None:
     small.run(200)
     assert not small.room.degraded
     assert small.promoted() == {site(number) for number in range(42)}
+
+
+def test_who_is_pinned_goes_before_the_hottest_and_is_not_measured() -> None:
+    room = room_with(RATES)
+    cold = {site(0), site(1)}
+    for epoch in (1, 2 * MEASURE_EPOCHS):
+        shared = room.share(WANTED, {}, 32 * UNIT, epoch, cold)
+        assert all(shared[pinned] == ONE for pinned in cold)
+        assert hottest(19) <= promoted(shared)

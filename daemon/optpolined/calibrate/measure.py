@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-from tests.bench.forms import Maker
-from tests.bench.programs import Program, Setting
+from optpolined.calibrate.forms import Maker
+from optpolined.calibrate.programs import Program, Setting
+from optpolined.calibrate.stub import LearnStub
 
 __all__ = ("Case", "Ratio", "Sample", "measure", "pin", "ratios")
 
@@ -52,18 +53,18 @@ def pin() -> int:
     return cpu
 
 
-def measure(case: Case, module: bytes, say: Callable[[str], None]) -> dict[str, Ratio]:
+def measure(case: Case, stub: LearnStub, say: Callable[[str], None]) -> dict[str, Ratio]:
     """Measure ``case``; ``say`` is told where it is.
 
     :raise AssertionError: a call did not reach its target.
     """
-    chance = random.Random(0)
+    chance = random.Random(0)  # noqa: S311 - the same at every run
     samples: list[Sample] = []
     for placement in range(case.placements):
         say(f"{case.name}, placement {placement + 1} of {case.placements}")
         with ExitStack() as stack:
             programs = {
-                form: stack.enter_context(Program(maker, case.setting, placement, module))
+                form: stack.enter_context(Program(maker, case.setting, placement, stub))
                 for form, maker in case.forms.items()
             }
             for program in programs.values():

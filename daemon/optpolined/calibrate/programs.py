@@ -18,8 +18,9 @@ from itertools import cycle
 from typing import Final, Self
 
 from optpolined.addresses import GuestVirtual
-from tests.bench.forms import Kit, Maker, Site, SiteCode
-from tests.bench.native import Code
+from optpolined.calibrate.forms import Kit, Maker, Site, SiteCode
+from optpolined.calibrate.native import Code
+from optpolined.calibrate.stub import LearnStub
 
 __all__ = ("Layout", "Order", "Program", "Setting")
 
@@ -135,15 +136,15 @@ class Setting:
 class Program:
     """The sites of ``setting`` in one form; ``placement`` says where things stand in memory."""
 
-    def __init__(self, maker: Maker, setting: Setting, placement: int, module: bytes) -> None:
+    def __init__(self, maker: Maker, setting: Setting, placement: int, stub: LearnStub) -> None:
         sites = setting.sites
         self._setting = setting
         self._memory = Code(
             _SPARE_BYTES + sites * (_BYTES_PER_SITE + setting.targets * _BYTES_PER_TARGET)
         )
         self._data = Code(_SPARE_BYTES + sites * _DATA_PER_SITE + 8 * sites * setting.passes)
-        kit = Kit(self._memory, self._data, module)
-        chance = random.Random(placement)
+        kit = Kit(self._memory, self._data, stub)
+        chance = random.Random(placement)  # noqa: S311 - the same at every run
         offset = chance.randrange(_PAGE // _LINE) * _LINE + placement % 8 * _SITE_ALIGN
         other = self._target()
         own = self._targets(chance)

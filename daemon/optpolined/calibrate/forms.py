@@ -1,35 +1,40 @@
 """What stands at a call site, form by form, in code of this process.
 
-The forms are the project's own: blocks come from codegen, the learning stub from optpoline.ko as it
-was built, the inline site is what the gcc plugin emits.  The thunk is the kernel's retpoline
+The forms are the project's own: blocks come from codegen, the learning stub is that of optpoline.ko
+as it is built, the inline site is what the gcc plugin emits.  The thunk is the kernel's retpoline
 (arch/x86/lib/retpoline.S).  The target is in rax, the key in rcx.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Final
 
 import keystone
-from elftools.elf.elffile import ELFFile
-from elftools.elf.relocation import RelocationSection
-from elftools.elf.sections import SymbolTableSection
 
 from optpolined.addresses import GuestVirtual
+from optpolined.calibrate.native import Code as Memory
+from optpolined.calibrate.stub import LearnStub
 from optpolined.codegen.assemble import Assembler
 from optpolined.codegen.forms import LEARNING, Chain, Code, Key, Keyed, Tree
 from optpolined.x86 import Register
-from tests.bench.native import Code as Memory
 
 __all__ = (
+    "CHAIN",
     "DIRECT",
     "DISPATCH",
     "FORMS",
     "INLINE",
     "INLINE_MEMORY",
+    "KEYED_16",
+    "LAST_OF_16",
+    "MISS_1",
+    "MISS_16",
     "ONE_TARGET",
     "RETPOLINE",
+    "STEPS",
     "THUNK",
+    "TREE",
+    "TREE_OF_16",
     "Kit",
     "Maker",
     "Site",
@@ -44,7 +49,6 @@ jmp spin
 over: mov [rsp], rax
 ret
 """
-_LEARN_STUB: Final = "optp_learn_rax"
 _BLOCK_ALIGN: Final = 32
 _RECORD_BYTES: Final = 64
 
@@ -52,19 +56,17 @@ _RECORD_BYTES: Final = 64
 class Kit:
     """The thunk, the learning stub, and what makes blocks, in the memory of one program.
 
-    ``module`` is optpoline.ko, from which the learning stub is taken.
-
     ``data`` is another memory: a CPU that sees code and what is written side by side takes it for
     code that changes itself, and starts over.
     """
 
-    def __init__(self, memory: Memory, data: Memory, module: bytes) -> None:
+    def __init__(self, memory: Memory, data: Memory, stub: LearnStub) -> None:
         self.memory = memory
         self.data = data
         self._keystone = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
         self._assembler = Assembler()
         self.thunk = memory.place(self.assemble(THUNK, GuestVirtual(0)), 64)
-        self._learn_stub = self._place_learn_stub(module)
+        self._learn_stub = self._place_learn_stub(stub)
 
     def assemble(self, text: str, at: GuestVirtual) -> bytes:
         """Intel syntax, at its address."""
@@ -82,27 +84,10 @@ class Kit:
         self.memory.write(at, code)
         return at
 
-    def _place_learn_stub(self, module: bytes) -> GuestVirtual:
-        """The module's own stub; its one relocation is the jmp to the thunk."""
-        with BytesIO(module) as file:
-            elf = ELFFile(file)
-            symbols = elf.get_section_by_name(".symtab")
-            assert isinstance(symbols, SymbolTableSection)
-            (symbol,) = (one for one in symbols.iter_symbols() if one.name == _LEARN_STUB)
-            text = elf.get_section(symbol["st_shndx"])
-            start, size = symbol["st_value"], symbol["st_size"]
-            code = bytearray(text.data()[start : start + size])
-            table = elf.get_section_by_name(f".rela{text.name}")
-            assert isinstance(table, RelocationSection)
-            relocations = [
-                relocation["r_offset"] - start
-                for relocation in table.iter_relocations()
-                if start <= relocation["r_offset"] < start + size
-            ]
-        at = self.memory.reserve(size, 64)
-        for offset in relocations:
-            distance = self.thunk - (at + offset + 4)
-            code[offset : offset + 4] = distance.to_bytes(4, "little", signed=True)
+    def _place_learn_stub(self, stub: LearnStub) -> GuestVirtual:
+        at = self.memory.reserve(len(stub.code), 64)
+        code, end = bytearray(stub.code), stub.thunk + 4
+        code[stub.thunk : end] = (self.thunk - (at + end)).to_bytes(4, "little", signed=True)
         self.memory.write(at, bytes(code))
         return at
 
@@ -216,11 +201,23 @@ def _keyed(bits: int | None = None) -> Callable[[Site], Code]:
     return form
 
 
+def _last(site: Site, count: int) -> tuple[GuestVirtual, ...]:
+    """``count`` targets, of which the last is called."""
+    return (*_others(site, count - 1), site.first)
+
+
 DIRECT: Final = "direct call, static call inline"
 RETPOLINE: Final = "retpoline"
 INLINE: Final = "optpoline inline, immediate"
 INLINE_MEMORY: Final = "optpoline inline, memory operand"
 ONE_TARGET: Final = "optpoline out of line, 1 target"
+KEYED_16: Final = "keyed tree, 16 leaves"
+MISS_1: Final = "always miss: out of line, 1 target"
+MISS_16: Final = "always miss: chain of 16"
+CHAIN: Final = "chain"
+TREE: Final = "tree by target"
+LAST_OF_16: Final = "chain of 16, the last is called"
+TREE_OF_16: Final = "tree of 16, one is called"
 
 FORMS: Final[dict[str, Maker]] = {
     DIRECT: _direct,
@@ -231,19 +228,25 @@ FORMS: Final[dict[str, Maker]] = {
     INLINE: _inline,
     INLINE_MEMORY: _inline_memory,
     ONE_TARGET: _out_of_line(lambda site: Chain((site.first,))),
-    "keyed tree, 16 leaves": _out_of_line(_keyed(4)),
+    KEYED_16: _out_of_line(_keyed(4)),
     "learning stub": _out_of_line(lambda _site: LEARNING),
     "always miss: inline": _inline_miss,
-    "always miss: out of line, 1 target": _out_of_line(lambda site: Chain(_others(site, 1))),
-    "always miss: chain of 16": _out_of_line(lambda site: Chain(_others(site, 16))),
+    MISS_1: _out_of_line(lambda site: Chain(_others(site, 1))),
+    MISS_16: _out_of_line(lambda site: Chain(_others(site, 16))),
 }
 """What can stand at a site that has one target."""
+
+STEPS: Final[dict[str, Maker]] = {
+    LAST_OF_16: _out_of_line(lambda site: Chain(_last(site, 16))),
+    TREE_OF_16: _out_of_line(lambda site: Tree(_last(site, 16))),
+}
+"""Blocks whose every step is foreseen, at a site that has one target."""
 
 DISPATCH: Final[dict[str, Maker]] = {
     RETPOLINE: _retpoline,
     ONE_TARGET: FORMS[ONE_TARGET],
-    "chain": _out_of_line(lambda site: Chain(tuple(site.targets))),
-    "tree by target": _out_of_line(lambda site: Tree(tuple(site.targets))),
+    CHAIN: _out_of_line(lambda site: Chain(tuple(site.targets))),
+    TREE: _out_of_line(lambda site: Tree(tuple(site.targets))),
     "keyed tree": _out_of_line(_keyed()),
 }
 """What can stand at a site that has several; all but the first two know them all."""
