@@ -56,7 +56,7 @@ def test_a_short_run_promotes_and_restores(guest: Guest, tmp_path: Path) -> None
     report_file = tmp_path / "report.json"
     result = optpolined(
         *("--guest", "test", "--config-dir", tmp_path),
-        *("--duration", 25, "--audit", "--report", report_file),
+        *("--duration", 40, "--audit", "--report", report_file),
         *("--record", tmp_path / "run.trace"),
     )
     guest.run("killall optload; sleep 1")
