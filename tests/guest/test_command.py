@@ -90,8 +90,7 @@ def check_recording(path: Path, kernel: str) -> None:
     assert not result.stderr
     rows = json.loads(result.stdout)
     assert [row["strategy"] for row in rows] == ["hysteresis (recorded)", "continuous", "epoch"]
-    # The others may want more time than the run had.
-    assert rows[0]["coverage"] > 0
+    # None at all where the run ended soon after its first promotions.
     assert all(0 <= row["coverage"] <= 1 for row in rows)
 
 
