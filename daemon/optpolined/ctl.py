@@ -7,7 +7,7 @@ has changed.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +46,8 @@ example:
 
 exit codes: 0 done; 1 no daemon, or no QEMU, answers, or it failed; 2 bad input, or refused
 """
+
+_Row = Mapping[str, str | int | None]
 
 _SHOWN = ("phase", "kernel", "seconds", "eligible", "states", "pokes", "refused", "int3_hits")
 
@@ -164,35 +166,38 @@ def _rule(
 
 
 def _list_sites(options: argparse.Namespace, config: GuestConfig) -> int:
-    path = status_socket(config.runtime_directory, options.guest)
-    answer = ask(path, ListSites(pattern=options.pattern))
-    if answer.outcome != "done":
-        return _say(answer)
-    if options.json:
-        sys.stdout.write(json.dumps(answer.rows, indent=2) + "\n")
-        return 0
-    for row in answer.rows:
+    def line(row: _Row) -> str:
         goes = f" -> {row['targets']}" if row["targets"] else ""
-        sys.stdout.write(f"{row['site']}  {row['state']}{goes}: {row['reason']}\n")
-    shown = len(answer.rows)
-    more = "" if f"{shown} sites" == answer.says else f"; {shown} shown: name a pattern"
-    sys.stdout.write(f"{answer.says}{more}\n")
-    return 0
+        return f"{row['site']}  {row['state']}{goes}: {row['reason']}"
+
+    answer = _ask_rows(ListSites(pattern=options.pattern), line, options, config)
+    return 0 if options.json and answer.outcome == "done" else _say(answer)
 
 
 def _list_static_calls(options: argparse.Namespace, config: GuestConfig) -> int:
-    answer = ask(status_socket(config.runtime_directory, options.guest), ListStaticCalls())
-    if answer.outcome != "done":
-        return _say(answer)
-    if options.json:
-        sys.stdout.write(json.dumps(answer.rows, indent=2) + "\n")
-        return 0
-    for row in answer.rows:
+    def line(row: _Row) -> str:
         module = f" [{row['module']}]" if row["module"] else ""
         goes = row["target"] or "NULL"
         built = "" if row["target"] == row["built"] else f" (built: {row['built'] or 'NULL'})"
-        sys.stdout.write(f"{row['key']}{module} -> {goes}{built}, {row['sites']} sites\n")
-    return 0
+        return f"{row['key']}{module} -> {goes}{built}, {row['sites']} sites"
+
+    answer = _ask_rows(ListStaticCalls(), line, options, config)
+    return 0 if answer.outcome == "done" else _say(answer)
+
+
+def _ask_rows(
+    request: Request,
+    line: Callable[[_Row], str],
+    options: argparse.Namespace,
+    config: GuestConfig,
+) -> Answer:
+    """Show the rows of the answer, a line for each or as JSON."""
+    answer = ask(status_socket(config.runtime_directory, options.guest), request)
+    if answer.outcome == "done" and options.json:
+        sys.stdout.write(json.dumps(answer.rows, indent=2) + "\n")
+    elif answer.outcome == "done":
+        sys.stdout.writelines(f"{line(row)}\n" for row in answer.rows)
+    return answer
 
 
 def _set_static_call(options: argparse.Namespace, config: GuestConfig) -> int:

@@ -60,7 +60,9 @@ def _govern(request: ListSites | Pin | Unpin | Ban | Unban, governor: Governor) 
     """Nothing is touched now: the next epoch makes it so, as soon as something may be changed."""
     if isinstance(request, ListSites):
         rows = governor.rows(request.pattern)
-        return Answer(outcome="done", says=f"{len(rows)} sites", rows=tuple(rows[:_ROWS_MAX]))
+        more = f"; {_ROWS_MAX} shown: name a pattern" if len(rows) > _ROWS_MAX else ""
+        says = f"{len(rows)} sites{more}"
+        return Answer(outcome="done", says=says, rows=tuple(rows[:_ROWS_MAX]))
     try:
         return Answer(outcome="done", says=governor.change(request))
     except NameRefusedError as error:

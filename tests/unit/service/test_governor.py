@@ -15,6 +15,7 @@ from optpolined.config import LearningConfig, PolicyConfig
 from optpolined.ctl import main as ctl
 from optpolined.kernel.symbols import Symbols
 from optpolined.learning.strategy import Snapshot
+from optpolined.service import answers
 from optpolined.service.answers import answer
 from optpolined.service.governor import Governor
 from optpolined.service.learner import Learner
@@ -114,6 +115,13 @@ def test_the_table_tells_every_site_and_why(guest: Guest) -> None:
         ("alpha+0x30", "skipped", "noinstr", ""),
     ]
     assert guest.ask(ListSites()).says == "7 sites"
+
+
+def test_a_long_table_is_cut_and_says_so(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "_ROWS_MAX", 2)
+    said = guest.ask(ListSites())
+    assert said.says == "7 sites; 2 shown: name a pattern"
+    assert len(said.rows) == 2
 
 
 @contextmanager
