@@ -13,6 +13,8 @@ import pytest
 
 from guest.image.boot import Guest
 from optpolined.config import GuestConfig, QemuConfig
+from optpolined.kernel.header import read_status
+from optpolined.poke.protocol import Write
 from optpolined.service.attach import connect
 from optpolined.service.text import read_text
 from tests.guest.harness import bench_calls, config_of, open_session
@@ -204,6 +206,18 @@ def test_each_target_in_turn_while_they_are_called(
     assert code == 0, errors
     assert text_was_put_back(running)
     assert text()
+
+
+def test_while_somebody_elses_bytes_stand_at_a_place_the_module_is_held(seed: Seed) -> None:
+    """A 0xCC of ours might stand there, which only the module can handle."""
+    seed.allow(EVENT, "none")
+    with open_session(config_of(seed.guest)) as session:
+        (place,) = session.survey.static_calls[EVENT].sites
+        built, theirs = place.original, bytes.fromhex("6666666690")  # a nop, as it does nothing
+        assert session.machine.write([Write(place.address, built, theirs)]) == [None]
+        assert len(session.restore()) == 1
+        assert read_status(session.space, session.header).held
+        assert session.machine.write([Write(place.address, theirs, built)]) == [None]
 
 
 @pytest.mark.parametrize("by_next_daemon", [True, False])
