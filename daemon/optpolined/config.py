@@ -134,6 +134,8 @@ class MetricsConfig(_Section):
     listen_address: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 0
     """0: no endpoint."""
+    hottest_sites: Annotated[int, Field(ge=0, le=200)] = 20
+    """So many of the hottest promoted sites are told one by one."""
 
 
 class GuestConfig(_Section):

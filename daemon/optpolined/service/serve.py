@@ -18,11 +18,10 @@ from optpolined.service.job import Job
 from optpolined.service.recorder import Recording
 from optpolined.service.rules import Rules
 from optpolined.service.session import Session
-from optpolined.service.stops import STOP_BUCKETS_SECONDS
 from optpolined.telemetry.metrics import StatusCollector, serve_metrics
 from optpolined.telemetry.report import Report
 from optpolined.telemetry.server import serve_status, status_socket
-from optpolined.telemetry.status import Status
+from optpolined.telemetry.status import STOP_BUCKETS_SECONDS, Status
 
 __all__ = ("Options", "serve")
 

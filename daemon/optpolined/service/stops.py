@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-__all__ = ("STOP_BUCKETS_SECONDS", "StopStatistics", "Stopper")
+from optpolined.telemetry.status import STOP_BUCKETS_SECONDS
 
-STOP_BUCKETS_SECONDS = (5e-5, 1e-4, 2e-4, 4e-4, 7e-4, 1e-3, 1.5e-3, 2e-3, 5e-3, 1e-2, 5e-2)
+__all__ = ("StopStatistics", "Stopper")
 
 _KEPT_STOPS = 65_536
 

@@ -1,6 +1,8 @@
 """What the daemon tells others, and how it is asked.
 
 status.py      one guest at one moment
+sites.py       its sites, in rows, and one of them explained
+history.py     the last hour
 live.py        that on a terminal
 metrics.py     that for Prometheus
 requests.py    what can be asked, and the way of a request to the reconcile loop

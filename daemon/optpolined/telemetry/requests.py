@@ -9,8 +9,8 @@ and gets for each, in order, one line back:
     {"outcome": "done", "says": "gdb -ex 'target remote /run/optpolined/gdb-42.sock'; ..."}
 
 ``outcome`` is ``done``; ``refused``: as things are it cannot be done, or it was no request, and
-nothing has changed; or ``failed``: it was tried.  ``says`` is one line for people; ``rows`` is
-there too where a table was asked for.
+nothing has changed; or ``failed``: it was tried.  ``says`` is one line for people; ``sites``,
+``static_calls`` or ``explanation`` is there too where that was asked for.
 
 The server's threads put requests here, the reconcile loop takes them between epochs and answers:
 nothing else ever touches the guest.  A request whose client has gone before is not carried out.
@@ -24,23 +24,34 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from optpolined.telemetry.errors import BadRequestError
+from optpolined.telemetry.sites import Explanation, SiteRow, StaticCallRow
 
 __all__ = (
+    "SITES_MAX",
     "Answer",
     "Asked",
     "Ban",
+    "Explain",
+    "Freeze",
     "ListSites",
     "ListStaticCalls",
     "Pin",
+    "Question",
+    "Relearn",
     "ReleaseStub",
     "Request",
     "Requests",
+    "Revert",
     "SetStaticCall",
     "TakeStub",
+    "Thaw",
     "Unban",
     "Unpin",
     "parse_request",
 )
+
+SITES_MAX = 100_000
+"""The most rows of one answer."""
 
 _COMPLAINT_MAX = 200
 _NAME_MAX = 512
@@ -80,10 +91,49 @@ _Name = Annotated[str, Field(min_length=1, max_length=_NAME_MAX)]
 
 
 class ListSites(_Message):
-    """Tell where the sites stand whose function matches, a row for each of the first 1000."""
+    """Tell where sites stand, a row for each of the first ``top``."""
 
     request: Literal["sites"] = "sites"
     pattern: _Name = "*"
+    """Over names of functions, or module:function."""
+    states: tuple[_Name, ...] = ()
+    """Only sites in one of these states; all where there are none."""
+    order: Literal["address", "calls", "misses"] = "address"
+    """By rising address, or by falling calls or misses per second."""
+    top: Annotated[int, Field(ge=1, le=SITES_MAX)] = 1000
+
+
+class Explain(_Message):
+    """Tell why a site is as it is: what stood there, what stands there, what was learned."""
+
+    request: Literal["explain"] = "explain"
+    site: _Name
+
+
+class Relearn(_Message):
+    """Forget what was learned of a site, or that it was reverted, and begin anew."""
+
+    request: Literal["relearn"] = "relearn"
+    site: _Name
+
+
+class Freeze(_Message):
+    """Change nothing until :class:`Thaw`; what is patched stays, and is counted."""
+
+    request: Literal["freeze"] = "freeze"
+
+
+class Thaw(_Message):
+    """Go on after :class:`Freeze`."""
+
+    request: Literal["thaw"] = "thaw"
+
+
+class Revert(_Message):
+    """Put a site back to what it was, until :class:`Relearn`; all of them, and freeze, if none."""
+
+    request: Literal["revert"] = "revert"
+    site: _Name | None = None
 
 
 class Pin(_Message):
@@ -121,12 +171,20 @@ Request = Annotated[
     | ListStaticCalls
     | SetStaticCall
     | ListSites
+    | Explain
+    | Relearn
+    | Freeze
+    | Thaw
+    | Revert
     | Pin
     | Unpin
     | Ban
     | Unban,
     Field(discriminator="request"),
 ]
+
+Question = ListSites | Explain | ListStaticCalls
+"""What changes nothing, and may be asked by whoever may read."""
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
 
@@ -136,8 +194,12 @@ class Answer(_Message):
 
     outcome: Literal["done", "refused", "failed"]
     says: str
-    rows: tuple[dict[str, str | int | None], ...] = ()
-    """What was asked for, where that is a table."""
+    sites: tuple[SiteRow, ...] = ()
+    """For :class:`ListSites`."""
+    static_calls: tuple[StaticCallRow, ...] = ()
+    """For :class:`ListStaticCalls`."""
+    explanation: Explanation | None = None
+    """For :class:`Explain`."""
 
 
 def parse_request(line: bytes) -> Request:

@@ -4,7 +4,8 @@ import gc
 
 import pytest
 
-from optpolined.service.stops import STOP_BUCKETS_SECONDS, Stopper, StopStatistics
+from optpolined.service.stops import Stopper, StopStatistics
+from optpolined.telemetry.status import STOP_BUCKETS_SECONDS
 
 
 class Stub:

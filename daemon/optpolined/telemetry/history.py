@@ -1,0 +1,66 @@
+"""The last hour of a guest, for a chart."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from optpolined.telemetry.sites import DOCUMENTED
+from optpolined.telemetry.status import Status
+
+__all__ = ("HISTORY", "INTERVAL_SECONDS", "History", "Moment")
+
+INTERVAL_SECONDS = 10.0
+_MOMENTS = 360
+
+
+@dataclass(frozen=True, slots=True, config=DOCUMENTED)
+class Moment:
+    """What a status said at one time."""
+
+    at: float
+    """Unix time in seconds."""
+    phase: str
+    coverage: float | None
+    direct_per_second: float
+    missed_per_second: float
+    promoted: int
+    stops: int
+    """Since the daemon started."""
+    stopped_seconds: float
+    """The sum of these stops."""
+
+
+HISTORY: TypeAdapter[Sequence[Moment]] = TypeAdapter(Sequence[Moment])
+
+
+class History:
+    """A moment in ten seconds, for an hour; may be read from any thread."""
+
+    def __init__(self) -> None:
+        self._moments: deque[Moment] = deque(maxlen=_MOMENTS)
+
+    def add(self, status: Status, at: float) -> None:
+        """Remember ``status``, unless a moment that is as young as an interval is there.
+
+        :param at: Unix time in seconds; where the clock went back, the moment counts as due.
+        """
+        if self._moments and 0 <= at - self._moments[-1].at < INTERVAL_SECONDS:
+            return
+        self._moments.append(
+            Moment(
+                at,
+                status.phase.value,
+                status.coverage,
+                status.direct_per_second,
+                status.missed_per_second,
+                status.promoted,
+                status.stops.count,
+                status.stops.sum_seconds,
+            )
+        )
+
+    def moments(self) -> Sequence[Moment]:
+        """The oldest first."""
+        return tuple(self._moments)
