@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from guest.image.errors import GuestError
 from guest.seed_demo.bench import Tally, attached, settings, tally
 from guest.seed_demo.rows import Row, row
 from optpolined.config import PolicyConfig
+from optpolined.telemetry.errors import NoAnswerError
 from optpolined.telemetry.server import read_status, status_socket
 
 __all__ = ("continuous_on_deliver_skb", "hysteresis", "opt_in_and_out")
@@ -172,14 +173,11 @@ def _note(socket: Path, seen: dict[str, set[tuple[str, ...]]]) -> float:
     """Add the targets that the hottest sites have now; for how many seconds the daemon works."""
     try:
         status = read_status(socket)
-    except OSError:  # it attaches, or has ended
+    except NoAnswerError:  # it attaches, or has ended
         return 0.0
-    hottest, seconds = status["hottest"], status["seconds"]
-    assert isinstance(hottest, Sequence)
-    assert isinstance(seconds, float)
-    for site in hottest:
-        seen.setdefault(site["site"], set()).add(tuple(site["targets"]))
-    return seconds
+    for site in status.hottest:
+        seen.setdefault(site.site, set()).add(site.targets)
+    return status.seconds
 
 
 def _clean(ran: Run) -> dict[str, bool]:

@@ -20,6 +20,7 @@ from optpolined.kernel.sites import Site
 from optpolined.service.attach import connect
 from optpolined.service.daemon import Daemon
 from optpolined.service.job import Job
+from optpolined.service.hub import Hub
 from optpolined.service.rules import Rules
 from optpolined.service.session import Session
 from optpolined.telemetry.status import Status
@@ -126,6 +127,7 @@ def attached(guest: Guest, seconds: float) -> Iterator[Work]:
             stop=stop,
             show=look,
             rules=Rules(policy),
+            hub=Hub("drivers", config),
             reread=lambda: None,
         )
         daemon = Daemon(job, link, session, attach_seconds=0)

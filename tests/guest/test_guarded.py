@@ -85,7 +85,7 @@ def test_when_the_watch_comes_later_nothing_is_changed_any_more(
     before = kernel_text(guest)
     daemon = Running(guest, tmp_path)
     try:
-        daemon.wait_for(lambda status: int(str(status["pokes"])) > 1000)
+        daemon.wait_for(lambda status: status.pokes > 1000)
         guest.run(f"insmod {lkrg}")
         _, errors = daemon.process.communicate(timeout=PATIENCE_SECONDS)
     finally:

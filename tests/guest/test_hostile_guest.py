@@ -19,7 +19,9 @@ from optpolined.qemu.memory import RamRange, ram_ranges
 from optpolined.service.attach import Link, connect
 from optpolined.service.entries import Entries
 from optpolined.service.recovery import find_leftovers
+from optpolined.telemetry.errors import NoAnswerError
 from optpolined.telemetry.server import read_status, status_socket
+from optpolined.telemetry.status import Phase
 from tests.guest.harness import load_state, write_config
 from tests.guest.test_command import COMMAND, one_line, optpolined
 
@@ -132,13 +134,13 @@ class Watched:
         return self._errors.read_text().splitlines()
 
     def is_attached(self) -> bool:
-        return self._status.exists()
+        try:
+            return read_status(self._status).phase is not Phase.ATTACHING
+        except NoAnswerError:
+            return False  # never yet
 
     def promotes(self) -> bool:
-        try:
-            return bool(read_status(self._status)["targets_histogram"])
-        except OSError:
-            return False  # not attached
+        return self.is_attached() and bool(read_status(self._status).targets_histogram)
 
     def wait(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS

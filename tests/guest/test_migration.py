@@ -15,11 +15,11 @@ from optpolined.service.entries import Entries
 from optpolined.service.recovery import Leftover, find_leftovers
 from optpolined.service.survey import Survey
 from optpolined.service.text import TextRegion
+from optpolined.telemetry.status import Phase, Status
 from tests.guest.harness import config_of, load_state, write_config
 from tests.guest.test_command import one_line, optpolined
 from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back
 
-WAITING = "waiting for a migration"
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[Guest], Running]]:
 
 
 def wait_patched(daemon: Running) -> None:
-    daemon.wait_for(lambda status: int(str(status["pokes"])) > 1000)
+    daemon.wait_for(lambda status: status.pokes > 1000)
 
 
 def migrate(monitor: Monitor, to: str, *, bytes_per_second: int) -> None:
@@ -75,10 +75,10 @@ def holds_still(daemon: Running) -> bool:
     """Whether neither stops nor pokes are made in a second of a migration."""
     seen: list[tuple[object, object]] = []
 
-    def look(status: dict[str, object]) -> bool:
-        if status["phase"] == WAITING:
-            seen.append((status["pokes"], status["stops"]))
-        return status["phase"] == WAITING
+    def look(status: Status) -> bool:
+        if status.phase is Phase.MIGRATING:
+            seen.append((status.pokes, status.stops))
+        return status.phase is Phase.MIGRATING
 
     daemon.wait_for(look)
     time.sleep(1)
@@ -138,9 +138,9 @@ def test_where_a_migration_fails_the_daemon_goes_on(
         set_out()
         assert holds_still(daemon)
         come_back()
-        daemon.wait_for(lambda status: status["phase"] in ("learning", "running"))
+        daemon.wait_for(lambda status: status.phase in (Phase.LEARNING, Phase.RUNNING))
         set_out()
-        daemon.wait_for(lambda status: status["phase"] == WAITING)
+        daemon.wait_for(lambda status: status.phase is Phase.MIGRATING)
         daemon.process.terminate()
         time.sleep(2)
         assert daemon.process.poll() is None
@@ -165,7 +165,7 @@ def test_a_qemu_that_ends_when_it_has_given_its_guest_away_is_no_failure(
     wait_patched(daemon)
     with Monitor.connect(guest.side_qmp) as monitor:
         migrate(monitor, "exec:cat >/dev/null", bytes_per_second=1 << 20)
-        daemon.wait_for(lambda status: status["phase"] == WAITING)
+        daemon.wait_for(lambda status: status.phase is Phase.MIGRATING)
     guest.kill()  # as libvirt does, whether we have seen the end of the migration or not
     _, errors = daemon.process.communicate(timeout=PATIENCE_SECONDS)
     assert daemon.process.returncode == 0, errors

@@ -17,7 +17,10 @@ from optpolined.poke.protocol import Phase, Protocol, steps
 from optpolined.qemu.monitor import Monitor
 from optpolined.service.entries import Entries
 from optpolined.service.session import Session
+from optpolined.telemetry.errors import NoAnswerError
 from optpolined.telemetry.server import read_status
+from optpolined.telemetry.status import Phase as Doing
+from optpolined.telemetry.status import Status
 from tests.guest.harness import bench_calls, config_of, open_session, site_in, write_config
 from tests.guest.test_command import COMMAND
 
@@ -189,7 +192,7 @@ class Running:
             text=True,
         )
 
-    def wait_for(self, wanted: Callable[[dict[str, object]], bool]) -> None:
+    def wait_for(self, wanted: Callable[[Status], bool]) -> None:
         """Wait until the daemon's status is as wanted."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
@@ -197,13 +200,14 @@ class Running:
             try:
                 if wanted(read_status(self._status)):
                     return
-            except OSError:
-                pass  # not yet attached, or attaching anew
+            except NoAnswerError:
+                pass  # not yet attached
             time.sleep(0.1)
         raise AssertionError("the daemon does not get there")
 
     def wait_patched(self) -> None:
-        self.wait_for(lambda status: int(str(status["pokes"])) > 1000)
+        """Wait until this attachment has a thousand blocks, of at least 32 bytes each."""
+        self.wait_for(lambda status: status.arena.used_bytes > 32_000)
 
     def end(self) -> tuple[int, str]:
         """Ask it to leave; answer its exit code and what it said."""
@@ -247,7 +251,7 @@ def test_a_reset_guest_is_attached_to_anew(
     with Monitor.connect(guest.side_qmp) as monitor:
         monitor.execute("system_reset")
     guest.wait_ready()
-    daemon.wait_for(lambda status: status["phase"] in ("learning", "running"))
+    daemon.wait_for(lambda status: status.phase in (Doing.LEARNING, Doing.RUNNING))
     daemon.wait_patched()
     code, errors = daemon.end()
     assert code == 0, errors
@@ -267,11 +271,11 @@ def test_a_guest_that_somebody_paused_stays_paused(
             time.sleep(0.3)
             if monitor.status() == "paused":
                 break
-        daemon.wait_for(lambda status: status["phase"] == "paused by somebody else")
+        daemon.wait_for(lambda status: status.phase is Doing.PAUSED)
         time.sleep(1)
         assert monitor.status() == "paused"
         monitor.execute("cont")
-        daemon.wait_for(lambda status: status["phase"] in ("learning", "running"))
+        daemon.wait_for(lambda status: status.phase in (Doing.LEARNING, Doing.RUNNING))
         assert monitor.status() == "running"
     code, errors = daemon.end()
     assert code == 0, errors
@@ -287,7 +291,7 @@ def test_a_snapshot_that_is_loaded_is_noticed_and_put_back(
     with Monitor.connect(guest.side_qmp, timeout_seconds=60) as monitor:
         add_snapshot_disk(monitor, guest.directory / "snapshots.qcow2")
         assert monitor.hmp("savevm then") == ""
-        daemon.wait_for(lambda status: int(str(status["pokes"])) > 10_000)
+        daemon.wait_for(lambda status: status.pokes > 10_000)
         assert monitor.hmp("loadvm then") == ""
     daemon.wait_patched()
     code, errors = daemon.end()

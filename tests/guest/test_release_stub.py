@@ -17,11 +17,11 @@ from optpolined.qemu import rsp
 from optpolined.qemu.gdbstub import GdbStub
 from optpolined.qemu.monitor import Monitor
 from optpolined.telemetry.server import read_status
+from optpolined.telemetry.status import Phase, Status
 from tests.guest.harness import load_state
 from tests.guest.test_command import COMMAND, optpolined
 from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back
 
-RELEASED = "stub released"
 HELD_STOPPED_SECONDS = 2.0
 AT = GuestPhysical(0x1000)
 
@@ -94,19 +94,19 @@ class Daemon(Running):
         assert place is not None, line
         return Path(place[1])
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> Status:
         """The status as it is now."""
         return read_status(self._status)
 
     def number(self, name: str) -> int:
         """A count of the status."""
-        return int(str(self.status()[name]))
+        return int(getattr(self.status(), name))
 
     def wait_promoted(self) -> None:
-        self.wait_for(lambda status: bool(status["targets_histogram"]))
+        self.wait_for(lambda status: bool(status.targets_histogram))
 
     def wait_poked_since(self, pokes: int) -> None:
-        self.wait_for(lambda status: int(str(status["pokes"])) > pokes)
+        self.wait_for(lambda status: status.pokes > pokes)
 
 
 @pytest.fixture
@@ -159,11 +159,11 @@ def test_a_debugger_has_the_stub_for_a_while(loaded: Guest, daemon: Daemon, side
         began, pokes = daemon.number("epoch"), daemon.number("pokes")
         time.sleep(HELD_STOPPED_SECONDS)
         assert side.status() == "paused"
-        assert daemon.status()["phase"] == RELEASED
+        assert daemon.status().phase is Phase.RELEASED
         code, line = daemon.command("take-stub")
         assert code == 2
         assert "a gdb is connected" in line
-        assert daemon.status()["stub_released"] is True
+        assert daemon.status().stub_released
         assert gdb.ask(b"Z0,%x,1" % vfs_read) == b"OK"
         gdb.send(b"c")
         assert gdb.reply().startswith(b"T05")
@@ -172,7 +172,7 @@ def test_a_debugger_has_the_stub_for_a_while(loaded: Guest, daemon: Daemon, side
     code, line = daemon.command("take-stub")
     assert code == 0, line
     assert "the guest stands (debug)" in line
-    daemon.wait_for(lambda status: status["phase"] == "paused by somebody else")
+    daemon.wait_for(lambda status: status.phase is Phase.PAUSED)
     side.execute("cont")
     assert works(loaded)(), "the breakpoint that it left is gone"
     daemon.wait_poked_since(pokes)
@@ -182,7 +182,7 @@ def test_a_debugger_has_the_stub_for_a_while(loaded: Guest, daemon: Daemon, side
         assert stub.stop()
         first = stub.read([(AT, 64)])
         time.sleep(HELD_STOPPED_SECONDS)
-        assert daemon.status()["phase"] == RELEASED
+        assert daemon.status().phase is Phase.RELEASED
         assert stub.read([(AT, 64)]) == first
         stub.resume()
         assert works(loaded)()
@@ -201,7 +201,7 @@ def test_a_daemon_that_ends_takes_the_stub_back_as_soon_as_it_can(daemon: Daemon
         daemon.process.terminate()
         assert daemon.process.stderr is not None
         assert any("waiting 20 s for its end" in line for line in daemon.process.stderr)
-        assert daemon.status()["phase"] == "detaching"
+        assert daemon.status().phase is Phase.DETACHING
     _, errors = daemon.process.communicate(timeout=PATIENCE_SECONDS)
     assert daemon.process.returncode == 0, errors
     assert text_was_put_back(daemon)

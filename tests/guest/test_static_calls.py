@@ -91,7 +91,7 @@ def start(seed: Seed, tmp_path: Path) -> Iterator[Callable[[], Running]]:
 
     def run() -> Running:
         started.append(Running(seed.guest, tmp_path, ONLY_OPTSEED))
-        started[-1].wait_for(lambda status: int(str(status["epoch"])) > 0)
+        started[-1].wait_for(lambda status: status.epoch > 0)
         return started[-1]
 
     yield run

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import ORIGINAL, Form, Keyed, Original, Tree
+from optpolined.codegen.forms import ORIGINAL, Form, Original
 from optpolined.lab.truth import NOBODY, Calls, EpochTruth
 from optpolined.learning.cost import Costs
 from optpolined.learning.strategy import Share
 
-__all__ = ("Ledger", "Spread", "cycles", "spread", "stop_seconds")
+__all__ = ("Ledger", "Spread", "spread", "stop_seconds")
 
 _STOP_SECONDS = 0.36e-3
 _SITE_SECONDS = 3.24e-6
@@ -50,21 +50,6 @@ def spread(by_cpu: Calls) -> Spread:
     counts.pop(NOBODY, None)
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return Spread(total, tuple((target, number / total) for target, number in ranked if number))
-
-
-def cycles(form: Form, seen: Spread, costs: Costs) -> float:
-    """What a call costs in the mean, at a site of this form."""
-    if isinstance(form, Original):
-        return costs.retpoline_cycles
-    shares = dict(seen.shares)
-    known = [(target, shares.get(target, 0.0)) for target in dict.fromkeys(form.targets)]
-    match form:
-        case Tree():
-            return costs.tree(known)
-        case Keyed(key, leaves):
-            return costs.keyed(known, key, leaves)
-        case _:
-            return costs.chain([share for _, share in known])
 
 
 def stop_seconds(sites: int) -> float:
@@ -100,7 +85,7 @@ class Ledger:
             calls += seen.calls
             if isinstance(form, Original) or not seen.calls:
                 continue
-            saved = self.costs.retpoline_cycles - cycles(form, seen, self.costs)
+            saved = self.costs.retpoline_cycles - self.costs.form(form, seen.shares)
             self.saved_cycles += saved * seen.calls
             targets = set(form.targets)
             direct += sum(

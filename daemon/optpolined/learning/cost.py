@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import Key
+from optpolined.codegen.forms import Form, Key, Keyed, Original, Tree
 from optpolined.learning.ranges import check_ranges
 from optpolined.learning.strategy import Share
 
@@ -73,6 +73,20 @@ class Costs:
 
     def __post_init__(self) -> None:
         check_ranges(self, COST_RANGES)
+
+    def form(self, form: Form, shares: Sequence[Share]) -> float:
+        """Cycles a call at a site of this form, whose targets have these shares in any order."""
+        if isinstance(form, Original):
+            return self.retpoline_cycles
+        share_of = dict(shares)
+        known = [(target, share_of.get(target, 0.0)) for target in dict.fromkeys(form.targets)]
+        match form:
+            case Tree():
+                return self.tree(known)
+            case Keyed(key, leaves):
+                return self.keyed(known, key, leaves)
+            case _:
+                return self.chain([share for _, share in known])
 
     def chain(self, shares: Sequence[float]) -> float:
         """Cycles a call of a chain whose targets have these shares, in its order."""

@@ -3,7 +3,7 @@
 The daemon and the replay of a trace go through this one, so that they cannot differ.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from optpolined.addresses import GuestVirtual
@@ -13,7 +13,14 @@ from optpolined.learning.policy import Governed, Ruling
 from optpolined.learning.settings import ContinuousSettings, EpochSettings, LearningSettings
 from optpolined.learning.shape import KeyTable, Shaper, Shapes, ShapeSettings
 from optpolined.learning.strategies import StrategyName, make_strategy
-from optpolined.learning.strategy import SiteEpoch, SiteStatus, Snapshot, Strategy
+from optpolined.learning.strategy import (
+    Decision,
+    Share,
+    SiteEpoch,
+    SiteStatus,
+    Snapshot,
+    Strategy,
+)
 
 __all__ = ("Pupil", "PupilSettings", "make_pupil")
 
@@ -50,6 +57,10 @@ class Pupil:
         """The form that each site is to have; ``ORIGINAL`` where absent."""
         self.states: dict[GuestVirtual, str] = {}
         """The name of each site's state."""
+        self.shares: dict[GuestVirtual, Sequence[Share]] = {}
+        """The shares by which the targets of a site were chosen last."""
+        self.decision = Decision()
+        """The last one."""
 
     def follow(self, came: Mapping[GuestVirtual, Key | None], went: Iterable[GuestVirtual]) -> None:
         """Sites that may be patched from now on, with the keys that they declare; and others not.
@@ -62,6 +73,7 @@ class Pupil:
         for site in went:
             self.wanted.pop(site, None)
             self.states.pop(site, None)
+            self.shares.pop(site, None)
         self._shapes.declare({site: key for site, key in came.items() if key is not None})
         self._state = self._strategy.add(self._state, came)
 
@@ -102,6 +114,8 @@ class Pupil:
         made = self._shapes.made(decision)
         self.wanted.update(made)
         self.states.update(decision.states)
+        self.shares.update(decision.shares)
+        self.decision = decision
         return made
 
 

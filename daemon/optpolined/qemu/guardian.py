@@ -7,7 +7,7 @@ guardian then looks at the note, and where it is set:
 1. connects to QMP, as soon as QEMU has noticed that the daemon's connection is gone;
 2. waits until QEMU has noticed that the daemon's gdb connection is gone too: what is still in that
    socket would stop the guest again;
-3. sends ``cont`` if the guest is paused, and clears the note.
+3. sends ``cont`` if the guest is paused, and writes that into the note.
 
 The note is set before a stop and cleared after it.  A daemon that dies in the few microseconds in
 which it has set the note and does not know yet that somebody else had paused the guest gets that
@@ -157,13 +157,17 @@ def main() -> None:
         pass
     if not note.is_set:
         return
-    if not _resume(path):
+    was_paused = _resume(path)
+    if was_paused is None:
         sys.stderr.write(
             f"optpolined guardian: {path}: no QMP connection in {_GIVE_UP_SECONDS:g} s; the guest "
             "may stand stopped: resume it by QMP cont\n"
         )
         sys.exit(1)
-    note.clear()
+    if was_paused:
+        note.rescued()
+    else:
+        note.clear()
 
 
 class _Executes(Protocol):
@@ -195,20 +199,18 @@ def _has_gdb(qmp: _Executes) -> bool:
     )
 
 
-def _resume(path: str) -> bool:
-    """Resume the guest if it is paused; False where QEMU could not be reached in time."""
+def _resume(path: str) -> bool | None:
+    """Resume the guest if it is paused, and tell; None where QEMU could not be reached in time."""
     deadline = time.monotonic() + _GIVE_UP_SECONDS
     while time.monotonic() < deadline:
         try:
             with _Qmp(path, deadline) as qmp:
-                resume_if_paused(qmp)
+                return resume_if_paused(qmp)
         except (ConnectionRefusedError, FileNotFoundError):
-            return True  # Nobody listens: QEMU has ended.
+            return False  # Nobody listens: QEMU has ended.
         except (OSError, ValueError, LookupError):
             time.sleep(_RETRY_SECONDS)
-        else:
-            return True
-    return False
+    return None
 
 
 class _Qmp:

@@ -1,11 +1,12 @@
 """The note "the guest may be stopped by us": a byte of a file, so that it outlives who set it.
 
-    qemu-PID.stop       01 or 00, then when that QEMU started, in digits
+    qemu-PID.stop       00, 01 or 02, then when that QEMU started, in digits
 
-The daemon sets the byte before a stop and clears it after it, through a shared mapping, which costs
-nothing where the file is on tmpfs.  When the daemon is dead, its guardian reads it, or
-`optpolinectl rescue`, or the next daemon.  The time keeps a later QEMU of the same pid apart.  Each
-daemon makes a new file: a guardian that is late cannot write into it.
+The daemon sets the byte to 1 before a stop and clears it after it, through a shared mapping, which
+costs nothing where the file is on tmpfs.  When the daemon is dead, its guardian reads it, or
+`optpolinectl rescue`, or the next daemon; who resumes the guest leaves a 2, which the next daemon
+counts.  The time keeps a later QEMU of the same pid apart.  Each daemon makes a new file: a
+guardian that is late cannot write into it.
 
 The standard library only: the guardian imports this.
 """
@@ -21,6 +22,8 @@ __all__ = ("StopGuard", "StopNote", "note_path", "noted_pids")
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _NAME = "qemu-{}.stop"
 _SIZE_MAX = 32
+_STOPPED = 1
+_RESCUED = 2
 
 
 def note_path(directory: Path, pid: int) -> Path:
@@ -34,7 +37,7 @@ def noted_pids(directory: Path) -> list[int]:
     for path in directory.glob(_NAME.format("*")):
         pid = path.stem.removeprefix("qemu-")
         with suppress(FileNotFoundError):
-            if pid.isdecimal() and path.read_bytes()[:1] == b"\1":
+            if pid.isdecimal() and path.read_bytes()[:1] == bytes([_STOPPED]):
                 pids.append(int(pid))
     return pids
 
@@ -102,11 +105,20 @@ class StopNote:
     @property
     def is_set(self) -> bool:
         """Whether the guest may be stopped by us."""
-        return self._byte[0] != 0
+        return self._byte[0] == _STOPPED
+
+    @property
+    def tells_of_rescue(self) -> bool:
+        """Whether somebody has resumed the guest after the daemon's death."""
+        return self._byte[0] == _RESCUED
 
     def set(self) -> None:
         """Note that the guest may be stopped by us from now on."""
-        self._byte[0] = 1
+        self._byte[0] = _STOPPED
+
+    def rescued(self) -> None:
+        """Note that the daemon has died and the guest was resumed."""
+        self._byte[0] = _RESCUED
 
     def clear(self) -> None:
         """Note that it no longer is."""

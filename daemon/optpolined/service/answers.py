@@ -1,94 +1,113 @@
 """What becomes of a request, which the reconcile loop takes between two epochs."""
 
-from dataclasses import asdict
+from dataclasses import dataclass
 
+from optpolined.kernel.errors import TranslationError
 from optpolined.qemu.errors import QemuError
-from optpolined.service.governor import Governor
+from optpolined.service.governor import Governor, Order
 from optpolined.service.lending import Lending
 from optpolined.service.naming import NameRefusedError
 from optpolined.service.static_calls import StaticCallError, StaticCalls
+from optpolined.service.table import Table
 from optpolined.telemetry.requests import (
     Answer,
-    Ban,
+    Explain,
     ListSites,
     ListStaticCalls,
-    Pin,
+    Question,
     ReleaseStub,
     Request,
     SetStaticCall,
     TakeStub,
-    Unban,
-    Unpin,
 )
+from optpolined.telemetry.sites import StaticCallRow
 from optpolined.telemetry.status import Phase
 
-__all__ = ("answer",)
-
-_ROWS_MAX = 1000
+__all__ = ("Clerk",)
 
 
-def answer(
-    request: Request,
-    *,
-    lending: Lending,
-    static_calls: StaticCalls,
-    governor: Governor,
-    pause: Phase | None,
-) -> Answer:
-    """Do what was asked.
+@dataclass(frozen=True, slots=True)
+class Clerk:
+    """Answers requests about one attached guest."""
 
-    :param pause: Why nothing may be changed now, if so.
-    :raise KernelError: the guest is not what it was.
-    """
-    try:
-        match request:
-            case ReleaseStub():
-                return lending.release()
-            case TakeStub():
-                return lending.take()
+    lending: Lending
+    static_calls: StaticCalls
+    governor: Governor
+    table: Table
+
+    def answer(self, request: Request, pause: Phase | None) -> Answer:
+        """Do what was asked.
+
+        :param pause: Why nothing may be changed now, if so.
+        :raise KernelError: the guest is not what it was.
+        """
+        try:
+            match request:
+                case ReleaseStub():
+                    return self.lending.release()
+                case TakeStub():
+                    return self.lending.take()
+                case SetStaticCall():
+                    return self._set(request, pause)
+                case ListSites() | Explain() | ListStaticCalls():
+                    return self._tell(request, pause)
+                case _:
+                    return self._govern(request)
+        except QemuError as error:
+            return Answer(outcome="failed", says=str(error))
+
+    def _govern(self, order: Order) -> Answer:
+        """Nothing is touched now: the next epoch makes it so, as soon as something may change."""
+        try:
+            return Answer(outcome="done", says=self.governor.change(order))
+        except NameRefusedError as error:
+            return Answer(outcome="refused", says=str(error))
+
+    def _tell(self, question: Question, pause: Phase | None) -> Answer:
+        if pause is Phase.MIGRATING and not isinstance(question, ListSites):
+            return _not_now(pause)  # even to read may take stops
+        match question:
+            case ListSites():
+                rows = self.table.rows(question)
+                more = f"; {question.top} shown" if len(rows) > question.top else ""
+                says = f"{len(rows)} sites{more}"
+                return Answer(outcome="done", says=says, sites=tuple(rows[: question.top]))
+            case Explain():
+                return self._explain(question)
             case ListStaticCalls():
-                return _list(static_calls, pause)
-            case SetStaticCall():
-                return _set(request, static_calls, pause)
-            case ListSites() | Pin() | Unpin() | Ban() | Unban():
-                return _govern(request, governor)
-    except QemuError as error:
-        return Answer(outcome="failed", says=str(error))
+                return self._list()
 
+    def _explain(self, question: Explain) -> Answer:
+        try:
+            told = self.table.explain(question.site)
+        except NameRefusedError as error:
+            return Answer(outcome="refused", says=str(error))
+        except TranslationError as error:
+            return Answer(outcome="failed", says=f"{question.site} cannot be read: {error}")
+        says = f"{told.row.site} is {told.row.state}: {told.row.reason}"
+        return Answer(outcome="done", says=says, explanation=told)
 
-def _govern(request: ListSites | Pin | Unpin | Ban | Unban, governor: Governor) -> Answer:
-    """Nothing is touched now: the next epoch makes it so, as soon as something may be changed."""
-    if isinstance(request, ListSites):
-        rows = governor.rows(request.pattern)
-        more = f"; {_ROWS_MAX} shown: name a pattern" if len(rows) > _ROWS_MAX else ""
-        says = f"{len(rows)} sites{more}"
-        return Answer(outcome="done", says=says, rows=tuple(rows[:_ROWS_MAX]))
-    try:
-        return Answer(outcome="done", says=governor.change(request))
-    except NameRefusedError as error:
-        return Answer(outcome="refused", says=str(error))
+    def _list(self) -> Answer:
+        try:
+            rows = tuple(
+                StaticCallRow(key.key, key.module, key.target or None, key.built or None, key.sites)
+                for key in self.static_calls.list()
+            )
+        except StaticCallError as error:
+            return Answer(outcome="failed", says=str(error))
+        return Answer(outcome="done", says=f"{len(rows)} static calls", static_calls=rows)
 
-
-def _list(static_calls: StaticCalls, pause: Phase | None) -> Answer:
-    if pause is Phase.MIGRATING:  # even to read may take stops
-        return _not_now(pause)
-    try:
-        rows = tuple(asdict(key) for key in static_calls.list())
-    except StaticCallError as error:
-        return Answer(outcome="failed", says=str(error))
-    return Answer(outcome="done", says=f"{len(rows)} static calls", rows=rows)
+    def _set(self, request: SetStaticCall, pause: Phase | None) -> Answer:
+        if pause is not None:
+            return _not_now(pause)
+        try:
+            changed = self.static_calls.set(request.key, request.function)
+        except StaticCallError as error:
+            return Answer(outcome="refused", says=str(error))
+        goes = request.function or "nothing"
+        says = f"{request.key} goes to {goes}: {changed} places changed"
+        return Answer(outcome="done", says=says)
 
 
 def _not_now(pause: Phase) -> Answer:
     return Answer(outcome="refused", says=f"not now: the phase is {pause.value!r}; ask again")
-
-
-def _set(request: SetStaticCall, static_calls: StaticCalls, pause: Phase | None) -> Answer:
-    if pause is not None:
-        return _not_now(pause)
-    try:
-        changed = static_calls.set(request.key, request.function)
-    except StaticCallError as error:
-        return Answer(outcome="refused", says=str(error))
-    goes = request.function or "nothing"
-    return Answer(outcome="done", says=f"{request.key} goes to {goes}: {changed} places changed")

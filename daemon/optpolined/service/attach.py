@@ -18,7 +18,8 @@ from optpolined.qemu.stopnote import StopNote, note_path
 from optpolined.service.errors import AttachRefusedError, NothingToGainError
 from optpolined.service.lock import held
 from optpolined.service.migration import refuse_migration
-from optpolined.service.rescue import resume_if_left
+from optpolined.service.rescue import resume_if_left, was_rescued
+from optpolined.service.tally import Tally
 
 __all__ = ("AttachRefusedError", "Link", "NothingToGainError", "connect", "refuse_on_failure")
 
@@ -42,16 +43,19 @@ class Link:
 
 
 @contextmanager
-def connect(config: GuestConfig, *, writable: bool = True) -> Iterator[Link]:
+def connect(
+    config: GuestConfig, *, writable: bool = True, tally: Tally | None = None
+) -> Iterator[Link]:
     """Find the guest's process, memory, page tables and module; open its gdbstub where asked to.
 
     At the end everything is closed again; the guest runs if it ran before.
 
+    :param tally: Where it is counted that the guest had been resumed after a daemon's death.
     :raise AttachRefusedError: with what is wrong and what to do, in one line.
     """
     with ExitStack() as stack:
         with refuse_on_failure():
-            link = _connect(config, stack, writable=writable)
+            link = _connect(config, stack, tally or Tally(), writable=writable)
         yield link
 
 
@@ -64,7 +68,7 @@ def refuse_on_failure() -> Iterator[None]:
         raise AttachRefusedError(str(error)) from error
 
 
-def _connect(config: GuestConfig, stack: ExitStack, *, writable: bool) -> Link:
+def _connect(config: GuestConfig, stack: ExitStack, tally: Tally, *, writable: bool) -> Link:
     timeout = config.qemu.answer_timeout_seconds
     # Ends after the monitor: a guardian that must resume the guest needs the monitor's place.
     last = stack.enter_context(ExitStack())
@@ -77,6 +81,7 @@ def _connect(config: GuestConfig, stack: ExitStack, *, writable: bool) -> Link:
         rescued = resume_if_left(monitor, process, config.runtime_directory)
         if rescued:
             _log.warning("%s", rescued)
+        tally.rescues += was_rescued(process, config.runtime_directory)
         guardian = last.enter_context(_guardian(config, process))
         stub = _stub(config, monitor, process, guardian, stack)
     memory = _memory(config, monitor, process, stub)

@@ -3,17 +3,20 @@
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Original
 from optpolined.lab.trace import TraceHeader
 from optpolined.learning.audit import audit
 from optpolined.learning.strategy import Snapshot
 from optpolined.qemu.errors import MonitorClosedError, ResumedError
-from optpolined.service.answers import answer
+from optpolined.qemu.monitor import Monitor
+from optpolined.service.answers import Clerk
 from optpolined.service.attach import Link
+from optpolined.service.chronicle import Chronicle
 from optpolined.service.governor import Governor
 from optpolined.service.inline import Found
 from optpolined.service.job import Job
@@ -25,19 +28,23 @@ from optpolined.service.patcher import HELD_UP
 from optpolined.service.rates import Rates
 from optpolined.service.recorder import Recorder
 from optpolined.service.room import Room, fit
+from optpolined.service.rules import Standstill
 from optpolined.service.session import Session
+from optpolined.service.table import Table
+from optpolined.service.teller import Teller, promoted_chains
 from optpolined.telemetry.report import Report, SiteCounts, StopCounts
-from optpolined.telemetry.requests import Requests
-from optpolined.telemetry.status import HotSite, Phase, Status, StopSummary
+from optpolined.telemetry.requests import Question
+from optpolined.telemetry.status import Phase
 
 __all__ = ("Daemon",)
 
 _log = logging.getLogger(__name__)
 
-_HOTTEST = 12
-
 _REQUEST_SECONDS = 0.1
 """Between two looks at whether somebody asks for something."""
+
+_REQUESTS_AT_ONCE = 16
+"""Of each look: whoever asks without end shall not keep the next epoch waiting."""
 
 _PASSING = frozenset({"arena_full", HELD_UP})
 """Why a site was not changed that may be at the next epoch; where there are others, it rests."""
@@ -47,17 +54,13 @@ _RETRY_EPOCHS = 20
 
 
 class Daemon:
-    """One guest under management.
-
-    ``status`` may be read, and ``requests`` put, from any thread.
-    """
+    """One guest under management; ``job.hub`` tells of it, and has what is asked for."""
 
     def __init__(self, job: Job, link: Link, session: Session, *, attach_seconds: float) -> None:
         self._job = job
         self._link = link
         self._session = session
         self._lending = Lending(job.guest, link, session)
-        self.requests = Requests()
         self._config = job.config
         self._attached_at = time.monotonic()
         self._attach_seconds = attach_seconds
@@ -73,10 +76,35 @@ class Daemon:
         self._has_left = False
         self._rates = Rates()
         self._room = Room(session.patcher.block_bytes)
-        self._pokes = 0
-        self._refused: Counter[str] = Counter()
+        self._chronicle = Chronicle(time.time, survey.symbols.name)
+        self._clerk = Clerk(
+            self._lending,
+            session.static_calls,
+            self._governor,
+            Table(
+                session=session,
+                learner=self._learner,
+                names=names,
+                rates=self._rates,
+                chronicle=self._chronicle,
+                forms=lambda: self._forms,
+            ),
+        )
+        self._teller = Teller(
+            guest=job.guest,
+            config=job.config,
+            link=link,
+            session=session,
+            lending=self._lending,
+            learner=self._learner,
+            governor=self._governor,
+            rates=self._rates,
+            room=self._room,
+            chronicle=self._chronicle,
+            qemu=qemu_version(link.monitor),
+            attached_at=self._attached_at,
+        )
         self._report = self._first_report(job.guest)
-        self.status = self._make_status(Phase.LEARNING)
 
     def _recorder(self) -> Recorder | None:
         if self._job.recording is None:
@@ -92,31 +120,41 @@ class Daemon:
 
         :raise OptpolinedError: the guest or QEMU failed.
         """
+        requests = self._job.hub.requests
+        requests.open()
         try:
             while not self._job.is_over and not self._has_migrated():
-                phase = self._pause()
-                if phase is not Phase.MIGRATING:
-                    self._forms = self._session.look()
-                if phase is None:
-                    self._reconcile()
-                elif phase is Phase.RELEASED:
-                    self._rates.update(self._snapshot())
-                self._tell(phase or self._at_work())
+                self._one_epoch()
                 self._rest()
         except MonitorClosedError:
-            if self.status.phase is not Phase.MIGRATING:
+            if self._job.hub.status.phase is not Phase.MIGRATING:
                 raise
             self._has_left = True
         finally:
-            self.requests.close()
+            requests.close()
         if self._has_left:
             return
         if self._job.audit and not self._job.stop.is_set() and self._pause() is None:
             self._tell(Phase.AUDITING)
             self._audit()
 
+    def _one_epoch(self) -> None:
+        began = time.monotonic()
+        phase = self._pause()
+        if phase is not Phase.MIGRATING:
+            self._forms = self._session.look()
+        if phase is None and self._governor.standstill is not Standstill.NONE:
+            self._stand_still()
+            phase = Phase.FROZEN
+        elif phase is None:
+            self._reconcile()
+        elif phase is Phase.RELEASED:
+            self._rates.update(self._snapshot())
+        self._session.tally.epochs.add(time.monotonic() - began)
+        self._tell(phase or self._at_work())
+
     def _pause(self) -> Phase | None:
-        """Why nothing may be changed now; ``None`` where it may."""
+        """Why nothing can be changed now; ``None`` where it can."""
         if self._lending.is_released:
             return Phase.RELEASED
         if is_migrating(self._link.monitor):
@@ -124,6 +162,8 @@ class Daemon:
         return None if self._link.monitor.status() == "running" else Phase.PAUSED
 
     def _at_work(self) -> Phase:
+        if self._governor.standstill is not Standstill.NONE:
+            return Phase.FROZEN
         return Phase.RUNNING if self._promoted() else Phase.LEARNING
 
     def _rest(self) -> None:
@@ -134,16 +174,17 @@ class Daemon:
             if (policy := self._job.reread()) is not None:
                 self._job.config = self._job.config.model_copy(update={"policy": policy})
                 self._governor.adopt(policy)
-            while (asked := self.requests.take()) is not None:
-                said = answer(
-                    asked.request,
-                    lending=self._lending,
-                    static_calls=self._session.static_calls,
-                    governor=self._governor,
-                    pause=self._pause(),
-                )
+            self._answer_some()
+
+    def _answer_some(self) -> None:
+        requests = self._job.hub.requests
+        for _ in range(_REQUESTS_AT_ONCE):
+            if (asked := requests.take()) is None:
+                return
+            said = self._clerk.answer(asked.request, self._pause())
+            if not isinstance(asked.request, Question):
                 self._tell(self._pause() or self._at_work())
-                asked.answer(said)
+            asked.answer(said)
 
     def _has_migrated(self) -> bool:
         return self._has_left or has_migrated(self._link.monitor)
@@ -200,20 +241,25 @@ class Daemon:
     def _sum_up_sites(self) -> None:
         report = self._report
         report.promoted = len(self._promoted())
-        report.sites.skipped, report.arena = self._skipped(), asdict(self.status.arena)
+        report.sites.skipped = self._teller.skipped()
+        report.arena = asdict(self._job.hub.status.arena)
         report.targets_histogram = {
-            str(size): count for size, count in sorted(self._histogram().items())
+            str(size): count
+            for size, count in sorted(
+                Counter(len(chain.targets) for chain in self._promoted().values()).items()
+            )
         }
 
     def _sum_up_work(self) -> None:
         report = self._report
-        report.int3_hits = self.status.int3_hits
+        status, tally = self._job.hub.status, self._session.tally
+        report.int3_hits = status.int3_hits
         report.seconds = time.monotonic() - self._attached_at
-        stops = self.status.stops
+        stops = status.stops
         report.stops = StopCounts(
             stops.count, stops.p50_seconds, stops.p99_seconds, stops.max_seconds
         )
-        report.pokes, report.refused = self._pokes, dict(self._refused)
+        report.pokes, report.refused = tally.pokes, dict(tally.refused)
 
     def report(self) -> Report:
         """What this run did; complete after :meth:`detach` or :meth:`leave`."""
@@ -237,6 +283,7 @@ class Daemon:
         snapshot = self._snapshot()
         self._rates.update(snapshot)
         self._learner.decide(snapshot)
+        self._chronicle.decided(self._epoch, self._learner.decision, self._learner.wanted)
         self._room.note(snapshot)
         patcher = self._session.patcher
         changes = {
@@ -256,6 +303,17 @@ class Daemon:
         with suppress(ResumedError):  # the request is made again next time
             self._session.recycle()
 
+    def _stand_still(self) -> None:
+        """One epoch in which nothing is learned; all sites are put back where that was asked."""
+        self._epoch += 1
+        self._follow_modules()
+        self._rates.update(self._snapshot())
+        if self._governor.standstill is Standstill.REVERTED:
+            changed = (site for site, form in self._forms.items() if _is_ours(form))
+            self._poke(dict.fromkeys(sorted(changed), ORIGINAL))
+        with suppress(ResumedError):
+            self._session.recycle()
+
     def _follow_modules(self) -> None:
         change = self._session.follow_modules()
         if change is None:
@@ -263,6 +321,8 @@ class Daemon:
         self._learner.follow(change)
         self._governor.follow()
         self._room.forget(change.went)
+        self._rates.forget(change.went)
+        self._chronicle.forget(change.went)
         for site in change.went:
             self._forms.pop(site, None)
             self._shunned.pop(site, None)
@@ -272,7 +332,7 @@ class Daemon:
         seconds, self._epoch_began = now - self._epoch_began, now
         return self._learner.snapshot(self._epoch, seconds, self._forms)
 
-    def _poke(self, wanted: dict[GuestVirtual, Form]) -> None:
+    def _poke(self, wanted: Mapping[GuestVirtual, Form]) -> None:
         if not wanted:
             return
         try:
@@ -284,8 +344,9 @@ class Daemon:
         finally:
             self._forms = self._session.patcher.observe()
             self._epoch_began = time.monotonic()
-        self._pokes += report.done
-        self._refused += report.refused
+        self._chronicle.changed(self._epoch, wanted, report.sites)
+        self._session.tally.pokes += report.done
+        self._session.tally.refused += report.refused
         shunned = (site for site, reason in report.sites.items() if reason not in _PASSING)
         self._shunned.update(dict.fromkeys(shunned, self._epoch + _RETRY_EPOCHS))
 
@@ -311,77 +372,30 @@ class Daemon:
         }
 
     def _promoted(self) -> dict[GuestVirtual, Chain]:
-        return {
-            site: form
-            for site, form in self._learner.told(self._forms).items()
-            if isinstance(form, Chain) and form.targets
-        }
-
-    def _histogram(self) -> Counter[int]:
-        return Counter(len(chain.targets) for chain in self._promoted().values())
+        return promoted_chains(self._learner, self._forms)
 
     def _tell(self, phase: Phase) -> None:
-        self.status = self._make_status(phase)
-        self._job.show(self.status)
+        hub = self._job.hub
+        hub.tell(self._teller.tell(phase, self._epoch, self._forms, hub.status))
+        self._job.show(hub.status)
 
-    def _make_status(self, phase: Phase) -> Status:
-        is_away = phase is Phase.MIGRATING  # even to read may take stops
-        stops = self._session.stopper.statistics
-        states = Counter(self._learner.states.values())
-        inventory = self._session.survey.inventory
-        rates = self._rates.promoted(self._learner.told(self._forms))
-        missed = sum(rate.misses_per_second for rate in rates.values())
-        return Status(
-            guest=self._report.guest,
-            phase=phase,
-            kernel=self._report.kernel,
-            accelerator=self._report.accel,
-            vcpus=self._report.vcpus,
-            seconds=time.monotonic() - self._attached_at,
-            epoch=self._epoch,
-            stub_released=self._lending.is_released,
-            found=inventory.found,
-            eligible=len(inventory.eligible),
-            skipped=self._skipped(),
-            states=dict(states),
-            targets_histogram=dict(self._histogram()),
-            hottest=self._hottest(),
-            ruled=self._governor.ruled(),
-            counted_calls=self._rates.counted_calls,
-            direct_per_second=max(
-                0.0, sum(rate.calls_per_second for rate in rates.values()) - missed
-            ),
-            missed_per_second=missed,
-            pokes=self._pokes,
-            refused=dict(self._refused),
-            int3_hits=self.status.int3_hits if is_away else self._session.int3_hits,
-            arena=self._room.use_of(self._session.arena),
-            stops=StopSummary(
-                count=stops.count,
-                sum_seconds=stops.sum_seconds,
-                p50_seconds=stops.quantile(0.5),
-                p99_seconds=stops.quantile(0.99),
-                max_seconds=stops.max_seconds,
-                buckets=tuple(stops.buckets),
-            ),
-        )
+    def end(self) -> None:
+        """Add to the tally what counted anew with this attachment; it has ended."""
+        tally = self._session.tally
+        tally.counted_calls += self._rates.counted_calls
+        tally.missed_calls += self._rates.missed_calls
+        tally.int3_hits = self._job.hub.status.int3_hits
 
-    def _skipped(self) -> dict[str, int]:
-        """The sites that are left alone; those for which there is no room are eligible too."""
-        roomless = len(self._room.denied) + self._room.waiting
-        skipped = dict(self._session.survey.inventory.skipped)
-        return skipped | {"arena_full": roomless} if roomless else skipped
 
-    def _hottest(self) -> tuple[HotSite, ...]:
-        name = self._session.survey.symbols.name
-        promoted = self._promoted()
-        rates = self._rates.promoted(self._learner.told(self._forms))
-        return tuple(
-            HotSite(
-                name(site),
-                tuple(name(target) for target in promoted[site].targets),
-                rate.calls_per_second,
-                rate.misses_per_second,
-            )
-            for site, rate in list(rates.items())[:_HOTTEST]
-        )
+def qemu_version(monitor: Monitor) -> str:
+    """QEMU's version as it tells it; empty where it does not."""
+    answer = monitor.execute("query-version")
+    numbers = answer.get("qemu") if isinstance(answer, dict) else None
+    if not isinstance(numbers, dict):
+        return ""
+    return ".".join(str(numbers.get(part, "?")) for part in ("major", "minor", "micro"))
+
+
+def _is_ours(form: Found) -> bool:
+    """Whether a site holds something of ours that can be put back."""
+    return form is not None and not isinstance(form, Original)

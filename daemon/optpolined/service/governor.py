@@ -1,22 +1,23 @@
-"""Sees to it that the strategy's decisions obey the rules, and tells where every site stands."""
+"""Sees to it that the strategy's decisions obey the rules that people made."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import Code
-from optpolined.config import PolicyConfig, matches
-from optpolined.kernel.symbols import Symbols
+from optpolined.config import PolicyConfig
 from optpolined.learning.policy import Ruling
 from optpolined.service.learner import Learner
 from optpolined.service.naming import Names
-from optpolined.service.rules import Rules
+from optpolined.service.rules import Rules, Standstill
 from optpolined.service.survey import ModuleChange, Survey
-from optpolined.telemetry.requests import Ban, Pin, Unban, Unpin
+from optpolined.telemetry.requests import Ban, Freeze, Pin, Relearn, Revert, Thaw, Unban, Unpin
 from optpolined.telemetry.status import RuledSite
 
-__all__ = ("Governor",)
+__all__ = ("Governor", "Order")
 
 _SHOWN = 64
+
+Order = Pin | Unpin | Ban | Unban | Relearn | Freeze | Thaw | Revert
+"""What people decide about sites."""
 
 
 class Governor:
@@ -30,18 +31,34 @@ class Governor:
         self._rulings: dict[GuestVirtual, Ruling] = {}
         self.follow()
 
+    @property
+    def standstill(self) -> Standstill:
+        """Whether nothing is to be learned now."""
+        return self._rules.standstill
+
     def follow(self) -> None:
         """Rule over the sites that there are now."""
         self._rulings = self._rules.rulings(self._names)
         self._learner.rule(self._rulings)
 
-    def change(self, request: Pin | Unpin | Ban | Unban) -> str:
-        """Do what was asked, and answer it in a line.
+    def change(self, order: Order) -> str:
+        """Do what was asked, and answer it in a line; the next epoch makes it so.
 
         :raise NameRefusedError: it cannot be; nothing has changed.
         """
         rules, names = self._rules, self._names
-        match request:
+        match order:
+            case Freeze():
+                return rules.freeze()
+            case Thaw():
+                return rules.thaw()
+            case Revert(site=None):
+                return rules.revert_all()
+            case Revert(site=str(site)):
+                says = rules.revert(names, site)
+            case Relearn(site=site):
+                where, says = rules.relearn(names, site)
+                self._learner.relearn(where)
             case Pin(site=site, target=target):
                 says = rules.pin(names, site, target)
             case Unpin(site=site):
@@ -70,35 +87,3 @@ class Governor:
             RuledSite(symbols.name(site), ruling.state, ruling.reason)
             for site, ruling in sorted(self._rulings.items())[:_SHOWN]
         )
-
-    def rows(self, pattern: str) -> Sequence[dict[str, str | int | None]]:
-        """Where each site stands whose ``function``, or ``module:function``, matches."""
-        symbols, inventory = self._survey.symbols, self._survey.inventory
-        told = self._learner.status()
-        rows: list[dict[str, str | int | None]] = []
-        for site in sorted(told.keys() | inventory.reasons.keys()):
-            if not matches(_home(symbols, site), [pattern]):
-                continue
-            if site in told:
-                state, reason, form = told[site].state, told[site].reason, told[site].wanted
-                targets = form.targets if isinstance(form, Code) else ()
-            else:
-                state, reason, targets = "skipped", inventory.reasons[site], ()
-            rows.append(
-                {
-                    "site": symbols.name(site),
-                    "address": f"{site:#x}",
-                    "state": state,
-                    "reason": reason,
-                    "targets": ", ".join(map(symbols.name, targets)),
-                }
-            )
-        return rows
-
-
-def _home(symbols: Symbols, site: GuestVirtual) -> str:
-    """The function that a site is in, as patterns see it."""
-    function = symbols.function(site)
-    if function is None:
-        return ""
-    return f"{function.module}:{function.name}" if function.module else function.name

@@ -3,11 +3,13 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from optpolined.config import GuestConfig, PolicyConfig
+from optpolined.service.hub import Hub
 from optpolined.service.recorder import Recording
 from optpolined.service.rules import Rules
+from optpolined.service.tally import Tally
 from optpolined.telemetry.status import Status
 
 __all__ = ("Job",)
@@ -26,8 +28,11 @@ class Job:
     show: Callable[[Status], None]
     rules: Rules
     """What people have decided about sites; outlives an attachment."""
+    hub: Hub
+    """Who is told, and who asks; outlives an attachment too."""
     reread: Callable[[], PolicyConfig | None]
     """Another policy, where somebody asked to go by another since the last look."""
+    tally: Tally = field(default_factory=Tally)
     recording: Recording | None = None
     """Where what learning sees is written."""
     attached_at: float | None = None
@@ -44,5 +49,6 @@ class Job:
 
     def attached(self) -> None:
         """Note that the guest is attached to; the time counts from the first."""
+        self.tally.attachments += 1
         if self.attached_at is None:
             self.attached_at = time.monotonic()

@@ -1,13 +1,13 @@
 """What the strategy wants, in forms that sites can really have."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Form, Key, LearnKeys
 from optpolined.config import LearningConfig
 from optpolined.learning.policy import Ruling
 from optpolined.learning.pupil import make_pupil
-from optpolined.learning.strategy import SiteEpoch, SiteStatus, Snapshot
+from optpolined.learning.strategy import Decision, Share, SiteEpoch, SiteStatus, Snapshot
 from optpolined.service.collector import collector_rests
 from optpolined.service.inline import Found, Unsettled
 from optpolined.service.recorder import Recorder
@@ -37,6 +37,20 @@ class Learner:
     def states(self) -> Mapping[GuestVirtual, str]:
         """The name of each site's state."""
         return self._pupil.states
+
+    @property
+    def shares(self) -> Mapping[GuestVirtual, Sequence[Share]]:
+        """The shares by which the targets of a site were chosen last."""
+        return self._pupil.shares
+
+    @property
+    def decision(self) -> Decision:
+        """What the last epoch changed."""
+        return self._pupil.decision
+
+    def relearn(self, site: GuestVirtual) -> None:
+        """Forget what was learned of a site, as if its module had gone and come back."""
+        self._follow((site,), (site,))
 
     def follow(self, change: ModuleChange) -> None:
         """Sites came and went with their modules."""

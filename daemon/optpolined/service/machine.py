@@ -12,7 +12,7 @@ from optpolined.poke.protocol import Write
 from optpolined.qemu.errors import OutOfRamError
 from optpolined.qemu.memory import PhysicalMemory
 from optpolined.service.attach import Link
-from optpolined.service.stops import Stopper
+from optpolined.service.stops import Stopper, StopStatistics
 
 __all__ = ("GuestMachine",)
 
@@ -56,11 +56,17 @@ class GuestMachine(Machine):
         self._group_seconds = budget_seconds / 8
 
     @classmethod
-    def of(cls, link: Link, config: GuestConfig, clock: Callable[[], float]) -> Self:
+    def of(
+        cls,
+        link: Link,
+        config: GuestConfig,
+        clock: Callable[[], float],
+        statistics: StopStatistics | None = None,
+    ) -> Self:
         """The machine at the other end of ``link``, which must be writable."""
         assert link.stub is not None
         return cls(
-            stopper=Stopper(link.stub, clock),
+            stopper=Stopper(link.stub, clock, statistics),
             writer=link.stub,
             memory=link.memory,
             space=link.attachment.space,

@@ -158,6 +158,14 @@ class Patcher:
         self._referred_bytes = sum(rounded(len(self._blocks[block].code)) for block in in_use)
         return forms
 
+    def block_of(self, address: GuestVirtual, pages: AddressSpace) -> Block | None:
+        """The block that the site leads to now; ``None`` where it leads to none of ours.
+
+        :raise GuestReplacedError: as :meth:`observe`.
+        """
+        _, block = self._standing(self._sites[address], pages)
+        return None if block is None else self._blocks[block]
+
     def forget(self, sites: Iterable[GuestVirtual]) -> None:
         """Drop sites whose memory has gone with their module; their blocks are retired."""
         gone = set(sites)

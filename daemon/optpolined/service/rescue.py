@@ -12,7 +12,7 @@ from optpolined.qemu.stopnote import StopNote, note_path, noted_pids
 from optpolined.service.errors import InUseError
 from optpolined.service.lock import held
 
-__all__ = ("rescue", "resume_if_left")
+__all__ = ("rescue", "resume_if_left", "was_rescued")
 
 
 def rescue(config: GuestConfig) -> str:
@@ -57,8 +57,22 @@ def resume_if_left(monitor: Monitor, process: QemuProcess, directory: Path) -> s
     with note:
         left = note.is_set
         was_paused = left and resume_if_paused(monitor)
-        note.clear()
-        note.remove()
+        if was_paused:
+            note.rescued()
+        elif not note.tells_of_rescue:
+            note.clear()
+            note.remove()
     if was_paused:
         return "resumed: a daemon that died had left the guest stopped"
     return "nothing to resume: the guest runs, or is not paused by us" if left else ""
+
+
+def was_rescued(process: QemuProcess, directory: Path) -> bool:
+    """Whether the last daemon had to be rescued from; tells it once.  The lock is held."""
+    note = StopNote.find(note_path(directory, process.pid), process.start_time)
+    if note is None:
+        return False
+    with note:
+        told = note.tells_of_rescue
+        note.remove()
+    return told

@@ -3,10 +3,14 @@
 They are kept by name, so that they outlive a reset of the guest, which moves its kernel, and a
 module that goes and comes back.  A pattern holds for modules that come later too.  Where a site is
 both pinned and banned, it is banned.
+
+A reverted site is banned until it is relearned.  A standstill holds for all sites: nothing is
+changed in it, or all of them are put back and stay so.
 """
 
 import logging
 from collections.abc import Sequence
+from enum import Enum
 
 from optpolined.addresses import GuestVirtual
 from optpolined.config import PolicyConfig, matches
@@ -14,9 +18,22 @@ from optpolined.kernel.sites import Site
 from optpolined.learning.policy import Ruling
 from optpolined.service.naming import NameRefusedError, Names, is_site_name
 
-__all__ = ("Rules",)
+__all__ = ("Rules", "Standstill")
 
 _log = logging.getLogger(__name__)
+
+
+_REVERTED = "reverted by hand: relearn lets it learn again"
+
+
+class Standstill(Enum):
+    """Whether nothing is to be learned now."""
+
+    NONE = "none"
+    FROZEN = "frozen"
+    """All sites stay as they are."""
+    REVERTED = "reverted"
+    """All sites are put back, and stay so."""
 
 
 class Rules:
@@ -24,6 +41,8 @@ class Rules:
 
     def __init__(self, policy: PolicyConfig) -> None:
         self._said: set[str] = set()
+        self._reverted: list[str] = []
+        self.standstill = Standstill.NONE
         self.adopt(policy)
 
     def adopt(self, policy: PolicyConfig) -> None:
@@ -43,6 +62,8 @@ class Rules:
             raise NameRefusedError(f"{site} is banned by {ban!r}: unban that first")
         self._drop_pin(names, where)
         site, target = names.site_name(where), names.name(goes)
+        if site in self._reverted:
+            self._reverted.remove(site)
         self._pins[site] = target
         return f"{site} is pinned to {target}"
 
@@ -83,6 +104,51 @@ class Rules:
         self._bans.remove(what)
         return f"not banned any more by {what!r}"
 
+    def revert(self, names: Names, site: str) -> str:
+        """Put a site back until it is relearned; answer what was done.
+
+        :raise NameRefusedError: it cannot be: the name means no site, or the site is pinned.
+        """
+        where = names.site(site)
+        if self._pin_of(names, where) is not None:
+            raise NameRefusedError(f"{site} is pinned: unpin it first")
+        name = names.site_name(where)
+        if name not in self._reverted:
+            self._reverted.append(name)
+        return f"{name} is put back; `relearn` lets it learn again"
+
+    def relearn(self, names: Names, site: str) -> tuple[GuestVirtual, str]:
+        """Let a site begin anew; answer which one, and what was done.
+
+        :raise NameRefusedError: it cannot be: the name means no site, or somebody has decided about
+            it.
+        """
+        where = names.site(site)
+        if self._pin_of(names, where) is not None:
+            raise NameRefusedError(f"{site} is pinned: unpin it first")
+        ban = self._ban_of(names, where)
+        if ban is not None:
+            raise NameRefusedError(f"{site} is banned by {ban!r}: unban that first")
+        name = names.site_name(where)
+        if name in self._reverted:
+            self._reverted.remove(name)
+        return where, f"{name} learns from nothing"
+
+    def freeze(self) -> str:
+        """Change nothing from now on; answer what was done."""
+        self.standstill = Standstill.FROZEN
+        return "frozen: all sites stay as they are until `thaw`"
+
+    def revert_all(self) -> str:
+        """Put all sites back, and change nothing more; answer what was done."""
+        self.standstill = Standstill.REVERTED
+        return "all sites are put back, and stay so until `thaw`"
+
+    def thaw(self) -> str:
+        """Go on; answer what was done."""
+        was, self.standstill = self.standstill, Standstill.NONE
+        return "nothing is frozen" if was is Standstill.NONE else "thawed: sites are changed again"
+
     def rulings(self, names: Names) -> dict[GuestVirtual, Ruling]:
         """What holds for each site that somebody has decided about.
 
@@ -96,6 +162,11 @@ class Rules:
                 self._warn(f"the pin of {site} to {target} does not hold: {error}")
             else:
                 rulings[where] = Ruling(goes, f"pinned to {names.name(goes)}")
+        for site in self._reverted:
+            try:
+                rulings[names.site(site)] = Ruling(None, _REVERTED)
+            except NameRefusedError as error:
+                self._warn(f"that {site} was reverted does not hold: {error}")
         banned, patterns = self._split_bans(names)
         for address, found in names.sites.items():
             reason = self.policy.refusal(found.function, found.module)
@@ -124,17 +195,24 @@ class Rules:
         if what not in self._bans:
             self._bans.append(what)
 
-    def _drop_pin(self, names: Names, site: GuestVirtual) -> bool:
-        """Whether the site was pinned, by whatever name."""
-        for name in list(self._pins):
+    def _pin_of(self, names: Names, site: GuestVirtual) -> str | None:
+        """The name by which the site is pinned."""
+        for name in self._pins:
             try:
                 found = names.site(name)
             except NameRefusedError:
                 continue
             if found == site:
-                del self._pins[name]
-                return True
-        return False
+                return name
+        return None
+
+    def _drop_pin(self, names: Names, site: GuestVirtual) -> bool:
+        """Whether the site was pinned, by whatever name."""
+        name = self._pin_of(names, site)
+        if name is None:
+            return False
+        del self._pins[name]
+        return True
 
     def _warn(self, line: str) -> None:
         if line not in self._said:

@@ -4,8 +4,8 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,13 @@ from optpolined.kernel.errors import GuardedError, KernelError
 from optpolined.qemu.errors import QemuError
 from optpolined.service.attach import AttachRefusedError, connect, refuse_on_failure
 from optpolined.service.daemon import Daemon
+from optpolined.service.hub import Hub
 from optpolined.service.job import Job
 from optpolined.service.recorder import Recording
 from optpolined.service.rules import Rules
 from optpolined.service.session import Session
-from optpolined.telemetry.metrics import StatusCollector, serve_metrics
 from optpolined.telemetry.report import Report
-from optpolined.telemetry.server import serve_status, status_socket
-from optpolined.telemetry.status import STOP_BUCKETS_SECONDS, Status
+from optpolined.telemetry.status import Status
 
 __all__ = ("Options", "serve")
 
@@ -61,18 +60,19 @@ def serve(
     :raise NothingToGainError: it has no retpolines.
     :raise OptpolinedError: the guest or QEMU failed while it was attached.
     """
-    job = Job(
-        guest=guest,
-        config=config,
-        audit=options.audit,
-        force=options.force,
-        duration_seconds=options.duration_seconds,
-        stop=stop,
-        show=show,
-        rules=Rules(config.policy),
-        reread=options.reread,
-    )
     with ExitStack() as stack:
+        job = Job(
+            guest=guest,
+            config=config,
+            audit=options.audit,
+            force=options.force,
+            duration_seconds=options.duration_seconds,
+            stop=stop,
+            show=show,
+            rules=Rules(config.policy),
+            hub=stack.enter_context(Hub(guest, config)),
+            reread=options.reread,
+        )
         if options.record is not None:
             job.recording = stack.enter_context(closing(Recording(options.record)))
         return _serve(job)
@@ -80,7 +80,6 @@ def serve(
 
 def _serve(job: Job) -> Report:
     report = _attach(job)
-    said = ""
     last = False
     while report is None and not last:
         last = job.is_over  # then once more, for the guest may hold what is to be put back
@@ -88,10 +87,36 @@ def _serve(job: Job) -> Report:
         try:
             report = _attach(job)
         except AttachRefusedError as error:  # it boots, or has no module yet
-            if str(error) != said:
-                said = str(error)
-                _log.warning("not attached: %s", said)
+            if str(error) != job.hub.status.trouble:
+                _log.warning("not attached: %s", error)
+            _tell_of_trouble(job, str(error))
     return report or Report(job.guest, lost=True)
+
+
+def _tell_of_trouble(job: Job, trouble: str) -> None:
+    """Tell that the guest is not attached to; what was counted stays."""
+    before, tally = job.hub.status, job.tally
+    status = Status(
+        guest=job.guest,
+        trouble=trouble,
+        versions=before.versions,
+        attachments=tally.attachments,
+        epochs=tally.epochs.summary(),
+        frozen=before.frozen,
+        counted_calls=tally.counted_calls,
+        missed_calls=tally.missed_calls,
+        protocol=before.protocol,
+        pokes=tally.pokes,
+        refused=dict(tally.refused),
+        int3_hits=before.int3_hits,
+        stops=tally.stops.summary(),
+        graces=tally.graces.summary(),
+        recoveries=tally.recoveries,
+        rescues=tally.rescues,
+        read_errors=tally.read_errors,
+    )
+    job.hub.tell(status)
+    job.show(status)
 
 
 def _attach(job: Job) -> Report | None:
@@ -101,17 +126,17 @@ def _attach(job: Job) -> Report | None:
     found out by attaching anew, and by nothing else.
     """
     began = time.monotonic()
-    with connect(job.config) as link:
+    with connect(job.config, tally=job.tally) as link:
         with refuse_on_failure():
-            session = Session(link, job.config, time.monotonic, force=job.force)
+            session = Session(link, job.config, time.monotonic, force=job.force, tally=job.tally)
+            daemon = Daemon(job, link, session, attach_seconds=time.monotonic() - began)
         # What was read of the guest stays: the collector need not look at it each time.
         gc.freeze()
-        job.attached()
-        daemon = Daemon(job, link, session, attach_seconds=time.monotonic() - began)
         try:
-            with _published(job, daemon):
-                daemon.run()
-                daemon.detach()
+            job.hub.open()
+            job.attached()
+            daemon.run()
+            daemon.detach()
         except GuardedError as error:
             _log.error(
                 "%s, and not put back: in the guest, end it; then run "
@@ -120,32 +145,19 @@ def _attach(job: Job) -> Report | None:
                 job.guest,
             )
             daemon.leave()
+            return daemon.report()
         except KernelError as error:
             _log.warning("%s; attaching anew", error)
-            return None
+            job.tally.read_errors += 1
+            trouble = str(error)
         except QemuError:
             raise  # there is nothing left to put anything back through
         except BaseException:
             daemon.detach()
             raise
-    return daemon.report()
-
-
-@contextmanager
-def _published(job: Job, daemon: Daemon) -> Iterator[None]:
-    """Serve status and requests on the socket and, where configured, the metrics over HTTP."""
-    path = status_socket(job.config.runtime_directory, job.guest)
-    address, port = job.config.metrics.listen_address, job.config.metrics.port
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(serve_status(path, lambda: daemon.status, daemon.requests))
-            if port:
-                collector = StatusCollector(lambda: daemon.status, STOP_BUCKETS_SECONDS)
-                stop, _ = serve_metrics(collector, address, port)
-                stack.callback(stop)
-        except OSError as error:
-            raise AttachRefusedError(
-                f"the status cannot be served at {path}, or metrics at {address}:{port}: "
-                f"{error.strerror or error}"
-            ) from error
-        yield
+        else:
+            return daemon.report()
+        finally:
+            daemon.end()
+    _tell_of_trouble(job, trouble)
+    return None

@@ -56,6 +56,7 @@ from optpolined.service.recovery import (
 from optpolined.service.requests import PatientGuest, open_mailbox, pass_grace
 from optpolined.service.static_calls import StaticCallError, StaticCalls
 from optpolined.service.survey import ModuleChange, Survey
+from optpolined.service.tally import Tally
 from optpolined.service.text import differences, read_text
 
 __all__ = ("Session",)
@@ -71,9 +72,17 @@ class Session:
     """The guest while it is attached: its sites, what stands at them, and how that is changed."""
 
     def __init__(
-        self, link: Link, config: GuestConfig, clock: Callable[[], float], *, force: bool
+        self,
+        link: Link,
+        config: GuestConfig,
+        clock: Callable[[], float],
+        *,
+        force: bool,
+        tally: Tally | None = None,
     ) -> None:
         """Put back what an earlier daemon left, survey the guest, and hold its module.
+
+        :param tally: Where stops, grace periods and recoveries are counted.
 
         :raise NothingToGainError: there is no site to patch, and ``force`` does not ask for none.
         :raise KernelError: what the guest says makes no sense.
@@ -83,9 +92,11 @@ class Session:
         self._stub, self._monitor = link.stub, link.monitor
         self._restoring = False
         self._config = config
+        self._clock = clock
+        self.tally = tally or Tally()
         self.space = link.attachment.space
         self.header = link.attachment.header
-        self.machine = GuestMachine.of(link, config, clock)
+        self.machine = GuestMachine.of(link, config, clock, self.tally.stops)
         self.stopper = self.machine.stopper
         self._mailbox = open_mailbox(link.attachment, self.machine)
         self._mailbox.request(RequestOp.MODULES)
@@ -93,7 +104,7 @@ class Session:
         self._entries = Entries(self.space, self.header)
         check_text_guard(self.space, self.header)
         modules = read_modules(self.space, self.header)
-        put_back(self._leftovers(), self._entries, self.space, self._patient)
+        self._recover()
         self._generation = self._modules_generation()
         self.survey = Survey(link.attachment, modules, config.policy, self._entries.originals())
         guard = integrity_guard(self.survey.symbols.addresses, self.space.read, modules)
@@ -109,6 +120,7 @@ class Session:
         self.records = Records(self._clean_records(ours_ran=any(self._entries)))
         self._last = self.counters.snapshot(0)
         self._grace: GraceToken | None = None
+        self._grace_began = 0.0
         self._stale: list[int] = []
         self._stale_in_grace: list[int] = []
         self.patcher = self.make_patcher(config.poke.protocol)
@@ -121,6 +133,15 @@ class Session:
             calls=self.survey.static_calls,
         )
         self.static_calls.settle()
+
+    def _recover(self) -> None:
+        """Put back what a daemon that died has left changed."""
+        leftovers = self._leftovers()
+        ours = sum(left.standing is not Standing.FOREIGN for left in leftovers)
+        if ours:
+            _log.warning("%d sites stand changed that nobody looks after: putting them back", ours)
+        self.tally.recoveries += ours
+        put_back(leftovers, self._entries, self.space, self._patient)
 
     def make_patcher(self, protocol: Protocol, machine: Machine | None = None) -> Patcher:
         """A patcher that changes this guest's sites by ``protocol``, over ``machine`` if given."""
@@ -248,6 +269,7 @@ class Session:
             if not self._mailbox.result():
                 return
             self.arena.grace_end(self._grace)
+            self.tally.graces.add(self._clock() - self._grace_began)
             self._grace = None
             cleared = self._cleared(self._stale_in_grace)
             forget(self._last, (record for record in cleared if record < self._last.shape[1]))
@@ -258,7 +280,7 @@ class Session:
         if (self.arena.usage().retired or self._stale) and self._mailbox.idle():
             token = self.arena.grace_begin()
             self._mailbox.post(RequestOp.GRACE)
-            self._grace = token
+            self._grace, self._grace_began = token, self._clock()
             self._stale_in_grace, self._stale = self._stale, []
 
     def restore(self, *, running: bool = True) -> list[str]:
@@ -318,9 +340,11 @@ class Session:
         self._mailbox.request(RequestOp.RELEASE)
 
     def _request_grace(self) -> None:
+        began = self._clock()
         pass_grace(
             self._mailbox, self._monitor, timeout_seconds=self._config.poke.grace_timeout_seconds
         )
+        self.tally.graces.add(self._clock() - began)
 
     def _epoch(self, gain: RecordGain) -> SiteEpoch:
         """Only functions that the guest's symbols name, and not our own, may become targets."""

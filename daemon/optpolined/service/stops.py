@@ -1,14 +1,14 @@
 """The stops of a guest: short, counted, and never the end of somebody else's pause."""
 
 import gc
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from optpolined.telemetry.status import STOP_BUCKETS_SECONDS
+from optpolined.service.timings import Timings
+from optpolined.telemetry.status import STOP_BUCKETS_SECONDS, StopSummary
 
 __all__ = ("StopStatistics", "Stopper")
 
@@ -23,36 +23,45 @@ class Stoppable(Protocol):
 
 
 @dataclass(slots=True)
-class StopStatistics:
+class StopStatistics(Timings):
     """Durations in seconds, from the request to stop until the request to run."""
 
-    count: int = 0
-    sum_seconds: float = 0.0
+    bounds: Sequence[float] = STOP_BUCKETS_SECONDS
     max_seconds: float = 0.0
-    buckets: list[int] = field(default_factory=lambda: [0] * (len(STOP_BUCKETS_SECONDS) + 1))
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_STOPS))
 
     def add(self, seconds: float) -> None:
         """Count one stop."""
-        self.count += 1
-        self.sum_seconds += seconds
+        Timings.add(self, seconds)
         self.max_seconds = max(self.max_seconds, seconds)
-        self.buckets[bisect_left(STOP_BUCKETS_SECONDS, seconds)] += 1
         self.recent.append(seconds)
 
-    def quantile(self, share: float) -> float:
-        """What ``share`` of the recent stops did not exceed; 0 where there are none."""
-        ordered = sorted(self.recent)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+    def quantiles(self, *shares: float) -> list[float]:
+        """What each share of the recent stops did not exceed; 0 where there are none."""
+        ordered = sorted(self.recent) or [0.0]
+        return [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in shares]
+
+    def summary(self) -> StopSummary:
+        """All of them, for the status."""
+        half, most = self.quantiles(0.5, 0.99)
+        return StopSummary(
+            self.count, self.sum_seconds, tuple(self.buckets), half, most, self.max_seconds
+        )
 
 
 class Stopper:
     """Stops all vCPUs for the time of a ``with`` block."""
 
-    def __init__(self, stub: Stoppable, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        stub: Stoppable,
+        clock: Callable[[], float],
+        statistics: StopStatistics | None = None,
+    ) -> None:
+        """:param statistics: Where stops are counted, if somebody else reads that too."""
         self._stub = stub
         self._clock = clock
-        self.statistics = StopStatistics()
+        self.statistics = statistics or StopStatistics()
 
     @contextmanager
     def stopped(self) -> Iterator[float]:

@@ -266,6 +266,11 @@ class Requests:
             self._begun = self._waiting.popleft() if self._waiting else None
             return self._begun
 
+    def open(self) -> None:
+        """Let requests wait again, after :meth:`close`: another loop has begun."""
+        with self._lock:
+            self._is_open = True
+
     def close(self) -> None:
         """Answer all that wait, and all that come: the loop has ended."""
         with self._lock:
@@ -276,5 +281,5 @@ class Requests:
                 self._waiting.popleft().answer(_LEAVING)
 
 
-_LEAVING = Answer(outcome="refused", says="the daemon is leaving the guest")
+_LEAVING = Answer(outcome="refused", says="the daemon is not attached to the guest now")
 _FAILED = Answer(outcome="failed", says="the daemon had to leave the guest meanwhile; see its log")

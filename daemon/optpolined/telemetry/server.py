@@ -8,21 +8,19 @@
 The socket has mode 0600: who may open it may do what the daemon may.
 """
 
-import json
 import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from optpolined.telemetry.errors import BadRequestError, NoAnswerError
 from optpolined.telemetry.requests import Answer, Request, Requests, parse_request
-from optpolined.telemetry.status import Status
+from optpolined.telemetry.status import STATUS, Status
 
 __all__ = ("ask", "read_status", "serve_status", "status_socket")
 
@@ -67,25 +65,25 @@ def serve_status(path: Path, status: Callable[[], Status], requests: Requests) -
             path.unlink(missing_ok=True)
 
 
-def read_status(path: Path) -> dict[str, object]:
+def read_status(path: Path) -> Status:
     """What a daemon tells at ``path``.
 
-    :raise OSError: nobody listens there, or it may not be opened.
-    :raise ValueError: what answers is no daemon.
+    :raise NoAnswerError: nobody listens there, or it may not be opened, or what answers is no
+        daemon.
     """
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(_PATIENCE_SECONDS)
-        client.connect(str(path))
-        client.shutdown(socket.SHUT_WR)
-        data = bytearray()
-        while piece := client.recv(1 << 16):
-            data += piece
-            if len(data) > _STATUS_MAX:
-                raise ValueError(f"{path}: the answer has no end")
-    status = json.loads(data)
-    if not isinstance(status, dict):
-        raise ValueError(f"{path}: the answer is no status")  # noqa: TRY004
-    return status
+    data = bytearray()
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(_PATIENCE_SECONDS)
+            client.connect(str(path))
+            client.shutdown(socket.SHUT_WR)
+            while len(data) <= _STATUS_MAX and (piece := client.recv(1 << 16)):
+                data += piece
+        return STATUS.validate_json(data)
+    except OSError as error:
+        raise _no_answer(path, error) from error
+    except ValidationError as error:
+        raise NoAnswerError(f"{path}: what answers is no daemon of this version") from error
 
 
 def ask(path: Path, request: Request, *, timeout_seconds: float = 60) -> Answer:
@@ -115,13 +113,18 @@ def ask(path: Path, request: Request, *, timeout_seconds: float = 60) -> Answer:
             "`optpolinectl status` shows which"
         ) from error
     except OSError as error:
-        raise NoAnswerError(
-            f"{path}: {error.strerror or error}; is optpolined running for this guest?"
-        ) from error
+        raise _no_answer(path, error) from error
     try:
         return Answer.model_validate_json(said.partition(b"\n")[0])
     except ValidationError as error:
         raise NoAnswerError(f"{path}: what answers is no daemon of this version") from error
+
+
+def _no_answer(path: Path, error: OSError) -> NoAnswerError:
+    says = f"{path}: {error.strerror or error}"
+    if isinstance(error, PermissionError):
+        return NoAnswerError(f"{says}: run this as root, or as the daemon's user")
+    return NoAnswerError(f"{says}; is optpolined running for this guest?")
 
 
 class _Server:
@@ -181,9 +184,7 @@ class _Server:
     def _converse(self, client: socket.socket) -> None:
         lines = _Lines(client)
         if not lines.begin(_SILENCE_SECONDS):
-            now = self._status()
-            told = asdict(now) | {"phase": now.phase.value}
-            _send(client, json.dumps(told).encode())
+            _send(client, STATUS.dump_json(self._status()))
             return
         while True:
             try:

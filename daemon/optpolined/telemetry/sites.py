@@ -41,7 +41,7 @@ class SiteRow:
     address: str
     """In hexadecimal."""
     state: str
-    """The strategy's; or pinned, banned, reverted, skipped."""
+    """The strategy's; or pinned, banned (also until it is relearned), or skipped."""
     reason: str
     form: str
     """What stands there: original, learning stub, chain, chain that counts its hits, tree, keyed

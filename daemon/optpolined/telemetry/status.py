@@ -181,7 +181,7 @@ class Status:
     rescues: int = 0
     """How often the guest was resumed after a daemon that died had left it stopped."""
     read_errors: int = 0
-    """Reads of the guest's memory that failed."""
+    """Attachments that ended because the guest's memory could not be read, or made no sense."""
     journal: tuple[Event, ...] = ()
     """What was decided and changed last, the newest first; at most 64."""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Key, LearnKeys
 from optpolined.config import LearningConfig
-from optpolined.lab.ledger import Ledger, cycles, spread, stop_seconds
+from optpolined.lab.ledger import Ledger, spread, stop_seconds
 from optpolined.lab.replay import is_recorded, replay, replay_recorded
 from optpolined.lab.trace import Trace, TraceHeader, summed
 from optpolined.lab.tracefile import TraceWriter, read_traces
@@ -181,9 +181,9 @@ def test_stops_are_cut_into_slices() -> None:
 def test_what_a_call_costs_follows_the_form() -> None:
     seen = spread({0: {A: 50}, 1: {B: 50}})
     costs = Costs()
-    assert cycles(ORIGINAL, seen, costs) == 36
-    assert cycles(Chain((A, B)), seen, costs) == costs.chain([0.5, 0.5])
-    assert cycles(LearnKeys(KEY), seen, costs) == 39
+    assert costs.form(ORIGINAL, seen.shares) == 36
+    assert costs.form(Chain((A, B)), seen.shares) == costs.chain([0.5, 0.5])
+    assert costs.form(LearnKeys(KEY), seen.shares) == 39
 
 
 def test_a_world_has_seven_slots_a_cpu_and_a_fresh_record_where_they_are_full() -> None:

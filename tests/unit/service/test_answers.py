@@ -3,11 +3,13 @@
 import pytest
 
 from optpolined.qemu.errors import StubClosedError
-from optpolined.service.answers import answer
+from optpolined.service.answers import Clerk
 from optpolined.service.governor import Governor
 from optpolined.service.lending import Lending
 from optpolined.service.static_calls import StaticCalls
+from optpolined.service.table import Table
 from optpolined.telemetry.requests import Answer, ListStaticCalls, Request, SetStaticCall
+from optpolined.telemetry.sites import StaticCallRow
 from optpolined.telemetry.status import Phase
 from tests.unit.service.static_world import NUMBER, World
 
@@ -26,26 +28,22 @@ def calls(world: World) -> StaticCalls:
 
 def ask(calls: StaticCalls, request: Request, pause: Phase | None = None) -> Answer:
     """No request for static calls touches the stub's lending, or the rules."""
-    return answer(
-        request,
-        lending=Lending.__new__(Lending),
-        static_calls=calls,
-        governor=Governor.__new__(Governor),
-        pause=pause,
+    clerk = Clerk(
+        Lending.__new__(Lending), calls, Governor.__new__(Governor), Table.__new__(Table)
     )
+    return clerk.answer(request, pause)
 
 
 def test_a_table_has_a_row_for_each_key(calls: StaticCalls) -> None:
     said = ask(calls, ListStaticCalls())
     assert (said.outcome, said.says) == ("done", "2 static calls")
-    number = {"key": "number", "target": "one [mine]", "built": "one [mine]", "sites": 2}
-    assert said.rows[1] == number | {"module": "mine"}
+    assert said.static_calls[1] == StaticCallRow("number", "mine", "one [mine]", "one [mine]", 2)
 
 
 def test_a_key_is_set_and_set_to_nothing(calls: StaticCalls) -> None:
     said = ask(calls, SET_TWO)
     assert said == Answer(outcome="done", says="number goes to two: 3 places changed")
-    assert ask(calls, ListStaticCalls()).rows[1]["target"] == "two [mine]"
+    assert ask(calls, ListStaticCalls()).static_calls[1].target == "two [mine]"
     said = ask(calls, SetStaticCall(key="number"))
     assert said == Answer(outcome="done", says="number goes to nothing: 3 places changed")
 

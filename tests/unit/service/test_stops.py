@@ -50,8 +50,10 @@ def test_statistics_count_by_bucket() -> None:
     assert statistics.buckets[0] == 1
     assert statistics.buckets[STOP_BUCKETS_SECONDS.index(4e-4)] == 2
     assert statistics.buckets[-1] == 1
-    assert statistics.quantile(0.5) == 3e-4
+    assert statistics.quantiles(0.5, 1.0) == [3e-4, 9.0]
+    summary = statistics.summary()
+    assert (summary.count, summary.p50_seconds, summary.buckets[-1]) == (4, 3e-4, 1)
 
 
 def test_a_quantile_of_nothing_is_zero() -> None:
-    assert StopStatistics().quantile(0.99) == 0.0
+    assert StopStatistics().quantiles(0.99) == [0.0]

@@ -114,7 +114,7 @@ def test_the_status_is_told_while_a_request_waits(path: Path, requests: Requests
     with client(path) as connection:
         connection.sendall(TAKE)
         until(lambda: waiting(requests) == 1)
-        assert read_status(path)["guest"] == "vm1"
+        assert read_status(path).guest == "vm1"
         with loop(requests, lambda _: DONE):
             assert told(connection) == [{"outcome": "done", "says": "so it is"}]
 
@@ -258,12 +258,12 @@ def test_at_the_end_of_the_daemon_everybody_is_told(tmp_path: Path) -> None:
     with client_of_ending(path, requests, begin=False) as connection:
         assert told(connection)[0] == {
             "outcome": "refused",
-            "says": "the daemon is leaving the guest",
+            "says": "the daemon is not attached to the guest now",
         }
     with client_of_ending(path, requests := Requests(), begin=True) as connection:
         assert told(connection)[0]["outcome"] == "failed"
     assert requests.put(TakeStub()).wait(0) == Answer(
-        outcome="refused", says="the daemon is leaving the guest"
+        outcome="refused", says="the daemon is not attached to the guest now"
     )
 
 

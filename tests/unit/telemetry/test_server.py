@@ -32,8 +32,8 @@ def test_what_is_served_is_what_is_read(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         for _ in range(2):
             status = read_status(path)
-            assert status["phase"] == "running"
-            assert status["states"] == {"promoted": 61}
+            assert status.phase is Phase.RUNNING
+            assert status.states == {"promoted": 61}
     assert not path.exists()
 
 
@@ -41,7 +41,7 @@ def test_a_socket_that_a_dead_daemon_left_is_replaced(tmp_path: Path) -> None:
     path = status_socket(tmp_path, "vm1")
     path.touch()
     with serve_status(path, lambda: STATUS, Requests()):
-        assert read_status(path)["guest"] == "vm1"
+        assert read_status(path).guest == "vm1"
 
 
 def test_the_command_prints_the_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
