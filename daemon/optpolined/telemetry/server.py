@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from optpolined.telemetry.errors import BadRequestError, NoAnswerError
 from optpolined.telemetry.requests import Answer, Request, Requests, parse_request
-from optpolined.telemetry.status import Status
+from optpolined.telemetry.status import STATUS, Status
 
 __all__ = ("ask", "read_status", "serve_status", "status_socket")
 
@@ -67,7 +67,7 @@ def serve_status(path: Path, status: Callable[[], Status], requests: Requests) -
             path.unlink(missing_ok=True)
 
 
-def read_status(path: Path) -> dict[str, object]:
+def read_status(path: Path) -> Status:
     """What a daemon tells at ``path``.
 
     :raise OSError: nobody listens there, or it may not be opened.
@@ -82,10 +82,7 @@ def read_status(path: Path) -> dict[str, object]:
             data += piece
             if len(data) > _STATUS_MAX:
                 raise ValueError(f"{path}: the answer has no end")
-    status = json.loads(data)
-    if not isinstance(status, dict):
-        raise ValueError(f"{path}: the answer is no status")  # noqa: TRY004
-    return status
+    return STATUS.validate_json(data)
 
 
 def ask(path: Path, request: Request, *, timeout_seconds: float = 60) -> Answer:
