@@ -7,6 +7,7 @@ key, the value and what is allowed.
 import tomllib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
@@ -157,14 +158,24 @@ def load(name: str, directories: Sequence[Path] = DEFAULT_DIRECTORIES) -> GuestC
     """
     if not name or name.startswith(".") or "/" in name:
         raise ConfigError(f"guest name {name!r}: use the name of a file without its .toml")
-    for directory in directories:
-        path = directory / f"{name}.toml"
-        if path.exists():
-            return _parse(path)
-    places = ", ".join(str(directory / f"{name}.toml") for directory in directories)
-    raise ConfigError(
-        f"no configuration for guest {name!r}: looked for {places}; copy configs/guests/vm1.toml"
-    )
+    paths = [directory / f"{name}.toml" for directory in directories]
+    for path in paths:
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        return _parse(path)
+    near = get_close_matches(name, _guests(directories), 1)
+    hint = f"did you mean {near[0]}?" if near else "copy configs/guests/vm1.toml"
+    places = ", ".join(map(str, paths))
+    raise ConfigError(f"no configuration for guest {name!r}: looked for {places}; {hint}")
+
+
+def _guests(directories: Sequence[Path]) -> list[str]:
+    """The guests that have a file, as far as we may look."""
+    return [path.stem for directory in directories for path in directory.glob("*.toml")]
 
 
 def _parse(path: Path) -> GuestConfig:

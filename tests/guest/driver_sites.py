@@ -19,8 +19,8 @@ from optpolined.config import PolicyConfig
 from optpolined.kernel.sites import Site
 from optpolined.service.attach import connect
 from optpolined.service.daemon import Daemon
-from optpolined.service.job import Job
 from optpolined.service.hub import Hub
+from optpolined.service.job import Job
 from optpolined.service.rules import Rules
 from optpolined.service.session import Session
 from optpolined.telemetry.status import Status

@@ -21,7 +21,6 @@ from tests.guest.test_command import one_line, optpolined
 from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back
 
 
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[Guest], Running]]:
     """Start the daemon on a guest; it does not outlive the test."""

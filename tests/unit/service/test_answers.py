@@ -28,9 +28,7 @@ def calls(world: World) -> StaticCalls:
 
 def ask(calls: StaticCalls, request: Request, pause: Phase | None = None) -> Answer:
     """No request for static calls touches the stub's lending, or the rules."""
-    clerk = Clerk(
-        Lending.__new__(Lending), calls, Governor.__new__(Governor), Table.__new__(Table)
-    )
+    clerk = Clerk(Lending.__new__(Lending), calls, Governor.__new__(Governor), Table.__new__(Table))
     return clerk.answer(request, pause)
 
 

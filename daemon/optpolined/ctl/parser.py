@@ -1,0 +1,188 @@
+"""The options of `optpolinectl`."""
+
+import argparse
+from pathlib import Path
+from typing import NoReturn, TypeAlias, get_args
+
+from optpolined.config import DEFAULT_DIRECTORIES
+from optpolined.telemetry.requests import SITES_MAX, ListSites
+
+__all__ = ("make_parser",)
+
+_EPILOG = """\
+example:
+  optpolinectl status --guest vm1
+  optpolinectl top --guest vm1              the hottest sites, live
+  optpolinectl sites 'vfs_*' --guest vm1    where these sites stand, and why
+  optpolinectl sites --order misses --top 10 --guest vm1
+  optpolinectl explain vfs_read+0x9e --guest vm1
+  optpolinectl pin vfs_read+0x9e ext4_file_read_iter --guest vm1
+  optpolinectl ban 'security_*' --guest vm1
+  optpolinectl revert --all --guest vm1     put everything back, and freeze
+  optpolinectl release-stub --guest vm1     prints the gdb command to use
+  optpolinectl take-stub --guest vm1        when gdb has ended
+  optpolinectl static-call set my_key my_function --guest vm1
+  optpolinectl rescue --guest vm1           as systemd's ExecStopPost
+
+exit codes: 0 done; 1 no daemon, or no QEMU, answers, or it failed; 2 bad input, or refused
+"""
+
+_PATTERN = "over names of functions, or module:function"
+_SITE = "function+0x1f, as `sites` has it, or an address in hexadecimal"
+_SITES = f"function+0x1f or 0x...; or a shell pattern {_PATTERN}"
+
+_Argument = tuple[str, str, str]
+"""Its name in the namespace, as it is shown, and what it is."""
+
+_AT = ("site", "SITE", _SITE)
+_REQUESTS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
+    "explain": (
+        "why a site is as it is: what stood there, what stands there now, what was learned",
+        (_AT,),
+    ),
+    "pin": (
+        "give a site one target, whatever is learned",
+        (_AT, ("target", "TARGET", "a function, or its address in hexadecimal")),
+    ),
+    "unpin": ("let a pinned site learn again", (_AT,)),
+    "ban": ("put sites back to what they were; they stay so", (("what", "SITE|PATTERN", _SITES),)),
+    "unban": ("take back a ban, named as it was", (("what", "SITE|PATTERN", _SITES),)),
+    "relearn": (
+        "forget what was learned of a site, or that it was reverted, and begin anew",
+        (_AT,),
+    ),
+    "freeze": ("change nothing until `thaw`; what is patched stays, and is counted", ()),
+    "thaw": ("go on after `freeze`", ()),
+    "release-stub": (
+        "let a debugger have the gdbstub; nothing is changed until it is taken back",
+        (),
+    ),
+    "take-stub": ("take the gdbstub back, once the debugger has ended", ()),
+    "rescue": ("resume a guest that a daemon left stopped, whose guardian died too", ()),
+}
+"""Commands that have nothing but arguments."""
+
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, and where help is."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands.
+
+    Of what it gives, ``command`` is the name of one, and ``payload`` the field of the daemon's
+    answer that the command is about, if there is one.
+    """
+    parser = _Parser(
+        prog="optpolinectl",
+        description="Ask a running optpolined, or clean up after a dead one.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    common = _common()
+    _add(commands, common, "status", "what the daemon of a guest is doing")
+    _add_top(commands, common)
+    _add_sites(commands, common)
+    for name, (says, arguments) in _REQUESTS.items():
+        command = _add(commands, common, name, says)
+        for destination, shown, meaning in arguments:
+            command.add_argument(destination, metavar=shown, help=meaning)
+    _add_revert(commands, common)
+    _add_static_call(commands, common)
+    parser.set_defaults(payload=None)
+    commands.choices["explain"].set_defaults(payload="explanation")
+    return parser
+
+
+def _common() -> _Parser:
+    common = _Parser(add_help=False)
+    common.add_argument("--guest", required=True, metavar="NAME", help="read NAME.toml")
+    common.add_argument(
+        "--config-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"where NAME.toml is (default: {', then '.join(map(str, DEFAULT_DIRECTORIES))})",
+    )
+    common.add_argument("--json", action="store_true", help="the answer as JSON")
+    return common
+
+
+def _add(commands: _Commands, common: _Parser, name: str, says: str) -> _Parser:
+    return commands.add_parser(name, parents=[common], description=says, help=says)
+
+
+def _add_top(commands: _Commands, common: _Parser) -> None:
+    says = "the hottest sites, misses and stops, live; with --json a line for each look"
+    command = _add(commands, common, "top", says)
+    command.add_argument(
+        "--interval",
+        type=_seconds,
+        default=2.0,
+        metavar="SECONDS",
+        help="between two looks (default: 2)",
+    )
+
+
+def _add_sites(commands: _Commands, common: _Parser) -> None:
+    command = _add(commands, common, "sites", "where sites stand, and why")
+    command.set_defaults(payload="sites")
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("pattern", nargs="?", metavar="PATTERN", help=_PATTERN)
+    which.add_argument("--symbol", metavar="PATTERN", help="the same, as an option")
+    command.add_argument(
+        "--state",
+        action="append",
+        default=[],
+        metavar="STATE",
+        help="only sites in this state, as `status` names them; may be given more than once",
+    )
+    command.add_argument(
+        "--top", type=_count, metavar="N", help="only the first N of the order (default: 1000)"
+    )
+    command.add_argument(
+        "--order",
+        choices=get_args(ListSites.model_fields["order"].annotation),
+        default="address",
+        help="by rising address, or by falling calls or misses per second (default: address)",
+    )
+
+
+def _add_revert(commands: _Commands, common: _Parser) -> None:
+    says = "put a site back to what it was, until `relearn`; or all of them, and freeze"
+    command = _add(commands, common, "revert", says)
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("site", nargs="?", metavar="SITE", help=_SITE)
+    which.add_argument("--all", action="store_true", help="all sites; `thaw` goes on")
+
+
+def _add_static_call(commands: _Commands, common: _Parser) -> None:
+    says = "see and set static calls"
+    parser = commands.add_parser("static-call", description=says, help=says)
+    inner = parser.add_subparsers(required=True, metavar="list|set", dest="static_call")
+    keys = _add(inner, common, "list", "the keys, and where each goes")
+    keys.set_defaults(payload="static_calls")
+    change = _add(inner, common, "set", "point a key at a function of the kernel, or of its module")
+    change.add_argument("key", metavar="KEY", help="as `list` has it")
+    change.add_argument("function", metavar="FUNCTION", help="or NULL: calls do nothing")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= SITES_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to {SITES_MAX}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0.1 to 3600")
+    return seconds

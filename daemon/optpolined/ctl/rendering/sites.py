@@ -1,0 +1,66 @@
+"""Sites and static calls, many of them."""
+
+from collections.abc import Iterable
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from optpolined.ctl.rendering.text import rate, styled
+from optpolined.telemetry.sites import SiteRow, StaticCallRow, Target
+
+__all__ = ("STATE_STYLES", "site_line", "site_table", "static_call_line", "target_names")
+
+STATE_STYLES = {
+    "promoted": "green",
+    "pinned": "cyan",
+    "learning": "yellow",
+    "relearning": "yellow",
+    "missing": "red",
+    "banned": "magenta",
+    "reverted": "magenta",
+}
+"""Of the states that are worth a look."""
+
+
+def site_line(row: SiteRow) -> str:
+    """One site on a line."""
+    goes = f" -> {', '.join(target.name for target in row.targets)}" if row.targets else ""
+    calls = f", {rate(row.calls_per_second)} calls/s" if row.calls_per_second else ""
+    missed = f", {rate(row.misses_per_second)} missed/s" if row.misses_per_second else ""
+    return f"{row.site}  {row.state}{goes}: {row.reason}{calls}{missed}"
+
+
+def site_table(rows: Iterable[SiteRow]) -> Table:
+    """Sites as a table."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("calls/s", justify="right", no_wrap=True)
+    table.add_column("missed/s", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("site", overflow="fold")
+    table.add_column("direct calls to", overflow="fold")
+    table.add_column("why")
+    for row in rows:
+        table.add_row(
+            rate(row.calls_per_second),
+            rate(row.misses_per_second),
+            styled(row.state, STATE_STYLES.get(row.state, "")),
+            styled(row.site),
+            styled(target_names(row.targets)),
+            styled(row.reason),
+        )
+    return table
+
+
+def target_names(targets: Iterable[Target]) -> str:
+    """Targets, each with its share where that is known."""
+    return ", ".join(
+        target.name if target.share is None else f"{target.name} {target.share:.0%}"
+        for target in targets
+    )
+
+
+def static_call_line(call: StaticCallRow) -> str:
+    """One static call on a line."""
+    module = f" [{call.module}]" if call.module else ""
+    built = "" if call.target == call.built else f" (built: {call.built or 'NULL'})"
+    return f"{call.key}{module} -> {call.target or 'NULL'}{built}, {call.sites} sites"

@@ -1,0 +1,39 @@
+"""The live view of a guest's sites, like htop.
+
+    looking.py   what is looked at, and what was seen there
+    app.py       the screen: figures, the table of sites, a filter, keys
+    head.py      the figures above the table
+    explain.py   the screen of one site
+
+A thread asks, so that the screen answers keys while the daemon is busy; one look at a time.
+"""
+
+import sys
+import time
+
+from optpolined.ctl.daemon import Daemon
+from optpolined.ctl.top.app import Top
+from optpolined.ctl.top.looking import View, as_line, look
+from optpolined.telemetry.requests import Answer
+
+__all__ = ("run_top",)
+
+
+def run_top(daemon: Daemon, interval_seconds: float, *, as_json: bool) -> Answer:
+    """Show it until the user has seen enough; as JSON, a line for each look.
+
+    :raise NoAnswerError: nobody answers to begin with.
+    """
+    daemon.status()
+    if as_json:
+        while True:
+            sys.stdout.write(as_line(look(daemon, View())) + "\n")
+            sys.stdout.flush()
+            time.sleep(interval_seconds)
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return Answer(
+            outcome="refused",
+            says="top needs a terminal; use --json, or `optpolinectl sites --order calls`",
+        )
+    Top(daemon, interval_seconds).run()
+    return Answer(outcome="done", says="")

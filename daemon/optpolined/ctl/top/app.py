@@ -1,0 +1,166 @@
+"""The screen: figures, the table of sites, a filter, keys."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.widgets import DataTable, Footer, Input, Static
+
+from optpolined.ctl.rendering.sites import STATE_STYLES, target_names
+from optpolined.ctl.rendering.text import rate, styled
+from optpolined.ctl.top.explain import ExplainScreen
+from optpolined.ctl.top.head import head
+from optpolined.ctl.top.looking import FILTER_MAX, Order, Seen, Source, View, look
+from optpolined.telemetry.sites import SiteRow
+
+__all__ = ("Top",)
+
+_COLUMNS = ("calls/s", "missed/s", "state", "site", "direct calls to")
+_BY: dict[Order, str] = {"calls": "calls/s", "misses": "missed/s", "address": "site"}
+"""The column that an order sorts by."""
+
+
+class Top(App[None]):
+    """Shows the sites of one guest until ``q``."""
+
+    ENABLE_COMMAND_PALETTE = False
+    CSS = """
+    #head { height: auto; padding: 0 1; background: $surface; }
+    #filter { display: none; height: 1; border: none; padding: 0 1; }
+    #filter.open { display: block; }
+    #sites { height: 1fr; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("c", "order('calls')", "by calls"),
+        Binding("m", "order('misses')", "by misses"),
+        Binding("a", "order('address')", "by address"),
+        Binding("slash", "filter", "filter", key_display="/"),
+        Binding("escape", "unfilter", "all", show=False),
+        Binding("p", "pause", "pause"),
+        Binding("e,enter", "explain", "explain"),
+        Binding("q,ctrl+c", "quit", "quit", key_display="q"),
+    ]
+
+    def __init__(self, source: Source, interval_seconds: float) -> None:
+        super().__init__()
+        self._source = source
+        self._interval_seconds = interval_seconds
+        self._view = View()
+        self._seen = Seen(trouble="asking")
+        self._shown: tuple[SiteRow, ...] = ()
+        self._paused = False
+        self._wake = asyncio.Event()
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="head", markup=False)
+        yield Input(
+            id="filter",
+            placeholder="a part of a function's name, or a shell pattern; Enter, or Esc for all",
+            max_length=FILTER_MAX,
+            select_on_focus=False,
+        )
+        yield DataTable(id="sites", cursor_type="row", zebra_stripes=True)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        self.title = f"optpolinectl top: {self._source.guest}"
+        self._table.focus()
+        self._draw()
+        self.run_worker(self._follow())
+
+    async def _follow(self) -> None:
+        """Look, draw, wait; a key that asks for something else ends the wait."""
+        while True:
+            if not self._paused:
+                view = self._view
+                seen = await asyncio.to_thread(look, self._source, view)
+                if view == self._view and not self._paused:
+                    self._seen = seen if not seen.trouble else self._seen.in_trouble(seen)
+                    self._draw()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._interval_seconds)
+            self._wake.clear()
+
+    def action_order(self, order: Order) -> None:
+        """Sort by something else."""
+        self._look_at(replace(self._view, order=order))
+
+    def action_filter(self) -> None:
+        """Ask for a part of a name."""
+        self._filter.add_class("open")
+        self._filter.focus()
+
+    def action_unfilter(self) -> None:
+        """Show all sites again."""
+        self._filter.value = ""
+        self._close_filter()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Filter while it is typed."""
+        self._look_at(replace(self._view, symbol=event.value))
+
+    def on_input_submitted(self) -> None:
+        """Go back to the table, and keep the filter."""
+        self._close_filter()
+
+    def action_pause(self) -> None:
+        """Let the table stand, or go on."""
+        self._paused = not self._paused
+        self._draw()
+        self._wake.set()
+
+    def action_explain(self) -> None:
+        """Explain the selected site."""
+        if self._shown:
+            site = self._shown[self._table.cursor_row].site
+            self.push_screen(ExplainScreen(self._source, site))
+
+    def on_data_table_row_selected(self) -> None:
+        """Enter, or a click on the row under the cursor."""
+        self.action_explain()
+
+    @property
+    def _table(self) -> DataTable[Text]:
+        return self.query_one("#sites", DataTable)
+
+    @property
+    def _filter(self) -> Input:
+        return self.query_one("#filter", Input)
+
+    def _close_filter(self) -> None:
+        self._filter.remove_class("open")
+        self._table.focus()
+
+    def _look_at(self, view: View) -> None:
+        if view != self._view:
+            self._view, self._paused = view, False
+            self._wake.set()
+
+    def _draw(self) -> None:
+        self.query_one("#head", Static).update(head(self._seen, self._view, paused=self._paused))
+        table, rows = self._table, self._seen.rows
+        selected = table.cursor_row
+        followed = self._shown[selected].site if 0 < selected < len(self._shown) else None
+        table.clear(columns=True)
+        for name in _COLUMNS:
+            table.add_column(Text(f"{name} v" if name == _BY[self._view.order] else name))
+        for row in rows:
+            table.add_row(*_cells(row))
+        self._shown = rows
+        if followed is not None:
+            places = (place for place, row in enumerate(rows) if row.site == followed)
+            table.move_cursor(row=next(places, selected), scroll=False)
+
+
+def _cells(row: SiteRow) -> tuple[Text, ...]:
+    return (
+        Text(rate(row.calls_per_second), justify="right"),
+        Text(rate(row.misses_per_second), justify="right"),
+        styled(row.state, STATE_STYLES.get(row.state, "")),
+        styled(row.site),
+        styled(target_names(row.targets)),
+    )
