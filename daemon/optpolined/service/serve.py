@@ -21,7 +21,7 @@ from optpolined.service.session import Session
 from optpolined.telemetry.metrics import StatusCollector, serve_metrics
 from optpolined.telemetry.report import Report
 from optpolined.telemetry.server import serve_status, status_socket
-from optpolined.telemetry.status import STOP_BUCKETS_SECONDS, Status
+from optpolined.telemetry.status import Status
 
 __all__ = ("Options", "serve")
 
@@ -140,7 +140,7 @@ def _published(job: Job, daemon: Daemon) -> Iterator[None]:
         try:
             stack.enter_context(serve_status(path, lambda: daemon.status, daemon.requests))
             if port:
-                collector = StatusCollector(lambda: daemon.status, STOP_BUCKETS_SECONDS)
+                collector = StatusCollector(lambda: daemon.status)
                 stop, _ = serve_metrics(collector, address, port)
                 stack.callback(stop)
         except OSError as error:
