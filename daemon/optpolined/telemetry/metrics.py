@@ -1,8 +1,14 @@
-"""Prometheus metrics: made afresh from the status at each scrape."""
+"""Prometheus metrics: made afresh from the status at each scrape.
 
-from collections.abc import Callable, Iterable, Mapping
+Each series has the label ``guest``: there is one daemon for each guest, so that it is bounded and
+never changes.  A count that alerts look at is there from the start, at 0, for Prometheus sees no
+growth in a series that begins with its first event.
+"""
 
-from prometheus_client import CollectorRegistry, start_http_server
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -12,73 +18,53 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from optpolined.telemetry.status import Phase, Status
+from optpolined.telemetry.status import (
+    EPOCH_BUCKETS_SECONDS,
+    GRACE_BUCKETS_SECONDS,
+    STOP_BUCKETS_SECONDS,
+    Durations,
+    Phase,
+    Status,
+)
 
 __all__ = ("StatusCollector", "serve_metrics")
 
+_MANAGED = frozenset({Phase.LEARNING, Phase.RUNNING, Phase.AUDITING})
+
+_REFUSALS = (
+    "arena_full",
+    "foreign_breakpoint",
+    "foreign_bytes",
+    "held_up",
+    "no_record_left",
+    "out_of_reach",
+    "poke_table_full",
+    "split_page",
+    "table_changed",
+)
+"""Why changes are refused, as far as is known; there may be others."""
+
+_LABEL_CHARACTERS = 128
+
 
 class StatusCollector(Collector):
-    """The metrics of one guest; ``status`` is called at each scrape, from the server's thread.
+    """The metrics of one guest, and of the process that serves it.
 
-    ``stop_bounds_seconds`` are the upper bounds of ``Status.stops.buckets``, without infinity.
+    ``status`` is called at each scrape, from the server's thread.
     """
 
-    def __init__(
-        self, status: Callable[[], Status], stop_bounds_seconds: tuple[float, ...]
-    ) -> None:
+    def __init__(self, status: Callable[[], Status]) -> None:
         self._status = status
-        self._bounds = stop_bounds_seconds
+        self._process = ProcessCollector(registry=None)
 
     def collect(self) -> Iterable[Metric]:
         """Give every metric of the present status."""
         status = self._status()
-        yield InfoMetricFamily(
-            "optpolined_guest",
-            "The guest that is attached to.",
-            value={
-                "guest": status.guest,
-                "kernel": status.kernel,
-                "accelerator": status.accelerator,
-            },
-        )
-        yield _gauge("up", "1 while the guest is attached and its sites are managed.", _up(status))
-        yield _gauge(
-            "stub_released", "1 while a debugger may have the gdbstub.", status.stub_released
-        )
-        yield _gauge("sites_found", "Sites found in the guest's text.", status.found)
-        yield _labelled("sites_skipped", "Sites left alone, by reason.", "reason", status.skipped)
-        yield _labelled("sites", "Eligible sites by state.", "state", status.states)
-        yield _counter("counted_calls", "Calls that passed a learning stub.", status.counted_calls)
-        yield _gauge(
-            "direct_calls_per_second", "Direct calls, estimated.", status.direct_per_second
-        )
-        yield _gauge(
-            "missed_calls_per_second", "Misses of promoted sites.", status.missed_per_second
-        )
-        yield _counter("pokes", "Sites changed.", status.pokes)
-        yield _refused(status)
-        yield _counter("int3_hits", "Calls that met a breakpoint of ours.", status.int3_hits)
-        arena = status.arena
-        free = arena.total_bytes - arena.used_bytes - arena.retired_bytes
-        states = {"used": arena.used_bytes, "retired": arena.retired_bytes, "free": free}
-        yield _labelled("arena_bytes", "The guest's arena, by state.", "state", states)
-        yield _gauge("arena_degraded", "1 while the arena is too small.", arena.degraded)
-        yield self._stops(status)
-
-    def _stops(self, status: Status) -> Metric:
-        total = 0
-        buckets: list[tuple[str, float]] = []
-        bounds = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
-        counts = status.stops.buckets or (0,) * len(bounds)
-        for bound, count in zip(bounds, counts, strict=True):
-            total += count
-            buckets.append((bound, total))
-        return HistogramMetricFamily(
-            "optpolined_stop_seconds",
-            "Stops of the guest, host side.",
-            buckets=buckets,
-            sum_value=status.stops.sum_seconds,
-        )
+        guest = _label_value(status.guest)
+        for family in (*_families(status), *self._process.collect()):
+            for sample in family.samples:
+                sample.labels["guest"] = guest
+            yield family
 
 
 def serve_metrics(collector: Collector, address: str, port: int) -> tuple[Callable[[], None], int]:
@@ -98,11 +84,168 @@ def serve_metrics(collector: Collector, address: str, port: int) -> tuple[Callab
     return stop, server.server_port
 
 
-def _up(status: Status) -> int:
-    return int(status.phase in (Phase.LEARNING, Phase.RUNNING, Phase.AUDITING))
+def _families(status: Status) -> Iterator[Metric]:
+    yield from _of_guest(status)
+    yield from _of_sites(status)
+    yield from _of_calls(status)
+    yield from _of_changes(status)
+    yield from _of_arena(status)
+    yield from _of_loop(status)
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
+def _of_guest(status: Status) -> Iterator[Metric]:
+    info = {
+        "kernel": status.kernel,
+        "accelerator": status.accelerator,
+        "version": status.versions.optpolined,
+        "module_abi": str(status.versions.module_abi),
+        "qemu": status.versions.qemu,
+    }
+    yield InfoMetricFamily(
+        "optpolined_guest",
+        "The guest, and what works together on it.",
+        value={label: _label_value(value) for label, value in info.items()},
+    )
+    yield _gauge(
+        "up", "1 while the guest is attached and its sites are managed.", status.phase in _MANAGED
+    )
+    yield _gauges(
+        "phase",
+        "1 for what the daemon is doing, 0 for all else.",
+        "phase",
+        {phase.name.lower(): phase is status.phase for phase in Phase},
+    )
+    yield _gauge("frozen", "1 while somebody wants nothing changed.", status.frozen)
+    yield _gauge("stub_released", "1 while a debugger may have the gdbstub.", status.stub_released)
+    yield _gauge("vcpus", "CPUs of the guest.", status.vcpus)
+    yield _counter("attachments", "How often the guest was attached to.", status.attachments)
+
+
+def _of_sites(status: Status) -> Iterator[Metric]:
+    yield _gauge("sites_found", "Sites found in the guest's text.", status.found)
+    yield _gauge("sites_eligible", "Of these, those that may be changed.", status.eligible)
+    yield _gauges("sites_skipped", "Sites left alone, by reason.", "reason", status.skipped)
+    yield _gauges("sites", "Eligible sites by state.", "state", status.states)
+    yield _gauges(
+        "sites_promoted",
+        "Sites whose calls are direct now, by number of targets.",
+        "targets",
+        {str(targets): count for targets, count in status.targets_histogram.items()},
+    )
+    yield _gauges(
+        "site_calls_per_second",
+        "Calls of the hottest promoted sites.",
+        "site",
+        ((hot.site, hot.calls_per_second) for hot in status.hottest),
+    )
+    yield _gauges(
+        "site_misses_per_second",
+        "Misses of the hottest promoted sites.",
+        "site",
+        ((hot.site, hot.misses_per_second) for hot in status.hottest),
+    )
+
+
+def _of_calls(status: Status) -> Iterator[Metric]:
+    yield _counter(
+        "counted_calls",
+        "Calls that reached a learning stub: of sites that learn, and misses.",
+        status.counted_calls,
+    )
+    yield _counter("missed_calls", "Of these, misses of promoted sites.", status.missed_calls)
+    yield _gauge("direct_calls_per_second", "Direct calls, estimated.", status.direct_per_second)
+    yield _gauge(
+        "missed_calls_per_second", "Misses of promoted sites, lately.", status.missed_per_second
+    )
+    yield _gauge(
+        "coverage_ratio",
+        "The share of the calls at eligible sites that are direct, estimated; absent where no call"
+        " was counted yet.",
+        status.coverage,
+    )
+    yield _gauge(
+        "learning_overhead_ratio",
+        "What learning stubs cost beyond retpolines, as a share of what all calls would cost by"
+        " retpolines; estimated.",
+        status.learning_overhead_share,
+    )
+    yield _gauge(
+        "cycles_saved_per_second",
+        "CPU cycles saved against retpolines, estimated.",
+        status.cycles_saved_per_second,
+    )
+
+
+def _of_changes(status: Status) -> Iterator[Metric]:
+    refused = dict.fromkeys(_REFUSALS, 0) | dict(status.refused)
+    pokes = CounterMetricFamily(
+        "optpolined_pokes",
+        "Changes of sites by how they were made and how they ended: done or refused.",
+        labels=("protocol", "outcome"),
+    )
+    protocol = _label_value(status.protocol)
+    pokes.add_metric((protocol, "done"), status.pokes)
+    pokes.add_metric((protocol, "refused"), sum(refused.values()))
+    yield pokes
+    yield _counters(
+        "refused", "Changes given up because of what stood there, by reason.", "reason", refused
+    )
+    yield _counter("int3_hits", "Calls that met a breakpoint of ours.", status.int3_hits)
+    yield _histogram(
+        "stop_seconds", "Stops of the guest, host side.", STOP_BUCKETS_SECONDS, status.stops
+    )
+    yield _gauge(
+        "stop_budget_seconds",
+        "What the daemon's own work in one stop may take, as configured.",
+        status.stop_budget_seconds,
+    )
+    yield _histogram(
+        "grace_period_seconds",
+        "Grace periods that the guest was asked for.",
+        GRACE_BUCKETS_SECONDS,
+        status.graces,
+    )
+
+
+def _of_arena(status: Status) -> Iterator[Metric]:
+    arena = status.arena
+    states = {
+        "used": arena.used_bytes,
+        "retired": arena.retired_bytes,
+        "free": arena.total_bytes - arena.used_bytes - arena.retired_bytes,
+    }
+    yield _gauges("arena_bytes", "The guest's arena, by state.", "state", states)
+    yield _gauge("arena_degraded", "1 while the arena is too small.", arena.degraded)
+    yield _gauge("arena_denied_sites", "Sites to promote that find no room.", arena.denied)
+    yield _gauge(
+        "arena_denied_calls_per_second",
+        "Calls of the denied sites, as last measured.",
+        arena.denied_per_second,
+    )
+    yield _gauge("arena_waiting_sites", "Sites to learn that find no room.", arena.waiting)
+
+
+def _of_loop(status: Status) -> Iterator[Metric]:
+    yield _histogram(
+        "epoch_seconds",
+        "The daemon's work in each epoch, without the wait for the next.",
+        EPOCH_BUCKETS_SECONDS,
+        status.epochs,
+    )
+    yield _counter(
+        "recoveries",
+        "Sites put back that a daemon that died had left changed.",
+        status.recoveries,
+    )
+    yield _counter(
+        "rescues",
+        "How often the guest was resumed after a daemon that died had left it stopped.",
+        status.rescues,
+    )
+    yield _counter("read_errors", "Reads of the guest's memory that failed.", status.read_errors)
+
+
+def _gauge(name: str, text: str, value: float | None) -> Metric:
     return GaugeMetricFamily(f"optpolined_{name}", text, value=value)
 
 
@@ -110,17 +253,44 @@ def _counter(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(f"optpolined_{name}", text, value=value)
 
 
-def _labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
-    family = GaugeMetricFamily(f"optpolined_{name}", text, labels=[label])
-    for key, value in sorted(values.items()):
-        family.add_metric([key], value)
+_Values = Mapping[str, float] | Iterable[tuple[str, float]]
+
+
+def _gauges(name: str, text: str, label: str, values: _Values) -> Metric:
+    return _add(GaugeMetricFamily(f"optpolined_{name}", text, labels=(label,)), values)
+
+
+def _counters(name: str, text: str, label: str, values: _Values) -> Metric:
+    return _add(CounterMetricFamily(f"optpolined_{name}", text, labels=(label,)), values)
+
+
+def _add(family: GaugeMetricFamily | CounterMetricFamily, values: _Values) -> Metric:
+    """Add a sample for each value of the label; those that become the same are summed."""
+    sums: defaultdict[str, float] = defaultdict(float)
+    for text, value in values.items() if isinstance(values, Mapping) else values:
+        sums[_label_value(text)] += value
+    for text, value in sorted(sums.items()):
+        family.add_metric((text,), value)
     return family
 
 
-def _refused(status: Status) -> Metric:
-    family = CounterMetricFamily(
-        "optpolined_refused", "Changes given up because of what stood there.", labels=["reason"]
+def _label_value(text: str) -> str:
+    """What may come from the guest, short and printable; Prometheus refuses what is no UTF-8."""
+    return "".join(
+        character if character.isprintable() else "?" for character in text[:_LABEL_CHARACTERS]
     )
-    for reason, count in sorted(status.refused.items()):
-        family.add_metric([reason], count)
-    return family
+
+
+def _histogram(
+    name: str, text: str, bounds_seconds: tuple[float, ...], durations: Durations
+) -> Metric:
+    bounds = [*(f"{bound:g}" for bound in bounds_seconds), "+Inf"]
+    counts = durations.buckets or (0,) * len(bounds)
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip(bounds, counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return HistogramMetricFamily(
+        f"optpolined_{name}", text, buckets=buckets, sum_value=durations.sum_seconds
+    )

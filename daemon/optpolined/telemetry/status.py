@@ -174,6 +174,8 @@ class Status:
     arena: ArenaUse = ArenaUse()
     stops: StopSummary = StopSummary()
     """By STOP_BUCKETS_SECONDS."""
+    stop_budget_seconds: float = 0.0
+    """What the daemon's own work in one stop may take, as configured."""
     graces: Durations = Durations()
     """Grace periods that the guest was asked for, by GRACE_BUCKETS_SECONDS."""
     recoveries: int = 0
