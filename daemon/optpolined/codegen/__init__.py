@@ -3,6 +3,7 @@
 - ``forms``: what can stand at a site; ``check``: which of them there is code for.
 - ``source``: what code each form is; ``template``: assembled once for each shape (keystone).
 - ``assemble``: a form becomes the bytes of a block; a site's call or jmp gets another target.
+- ``listing``: machine code for people.
 - ``decode``, ``parse``: the bytes of a block become a form again (capstone); what was assembled is
   verified.
 - ``errors``: the tree of ``CodegenError``.

@@ -37,6 +37,8 @@ class Link:
     process: QemuProcess
     memory: PhysicalMemory
     attachment: Attachment
+    qemu: str
+    """Its version."""
     accelerator: str
     vcpus: int
     stub: HeldStub | None
@@ -90,6 +92,7 @@ def _connect(config: GuestConfig, stack: ExitStack, tally: Tally, *, writable: b
         process=process,
         memory=memory,
         attachment=attach(memory, monitor.hmp("info registers -a")),
+        qemu=_version(monitor),
         accelerator=_accelerator(monitor),
         vcpus=_vcpus(monitor),
         stub=stub,
@@ -136,6 +139,15 @@ def _stub(
     stack.enter_context(stub)
     stub.take()
     return stub
+
+
+def _version(monitor: Monitor) -> str:
+    """QEMU's version as it tells it; empty where it does not."""
+    answer = monitor.execute("query-version")
+    numbers = answer.get("qemu") if isinstance(answer, dict) else None
+    if not isinstance(numbers, dict):
+        return ""
+    return ".".join(str(numbers.get(part, "?")) for part in ("major", "minor", "micro"))
 
 
 def _accelerator(monitor: Monitor) -> str:

@@ -13,7 +13,6 @@ from optpolined.lab.trace import TraceHeader
 from optpolined.learning.audit import audit
 from optpolined.learning.strategy import Snapshot
 from optpolined.qemu.errors import MonitorClosedError, ResumedError
-from optpolined.qemu.monitor import Monitor
 from optpolined.service.answers import Clerk
 from optpolined.service.attach import Link
 from optpolined.service.chronicle import Chronicle
@@ -101,7 +100,6 @@ class Daemon:
             rates=self._rates,
             room=self._room,
             chronicle=self._chronicle,
-            qemu=qemu_version(link.monitor),
             attached_at=self._attached_at,
         )
         self._report = self._first_report(job.guest)
@@ -385,15 +383,6 @@ class Daemon:
         tally.counted_calls += self._rates.counted_calls
         tally.missed_calls += self._rates.missed_calls
         tally.int3_hits = self._job.hub.status.int3_hits
-
-
-def qemu_version(monitor: Monitor) -> str:
-    """QEMU's version as it tells it; empty where it does not."""
-    answer = monitor.execute("query-version")
-    numbers = answer.get("qemu") if isinstance(answer, dict) else None
-    if not isinstance(numbers, dict):
-        return ""
-    return ".".join(str(numbers.get(part, "?")) for part in ("major", "minor", "micro"))
 
 
 def _is_ours(form: Found) -> bool:

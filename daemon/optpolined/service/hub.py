@@ -14,7 +14,8 @@ from optpolined.telemetry.metrics import StatusCollector
 from optpolined.telemetry.requests import Answer, Question, Requests
 from optpolined.telemetry.server import serve_status, status_socket
 from optpolined.telemetry.status import Status
-from optpolined.telemetry.web import Sources, serve_web
+from optpolined.telemetry.web.server import serve_web
+from optpolined.telemetry.web.sources import Sources
 
 __all__ = ("Hub",)
 

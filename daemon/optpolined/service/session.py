@@ -2,10 +2,7 @@
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Callable, Iterable, Mapping
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import Assembler
@@ -16,7 +13,6 @@ from optpolined.config import GuestConfig
 from optpolined.kernel.abi import RECORD_SLOTS, RequestOp
 from optpolined.kernel.arena import Arena, GraceToken
 from optpolined.kernel.counters import (
-    RECORD,
     Counters,
     Difference,
     RecordGain,
@@ -24,7 +20,6 @@ from optpolined.kernel.counters import (
     difference,
     each_cpu,
     forget,
-    full_address,
 )
 from optpolined.kernel.errors import (
     ArenaError,
@@ -37,12 +32,14 @@ from optpolined.kernel.header import read_status
 from optpolined.kernel.modules import read_modules
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.poke.execute import Machine
-from optpolined.poke.protocol import Protocol, Write
+from optpolined.poke.protocol import Protocol
 from optpolined.poke.recovery import Standing
 from optpolined.qemu.errors import ResumedError
 from optpolined.service.attach import Link, NothingToGainError
+from optpolined.service.clearing import clear
 from optpolined.service.entries import Entries
 from optpolined.service.inline import Found
+from optpolined.service.keytable import read_key_table
 from optpolined.service.machine import GuestMachine
 from optpolined.service.migration import is_migrating
 from optpolined.service.patcher import Patcher, PatchReport
@@ -247,16 +244,8 @@ class Session:
         table = None if key is None else self.records.key_table(site, key_table_records(key))
         if key is None or table is None:
             return {}
-        seen: dict[int, Counter[GuestVirtual]] = {}
-        with self.space.snapshot() as pages:
-            for place in range(key_table_records(key)):
-                for address in self.counters.copies(table + place):
-                    slots = np.frombuffer(pages.read(address, RECORD.itemsize), "<u4").tolist()
-                    for index, low_half in enumerate(slots, place * len(slots)):
-                        target = full_address(low_half)
-                        if index < 1 << key.bits and self.is_target(target):
-                            seen.setdefault(index, Counter())[target] += 1
-        return {index: targets.most_common(1)[0][0] for index, targets in seen.items()}
+        records = range(table, table + key_table_records(key))
+        return read_key_table(key, records, self.counters, self.space, self.is_target)
 
     def recycle(self) -> None:
         """Move retired blocks and stale records on: ask for a grace period, or take it as over.
@@ -271,7 +260,7 @@ class Session:
             self.arena.grace_end(self._grace)
             self.tally.graces.add(self._clock() - self._grace_began)
             self._grace = None
-            cleared = self._cleared(self._stale_in_grace)
+            cleared = clear(self._stale_in_grace, self.counters, self.space, self.machine)
             forget(self._last, (record for record in cleared if record < self._last.shape[1]))
             self.records.recycle(cleared)
             self._stale_in_grace = []
@@ -403,21 +392,4 @@ class Session:
         dirty = sorted(set(range(self.counters.capacity)) - set(untouched))
         if dirty or ours_ran:
             self._request_grace()
-        return [*untouched, *self._cleared(dirty)]
-
-    def _cleared(self, records: Sequence[int]) -> list[int]:
-        """Zero records that nothing counts into; answer those that are zero now."""
-        writes = []
-        owners = []
-        with self.space.snapshot() as pages:
-            for record in records:
-                for address in self.counters.copies(record):
-                    found = pages.read(address, RECORD.itemsize)
-                    if any(found):
-                        writes.append(Write(address, found, bytes(RECORD.itemsize)))
-                        owners.append(record)
-        found_instead = self.machine.write(writes) if writes else []
-        busy = {
-            owner for owner, found in zip(owners, found_instead, strict=True) if found is not None
-        }
-        return [record for record in records if record not in busy]
+        return [*untouched, *clear(dirty, self.counters, self.space, self.machine)]

@@ -39,7 +39,6 @@ class Teller:
     rates: Rates
     room: Room
     chronicle: Chronicle
-    qemu: str
     attached_at: float
     """As time.monotonic() gives it."""
 
@@ -66,7 +65,7 @@ class Teller:
         return Status(
             guest=self.guest,
             phase=phase,
-            versions=Versions(version("optpolined"), ABI_VERSION, self.qemu),
+            versions=Versions(version("optpolined"), ABI_VERSION, self.link.qemu),
             kernel=self.link.attachment.vmcoreinfo.osrelease,
             accelerator=self.link.accelerator,
             vcpus=self.link.vcpus,

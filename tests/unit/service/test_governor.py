@@ -9,24 +9,41 @@ from pathlib import Path
 
 import pytest
 
+from optpolined.addresses import GuestVirtual
 from optpolined.cli import _reread_policy
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.config import LearningConfig, PolicyConfig
 from optpolined.ctl import main as ctl
 from optpolined.kernel.symbols import Symbols
 from optpolined.learning.strategy import Snapshot
-from optpolined.service import answers
-from optpolined.service.answers import answer
+from optpolined.service.answers import Clerk
+from optpolined.service.chronicle import Chronicle
 from optpolined.service.governor import Governor
+from optpolined.service.inline import Found
 from optpolined.service.learner import Learner
 from optpolined.service.lending import Lending
 from optpolined.service.naming import Names
-from optpolined.service.rules import Rules
+from optpolined.service.rates import Rates
+from optpolined.service.rules import Rules, Standstill
 from optpolined.service.session import Session
 from optpolined.service.static_calls import StaticCalls
 from optpolined.service.survey import Inventory, Survey
-from optpolined.telemetry.requests import Answer, Ban, ListSites, Pin, Request, Requests, Unpin
+from optpolined.service.table import Table
+from optpolined.telemetry.requests import (
+    Answer,
+    Ban,
+    Freeze,
+    ListSites,
+    Pin,
+    Relearn,
+    Request,
+    Requests,
+    Revert,
+    Thaw,
+    Unpin,
+)
 from optpolined.telemetry.server import serve_status, status_socket
+from optpolined.telemetry.sites import SiteRow
 from optpolined.telemetry.status import Status
 from tests.unit.service.test_rules import SITES, SYMBOLS, TARGETS, at
 
@@ -48,6 +65,19 @@ class Guest:
         self.learner = Learner(LearningConfig(), session)
         names = Names(survey.symbols, eligible, reasons, TARGETS.__contains__)
         self.governor = Governor(Rules(policy), survey, self.learner, names)
+        self.chronicle = Chronicle(lambda: 1e9, survey.symbols.name)
+        self.forms: dict[GuestVirtual, Found] = {}
+        table = Table(
+            session=session,
+            learner=self.learner,
+            names=names,
+            rates=Rates(),
+            chronicle=self.chronicle,
+            forms=lambda: self.forms,
+        )
+        self.clerk = Clerk(
+            Lending.__new__(Lending), StaticCalls.__new__(StaticCalls), self.governor, table
+        )
         self.epoch = 0
 
     def wanted(self) -> dict[int, Form]:
@@ -57,13 +87,7 @@ class Guest:
         return {site: form for site, form in self.learner.wanted.items() if form != LEARNING}
 
     def ask(self, request: Request) -> Answer:
-        return answer(
-            request,
-            lending=Lending.__new__(Lending),
-            static_calls=StaticCalls.__new__(StaticCalls),
-            governor=self.governor,
-            pause=None,
-        )
+        return self.clerk.answer(request, None)
 
 
 @pytest.fixture
@@ -109,19 +133,62 @@ def test_the_table_tells_every_site_and_why(guest: Guest) -> None:
     guest.wanted()
     said = guest.ask(ListSites(pattern="al*"))
     assert said.says == "3 sites"
-    assert [(row["site"], row["state"], row["reason"], row["targets"]) for row in said.rows] == [
-        ("alpha+0x10", "pinned", "pinned to beta", "beta"),
-        ("alpha+0x20", "learning", "first window", ""),
-        ("alpha+0x30", "skipped", "noinstr", ""),
+    assert [(row.site, row.state, row.reason, names_of(row)) for row in said.sites] == [
+        ("alpha+0x10", "pinned", "pinned to beta", ["beta"]),
+        ("alpha+0x20", "learning", "first window", []),
+        ("alpha+0x30", "skipped", "noinstr", []),
     ]
+    (pinned,) = guest.ask(ListSites(states=("pinned",))).sites
+    assert pinned.form == "original"
+    guest.forms[at(0x10)] = PINNED
+    assert guest.ask(ListSites(states=("pinned",))).sites[0].form == "chain"
     assert guest.ask(ListSites()).says == "7 sites"
 
 
-def test_a_long_table_is_cut_and_says_so(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "_ROWS_MAX", 2)
-    said = guest.ask(ListSites())
-    assert said.says == "7 sites; 2 shown: name a pattern"
-    assert len(said.rows) == 2
+def names_of(row: SiteRow) -> list[str]:
+    return [target.name for target in row.targets]
+
+
+def test_a_long_table_is_cut_and_says_so(guest: Guest) -> None:
+    said = guest.ask(ListSites(top=2))
+    assert said.says == "7 sites; 2 shown"
+    assert len(said.sites) == 2
+
+
+def test_a_reverted_site_stays_so_until_it_is_relearned(guest: Guest) -> None:
+    assert guest.ask(Pin(site="alpha+0x10", target="beta")).outcome == "done"
+    assert "is pinned" in guest.ask(Revert(site="alpha+0x10")).says
+    assert "is pinned" in guest.ask(Relearn(site="alpha+0x10")).says
+    guest.ask(Unpin(site="alpha+0x10"))
+    said = guest.ask(Revert(site="alpha+0x10"))
+    assert said == Answer(
+        outcome="done", says="alpha+0x10 is put back; `relearn` lets it learn again"
+    )
+    assert guest.wanted() == {at(0x10): ORIGINAL}
+    (row,) = guest.ask(ListSites(states=("banned",))).sites
+    assert (row.site, row.reason) == ("alpha+0x10", "reverted by hand: relearn lets it learn again")
+    assert guest.ask(Relearn(site="alpha+0x10")).outcome == "done"
+    assert guest.wanted() == {}
+    assert guest.learner.wanted[at(0x10)] == LEARNING
+
+
+def test_a_site_that_is_relearned_begins_anew(guest: Guest) -> None:
+    for _ in range(20):  # nobody calls it: its window ends
+        guest.wanted()
+    assert guest.learner.states[at(0x20)] == "cold"
+    assert guest.ask(Relearn(site="alpha+0x20")).outcome == "done"
+    guest.wanted()
+    assert guest.learner.states[at(0x20)] == "learning"
+    assert guest.learner.wanted[at(0x20)] == LEARNING
+
+
+def test_a_standstill_holds_until_it_is_taken_back(guest: Guest) -> None:
+    assert guest.ask(Thaw()).says == "nothing is frozen"
+    found = []
+    for order in (Freeze(), Revert(), Thaw()):
+        guest.ask(order)
+        found.append(guest.governor.standstill)
+    assert found == [Standstill.FROZEN, Standstill.REVERTED, Standstill.NONE]
 
 
 @contextmanager
