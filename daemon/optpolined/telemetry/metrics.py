@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -14,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from optpolined.telemetry.status import Phase, Status
 
-__all__ = ("StatusCollector", "serve_metrics")
+__all__ = ("StatusCollector",)
 
 
 class StatusCollector(Collector):
@@ -79,23 +78,6 @@ class StatusCollector(Collector):
             buckets=buckets,
             sum_value=status.stops.sum_seconds,
         )
-
-
-def serve_metrics(collector: Collector, address: str, port: int) -> tuple[Callable[[], None], int]:
-    """Serve the metrics over HTTP; answer the function that stops the server, and its port.
-
-    :raise OSError: the address cannot be bound.
-    """
-    registry = CollectorRegistry()
-    registry.register(collector)
-    server, thread = start_http_server(port, address, registry)
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return stop, server.server_port
 
 
 def _up(status: Status) -> int:

@@ -1,12 +1,10 @@
 """The metrics of a status, as Prometheus reads them."""
 
-import urllib.request
-
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from optpolined.telemetry.metrics import StatusCollector, serve_metrics
+from optpolined.telemetry.metrics import StatusCollector
 from optpolined.telemetry.status import ArenaUse, Phase, Status, StopSummary
 
 BOUNDS = (1e-4, 1e-3)
@@ -70,12 +68,3 @@ def test_a_released_stub_is_told_and_the_guest_is_not_up() -> None:
     registry.register(StatusCollector(lambda: released, BOUNDS))
     found = samples(generate_latest(registry).decode())
     assert (found["optpolined_stub_released", ""], found["optpolined_up", ""]) == (1, 0)
-
-
-def test_the_server_answers_and_ends() -> None:
-    stop, port = serve_metrics(StatusCollector(lambda: STATUS, BOUNDS), "127.0.0.1", 0)
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            assert b"optpolined_up 1.0" in answer.read()
-    finally:
-        stop()
