@@ -7,5 +7,6 @@ live.py        that on a terminal
 metrics.py     that for Prometheus
 requests.py    what can be asked, and the way of a request to the reconcile loop
 server.py      status and requests on a unix socket
+web/           all of that over HTTP, read-only, and a status page
 report.py      what a run did
 """

@@ -8,7 +8,7 @@ growth in a series that begins with its first event.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -27,7 +27,7 @@ from optpolined.telemetry.status import (
     Status,
 )
 
-__all__ = ("StatusCollector", "serve_metrics")
+__all__ = ("StatusCollector",)
 
 _MANAGED = frozenset({Phase.LEARNING, Phase.RUNNING, Phase.AUDITING})
 
@@ -65,23 +65,6 @@ class StatusCollector(Collector):
             for sample in family.samples:
                 sample.labels["guest"] = guest
             yield family
-
-
-def serve_metrics(collector: Collector, address: str, port: int) -> tuple[Callable[[], None], int]:
-    """Serve the metrics over HTTP; answer the function that stops the server, and its port.
-
-    :raise OSError: the address cannot be bound.
-    """
-    registry = CollectorRegistry()
-    registry.register(collector)
-    server, thread = start_http_server(port, address, registry)
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return stop, server.server_port
 
 
 def _families(status: Status) -> Iterator[Metric]:

@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from optpolined.telemetry.errors import BadRequestError
+from optpolined.telemetry.errors import BadRequestError, complaint
 from optpolined.telemetry.sites import Explanation, SiteRow, StaticCallRow
 
 __all__ = (
@@ -53,7 +53,6 @@ __all__ = (
 SITES_MAX = 100_000
 """The most rows of one answer."""
 
-_COMPLAINT_MAX = 200
 _NAME_MAX = 512
 
 
@@ -210,10 +209,7 @@ def parse_request(line: bytes) -> Request:
     try:
         return _REQUEST.validate_json(line)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in details["loc"])
-        said = " ".join(f"not a request: {place} {details['msg']}".split())[:_COMPLAINT_MAX]
-        raise BadRequestError("".join(c if c.isprintable() else "?" for c in said)) from error
+        raise BadRequestError(f"not a request: {complaint(error)}") from error
 
 
 class Asked:

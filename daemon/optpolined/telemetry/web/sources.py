@@ -1,0 +1,23 @@
+"""Where what is served comes from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from optpolined.telemetry.history import Moment
+from optpolined.telemetry.requests import Answer, Question
+from optpolined.telemetry.status import Status
+
+__all__ = ("Sources",)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """All are called from the server's threads."""
+
+    status: Callable[[], Status]
+    history: Callable[[], Sequence[Moment]]
+    ask: Callable[[Question], Answer | None]
+    """Puts a question to the reconcile loop, and waits some seconds; ``None``: no answer came."""
+    registry: CollectorRegistry
