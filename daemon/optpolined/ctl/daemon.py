@@ -1,6 +1,8 @@
 """The daemon of one guest, at the other end of its socket."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pwd import getpwuid
 
@@ -27,27 +29,26 @@ class Daemon:
 
         :raise NoAnswerError: nobody listens, or it may not be asked, or it does not answer.
         """
-        try:
+        with self._saying_what_to_do():
             return ask(self._path, request, timeout_seconds=timeout_seconds)
-        except NoAnswerError as error:
-            cause = error.__cause__
-            if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
-                raise self._no_answer(cause) from error
-            raise
 
     def status(self) -> Status:
         """What it is doing.
 
         :raise NoAnswerError: as :meth:`ask`.
         """
-        try:
+        with self._saying_what_to_do():
             return read_status(self._path)
-        except OSError as error:
-            raise self._no_answer(error) from error
-        except ValueError as error:
-            raise NoAnswerError(
-                f"{self._path}: what answers is no daemon of this version"
-            ) from error
+
+    @contextmanager
+    def _saying_what_to_do(self) -> Iterator[None]:
+        try:
+            yield
+        except NoAnswerError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
+                raise self._no_answer(cause) from error
+            raise
 
     def _no_answer(self, error: OSError) -> NoAnswerError:
         match error:
@@ -59,8 +60,6 @@ class Daemon:
                     f"{_name(os.geteuid())} may not open it; "
                     f"run this as {owner}: `sudo -u {owner} optpolinectl ...`"
                 )
-            case TimeoutError():
-                what = "no answer in time: the daemon is busy, or hangs; see its log"
             case _:
                 what = f"{error.strerror or error}; is `optpolined --guest {self.guest}` running?"
         return NoAnswerError(f"{self._path}: {what}")

@@ -12,7 +12,7 @@ from optpolined.qemu.errors import MonitorBusyError
 from optpolined.qemu.process import QemuProcess
 from optpolined.qemu.stopnote import StopNote, note_path
 from optpolined.service.lock import held
-from optpolined.service.rescue import rescue
+from optpolined.service.rescue import rescue, was_rescued
 from tests.unit.fakes.fake_monitor import FakeMonitor
 
 PROCESS = QemuProcess(pid=7, start_time=100)
@@ -43,10 +43,13 @@ def test_what_a_dead_daemon_left_stopped_is_resumed_once(config: GuestConfig) ->
     with FakeMonitor(config.qemu.qmp_socket, status="paused") as fake:
         assert rescue(config).startswith("resumed: ")
         assert fake.status == "running"
-        assert not note.exists()
         fake.status = "paused"
         assert rescue(config).startswith(NOTHING)
         assert fake.status == "paused"
+    # The next daemon counts it, once.
+    assert was_rescued(PROCESS, config.runtime_directory)
+    assert not note.exists()
+    assert not was_rescued(PROCESS, config.runtime_directory)
 
 
 @pytest.mark.parametrize("status", ["running", "inmigrate", "shutdown"])
@@ -70,6 +73,10 @@ def test_a_guest_that_a_daemon_serves_is_left_alone(config: GuestConfig) -> None
     ):
         assert rescue(config).startswith(NOTHING)
         assert fake.status == "paused"
+    # The next daemon counts it, once.
+    assert was_rescued(PROCESS, config.runtime_directory)
+    assert not note.exists()
+    assert not was_rescued(PROCESS, config.runtime_directory)
 
 
 @pytest.mark.parametrize("of_another", [{"pid": 8}, {"start_time": 99}])
@@ -78,6 +85,10 @@ def test_a_note_about_another_qemu_is_none(config: GuestConfig, of_another: dict
     with FakeMonitor(config.qemu.qmp_socket, status="paused") as fake:
         assert rescue(config).startswith(NOTHING)
         assert fake.status == "paused"
+    # The next daemon counts it, once.
+    assert was_rescued(PROCESS, config.runtime_directory)
+    assert not note.exists()
+    assert not was_rescued(PROCESS, config.runtime_directory)
 
 
 def test_where_qemu_has_ended_there_is_nothing_to_resume(config: GuestConfig) -> None:

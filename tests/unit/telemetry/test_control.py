@@ -322,7 +322,7 @@ def test_without_a_daemon_the_command_says_so(
     assert ctl.main(["release-stub", "--guest", "vm1", "--config-dir", str(tmp_path)]) == 1
     complaint = capsys.readouterr().err
     assert complaint.count("\n") == 1
-    assert "is optpolined running for this guest?" in complaint
+    assert "start `optpolined --guest vm1`" in complaint
 
 
 def test_what_answers_with_something_else_is_no_daemon(tmp_path: Path) -> None:
