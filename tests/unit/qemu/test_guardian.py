@@ -118,17 +118,18 @@ def test_a_daemon_that_dies_before_its_guardian_is_ready_is_no_excuse(
     assert done.returncode == 0
     assert capfd.readouterr().err == ""
     assert not note.is_set
+    assert note.tells_of_rescue
     for ours in (end, output):
         os.close(ours)
     note.close()
 
 
-def test_the_note_is_cleared_when_the_guest_runs_again(path: Path) -> None:
+def test_the_note_tells_of_the_rescue_when_the_guest_runs_again(path: Path) -> None:
     with FakeMonitor(path, status="paused"), daemon(path, "stopping") as (kill, pid):
         assert note_at(path).read_bytes() == b"\x011"
         kill()
         assert ends(pid)
-        assert note_at(path).read_bytes() == b"\x001"
+        assert note_at(path).read_bytes() == b"\x021"
 
 
 def test_a_guardian_that_is_killed_too_leaves_the_note(path: Path) -> None:

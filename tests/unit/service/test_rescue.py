@@ -73,10 +73,6 @@ def test_a_guest_that_a_daemon_serves_is_left_alone(config: GuestConfig) -> None
     ):
         assert rescue(config).startswith(NOTHING)
         assert fake.status == "paused"
-    # The next daemon counts it, once.
-    assert was_rescued(PROCESS, config.runtime_directory)
-    assert not note.exists()
-    assert not was_rescued(PROCESS, config.runtime_directory)
 
 
 @pytest.mark.parametrize("of_another", [{"pid": 8}, {"start_time": 99}])
@@ -85,10 +81,6 @@ def test_a_note_about_another_qemu_is_none(config: GuestConfig, of_another: dict
     with FakeMonitor(config.qemu.qmp_socket, status="paused") as fake:
         assert rescue(config).startswith(NOTHING)
         assert fake.status == "paused"
-    # The next daemon counts it, once.
-    assert was_rescued(PROCESS, config.runtime_directory)
-    assert not note.exists()
-    assert not was_rescued(PROCESS, config.runtime_directory)
 
 
 def test_where_qemu_has_ended_there_is_nothing_to_resume(config: GuestConfig) -> None:
