@@ -95,6 +95,10 @@ class Names:
             name = f"{function}+0x0{module and ' '}{module}"
         return self._own_name(address, name)
 
+    def _site_list(self, sites: Sequence[GuestVirtual]) -> str:
+        more = ", ..." if len(sites) > _SHOWN else ""
+        return ", ".join(map(self.site_name, sites[:_SHOWN])) + more
+
     def _own_name(self, address: GuestVirtual, name: str) -> str:
         try:
             functions, offset = self._functions(name)
@@ -126,7 +130,7 @@ class Names:
         if len(found) == 1:
             return found[0]
         if found:
-            shown = _list(found)
+            shown = self._site_list(found)
             raise NameRefusedError(f"{text} may be any of {len(found)} sites: {shown}")
         refused = {self._reasons[place] for place in places if place in self._reasons}
         if refused:

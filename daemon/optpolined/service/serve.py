@@ -110,6 +110,7 @@ def _tell_of_trouble(job: Job, trouble: str) -> None:
         refused=dict(tally.refused),
         int3_hits=before.int3_hits,
         stops=tally.stops.summary(),
+        stop_budget_seconds=before.stop_budget_seconds,
         graces=tally.graces.summary(),
         recoveries=tally.recoveries,
         rescues=tally.rescues,

@@ -95,6 +95,7 @@ class Teller:
             int3_hits=int3_hits,
             arena=self.room.use_of(session.arena),
             stops=tally.stops.summary(),
+            stop_budget_seconds=self.config.poke.stop_budget_microseconds / 1e6,
             graces=tally.graces.summary(),
             recoveries=tally.recoveries,
             rescues=tally.rescues,
