@@ -62,7 +62,7 @@ _REQUESTS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
 }
 """Commands that have nothing but arguments."""
 
-_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - it has no other name
 
 
 class _Parser(argparse.ArgumentParser):

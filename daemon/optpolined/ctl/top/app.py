@@ -8,6 +8,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Input, Static
 
 from optpolined.ctl.rendering.sites import STATE_STYLES, target_names
@@ -41,7 +42,7 @@ class Top(App[None]):
         Binding("slash", "filter", "filter", key_display="/"),
         Binding("escape", "unfilter", "all", show=False),
         Binding("p", "pause", "pause"),
-        Binding("e,enter", "explain", "explain"),
+        Binding("e", "explain", "explain"),
         Binding("q,ctrl+c", "quit", "quit", key_display="q"),
     ]
 
@@ -50,7 +51,7 @@ class Top(App[None]):
         self._source = source
         self._interval_seconds = interval_seconds
         self._view = View()
-        self._seen = Seen(trouble="asking")
+        self._seen = Seen(says="asking")
         self._shown: tuple[SiteRow, ...] = ()
         self._paused = False
         self._wake = asyncio.Event()
@@ -124,12 +125,17 @@ class Top(App[None]):
         self.action_explain()
 
     @property
+    def _main(self) -> Screen[object]:
+        """Ours, also while another one lies on it."""
+        return self.screen_stack[0]
+
+    @property
     def _table(self) -> DataTable[Text]:
-        return self.query_one("#sites", DataTable)
+        return self._main.query_one("#sites", DataTable)
 
     @property
     def _filter(self) -> Input:
-        return self.query_one("#filter", Input)
+        return self._main.query_one("#filter", Input)
 
     def _close_filter(self) -> None:
         self._filter.remove_class("open")
@@ -141,7 +147,9 @@ class Top(App[None]):
             self._wake.set()
 
     def _draw(self) -> None:
-        self.query_one("#head", Static).update(head(self._seen, self._view, paused=self._paused))
+        self._main.query_one("#head", Static).update(
+            head(self._seen, self._view, paused=self._paused)
+        )
         table, rows = self._table, self._seen.rows
         selected = table.cursor_row
         followed = self._shown[selected].site if 0 < selected < len(self._shown) else None
