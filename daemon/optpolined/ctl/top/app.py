@@ -8,7 +8,6 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Input, Static
 
 from optpolined.ctl.rendering.sites import STATE_STYLES, target_names
@@ -55,16 +54,21 @@ class Top(App[None]):
         self._shown: tuple[SiteRow, ...] = ()
         self._paused = False
         self._wake = asyncio.Event()
-
-    def compose(self) -> ComposeResult:
-        yield Static(id="head", markup=False)
-        yield Input(
+        # Kept, not looked up: another screen may lie on ours, and at the end ours is taken down
+        # while a look is still on its way.
+        self._head = Static(id="head", markup=False)
+        self._filter = Input(
             id="filter",
             placeholder="a part of a function's name, or a shell pattern; Enter, or Esc for all",
             max_length=FILTER_MAX,
             select_on_focus=False,
         )
-        yield DataTable(id="sites", cursor_type="row", zebra_stripes=True)
+        self._table: DataTable[Text] = DataTable(id="sites", cursor_type="row", zebra_stripes=True)
+
+    def compose(self) -> ComposeResult:
+        yield self._head
+        yield self._filter
+        yield self._table
         yield Footer()
 
     def on_mount(self) -> None:
@@ -124,19 +128,6 @@ class Top(App[None]):
         """Enter, or a click on the row under the cursor."""
         self.action_explain()
 
-    @property
-    def _main(self) -> Screen[object]:
-        """Ours, also while another one lies on it."""
-        return self.screen_stack[0]
-
-    @property
-    def _table(self) -> DataTable[Text]:
-        return self._main.query_one("#sites", DataTable)
-
-    @property
-    def _filter(self) -> Input:
-        return self._main.query_one("#filter", Input)
-
     def _close_filter(self) -> None:
         self._filter.remove_class("open")
         self._table.focus()
@@ -147,9 +138,7 @@ class Top(App[None]):
             self._wake.set()
 
     def _draw(self) -> None:
-        self._main.query_one("#head", Static).update(
-            head(self._seen, self._view, paused=self._paused)
-        )
+        self._head.update(head(self._seen, self._view, paused=self._paused))
         table, rows = self._table, self._seen.rows
         selected = table.cursor_row
         followed = self._shown[selected].site if 0 < selected < len(self._shown) else None
