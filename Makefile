@@ -9,11 +9,11 @@ KERNEL ?= cloud
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-APT_PACKAGES := busybox-static g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 make python3-venv \
-	qemu-system-x86 xz-utils
+APT_PACKAGES := busybox-static g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 make man-db \
+	python3-venv qemu-system-x86 tmux xz-utils
 KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 
-.PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-crash soak bench bench-forms bench-learning lint lock clean
+.PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-crash soak bench bench-forms bench-learning docs lint lock clean
 
 help:
 	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
@@ -34,6 +34,7 @@ help:
 	@echo 'make bench-forms what a call costs in each form, natively, one or two minutes'
 	@echo 'make bench-learning what a decision on 20,000 sites costs, a minute or two'
 	@echo 'make bench       all that is measured: bench-forms, bench-learning'
+	@echo 'make docs        man pages and shell completions into build/man and build/completions'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make lock        pin the newest Python packages that pyproject.toml allows'
 	@echo 'make clean       remove build/, .venv and caches'
@@ -126,6 +127,9 @@ bench-forms: image $(BIN)/benched
 
 bench-learning: setup
 	@$(BIN)/python -m tests.bench.learning
+
+docs: setup
+	@$(BIN)/python -m docs.build
 
 lint: setup
 	@echo 'lint: ruff and mypy'

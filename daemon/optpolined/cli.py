@@ -28,7 +28,7 @@ from optpolined.service.recover_only import recover_only
 from optpolined.service.serve import Options, serve
 from optpolined.telemetry.live import LiveView
 
-__all__ = ("main",)
+__all__ = ("main", "make_parser")
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ exit codes: 0 done or nothing to gain, 1 failed while attached, 2 bad input
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command itself; those in ``_COMMANDS`` have their own."""
     parser = argparse.ArgumentParser(
         prog="optpolined",
         description="Make the hot indirect calls of a running QEMU guest direct.",
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in _COMMANDS:
         return _COMMANDS[arguments[0]](arguments[1:])
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     errors = Console(stderr=True)
     _configure_logging(errors, verbose=options.verbose)
     try:

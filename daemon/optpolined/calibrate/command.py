@@ -20,17 +20,19 @@ from optpolined.calibrate.stub import LEARN_STUB
 from optpolined.learning.cost import Costs
 from optpolined.learning.errors import SettingError
 
-__all__ = ("main", "table")
+__all__ = ("main", "make_parser", "table")
 
 _EPILOG = """\
 example:
   optpolined calibrate                      paste what it prints into the guest's NAME.toml
   optpolined calibrate --write costs.toml
+
+exit codes: 0 done; 2 the file cannot be written, or is there already, or the CPU was too busy
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; answer its exit code."""
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="optpolined calibrate",
         description="Measure what a call costs in each form on this host's CPU, in a minute or so.",
@@ -38,7 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--write", type=Path, metavar="FILE", help="a new file, not the terminal")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; answer its exit code."""
+    options = make_parser().parse_args(arguments)
     if options.write and options.write.exists():
         sys.stderr.write(f"optpolined: {options.write} is there already: name a new file\n")
         return 2

@@ -25,7 +25,7 @@ from optpolined.service.errors import AttachRefusedError
 from optpolined.telemetry.errors import BadRequestError
 from optpolined.telemetry.requests import Answer
 
-__all__ = ("main",)
+__all__ = ("main", "make_parser")
 
 _EXIT_FAILED = 1
 _EXIT_INTERRUPTED = 130

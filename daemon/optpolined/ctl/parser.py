@@ -62,7 +62,7 @@ _REQUESTS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
 }
 """Commands that have nothing but arguments."""
 
-_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - it has no other name
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,7 +84,9 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", dest="command"
+    )
     common = _common()
     _add(commands, common, "status", "what the daemon of a guest is doing")
     _add_top(commands, common)
@@ -164,7 +166,9 @@ def _add_revert(commands: _Commands, common: _Parser) -> None:
 def _add_static_call(commands: _Commands, common: _Parser) -> None:
     says = "see and set static calls"
     parser = commands.add_parser("static-call", description=says, help=says)
-    inner = parser.add_subparsers(required=True, metavar="list|set", dest="static_call")
+    inner = parser.add_subparsers(
+        title="commands", required=True, metavar="list|set", dest="static_call"
+    )
     keys = _add(inner, common, "list", "the keys, and where each goes")
     keys.set_defaults(payload="static_calls")
     change = _add(inner, common, "set", "point a key at a function of the kernel, or of its module")

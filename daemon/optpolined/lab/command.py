@@ -24,7 +24,7 @@ from optpolined.lab.truth import find_truth
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategies import StrategyName
 
-__all__ = ("main", "with_settings")
+__all__ = ("main", "make_parser", "with_settings")
 
 _WIDTH_MAX = 1000
 
@@ -38,7 +38,8 @@ exit codes: 0 done, 2 bad input
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="optpolined replay",
         description="Compare strategies on the same traces, as `optpolined --record` writes them.",
@@ -75,7 +76,7 @@ def _strategies(text: str) -> list[StrategyName]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; answer its exit code."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     errors = Console(stderr=True)
     try:
         _run(options, errors)

@@ -11,12 +11,16 @@ Command = Callable[..., tuple[int, str, str]]
 """Takes arguments; gives the exit code, and what stdout and stderr got."""
 
 
+def write_config(directory: Path, runtime: Path) -> None:
+    (directory / "vm1.toml").write_text(
+        f'runtime_directory = "{runtime}"\n[qemu]\nqmp_socket = "{runtime}/vm1.qmp"\n'
+    )
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """Has vm1.toml, and is where its daemon's socket goes."""
-    (tmp_path / "vm1.toml").write_text(
-        f'runtime_directory = "{tmp_path}"\n[qemu]\nqmp_socket = "{tmp_path}/vm1.qmp"\n'
-    )
+    write_config(tmp_path, tmp_path)
     return tmp_path
 
 

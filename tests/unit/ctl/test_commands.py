@@ -89,8 +89,10 @@ def test_sites_are_lines_in_a_pipe(command: Command, directory: Path) -> None:
     with served(directory):
         _, out, _ = command("sites", "--order", "calls", "--top", "2")
     assert out.splitlines() == [
-        "vfs_read+0x9e  promoted -> ext4_file_read_iter, pipe_read: "
-        "2 targets have 97% for 3 epochs, 224,527 calls/s, 1,203 missed/s",
+        (
+            "vfs_read+0x9e  promoted -> ext4_file_read_iter, pipe_read: "
+            "2 targets have 97% for 3 epochs, 224,527 calls/s, 1,203 missed/s"
+        ),
         "tcp_ack+0x1f0  missing -> bictcp_acked: 40% missed, 90 calls/s, 5,000 missed/s",
         "3 sites",
     ]

@@ -25,7 +25,8 @@ class Output:
         """:param payload: The field of an answer that the command is about, if there is one."""
         self._as_json = as_json
         self._fields = {"outcome", "says"} | ({payload} if payload else set())
-        self._console = Console(markup=False, highlight=False, emoji=False)
+        width = None if sys.stdout.isatty() else _PIPE_WIDTH
+        self._console = Console(width=width, markup=False, highlight=False, emoji=False)
 
     def show(self, result: Answer | Status) -> int:
         """Write it; answer the exit code."""
@@ -68,7 +69,7 @@ class Output:
             self._console.print(what)
             return
         with self._console.capture() as drawn:
-            self._console.print(what, width=_PIPE_WIDTH)
+            self._console.print(what)
         for line in drawn.get().splitlines():
             _line(line.rstrip())
 

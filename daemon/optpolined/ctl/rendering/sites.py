@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from optpolined.ctl.rendering.text import rate, styled
@@ -32,21 +31,20 @@ def site_line(row: SiteRow) -> str:
 
 def site_table(rows: Iterable[SiteRow]) -> Table:
     """Sites as a table."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("calls/s", justify="right", no_wrap=True)
     table.add_column("missed/s", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("site", overflow="fold")
-    table.add_column("direct calls to", overflow="fold")
-    table.add_column("why")
+    table.add_column("direct calls to: why", overflow="fold")
     for row in rows:
+        goes = f"{target_names(row.targets)}: " if row.targets else ""
         table.add_row(
             rate(row.calls_per_second),
             rate(row.misses_per_second),
             styled(row.state, STATE_STYLES.get(row.state, "")),
             styled(row.site),
-            styled(target_names(row.targets)),
-            styled(row.reason),
+            styled(f"{goes}{row.reason}"),
         )
     return table
 

@@ -41,7 +41,7 @@ class Top(App[None]):
         Binding("slash", "filter", "filter", key_display="/"),
         Binding("escape", "unfilter", "all", show=False),
         Binding("p", "pause", "pause"),
-        Binding("e,enter", "explain", "explain"),
+        Binding("e", "explain", "explain"),
         Binding("q,ctrl+c", "quit", "quit", key_display="q"),
     ]
 
@@ -50,20 +50,25 @@ class Top(App[None]):
         self._source = source
         self._interval_seconds = interval_seconds
         self._view = View()
-        self._seen = Seen(trouble="asking")
+        self._seen = Seen(says="asking")
         self._shown: tuple[SiteRow, ...] = ()
         self._paused = False
         self._wake = asyncio.Event()
-
-    def compose(self) -> ComposeResult:
-        yield Static(id="head", markup=False)
-        yield Input(
+        # Kept, not looked up: another screen may lie on ours, and at the end ours is taken down
+        # while a look is still on its way.
+        self._head = Static(id="head", markup=False)
+        self._filter = Input(
             id="filter",
             placeholder="a part of a function's name, or a shell pattern; Enter, or Esc for all",
             max_length=FILTER_MAX,
             select_on_focus=False,
         )
-        yield DataTable(id="sites", cursor_type="row", zebra_stripes=True)
+        self._table: DataTable[Text] = DataTable(id="sites", cursor_type="row", zebra_stripes=True)
+
+    def compose(self) -> ComposeResult:
+        yield self._head
+        yield self._filter
+        yield self._table
         yield Footer()
 
     def on_mount(self) -> None:
@@ -123,14 +128,6 @@ class Top(App[None]):
         """Enter, or a click on the row under the cursor."""
         self.action_explain()
 
-    @property
-    def _table(self) -> DataTable[Text]:
-        return self.query_one("#sites", DataTable)
-
-    @property
-    def _filter(self) -> Input:
-        return self.query_one("#filter", Input)
-
     def _close_filter(self) -> None:
         self._filter.remove_class("open")
         self._table.focus()
@@ -141,7 +138,7 @@ class Top(App[None]):
             self._wake.set()
 
     def _draw(self) -> None:
-        self.query_one("#head", Static).update(head(self._seen, self._view, paused=self._paused))
+        self._head.update(head(self._seen, self._view, paused=self._paused))
         table, rows = self._table, self._seen.rows
         selected = table.cursor_row
         followed = self._shown[selected].site if 0 < selected < len(self._shown) else None

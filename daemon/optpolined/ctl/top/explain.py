@@ -28,14 +28,14 @@ class ExplainScreen(Screen[None]):
         super().__init__()
         self._source = source
         self._site = site
+        self._shown = Static(styled(f"asking about {site}"), markup=False)
 
     def compose(self) -> ComposeResult:
         with VerticalScroll():
-            yield Static(id="explanation", markup=False)
+            yield self._shown
         yield Footer()
 
     def on_mount(self) -> None:
-        self.query_one("#explanation", Static).update(styled(f"asking about {self._site}"))
         self.action_ask()
 
     def action_ask(self) -> None:
@@ -44,8 +44,7 @@ class ExplainScreen(Screen[None]):
 
     async def _ask(self) -> None:
         answer = await asyncio.to_thread(explain, self._source, self._site)
-        shown = self.query_one("#explanation", Static)
         if answer.explanation is None:
-            shown.update(styled(answer.says, "red"))
+            self._shown.update(styled(answer.says, "red"))
         else:
-            shown.update(explained(answer.explanation))
+            self._shown.update(explained(answer.explanation))

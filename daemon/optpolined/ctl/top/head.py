@@ -39,11 +39,11 @@ def _figure(name: str, value: str) -> Text:
 
 
 def _shown(seen: Seen, view: View, *, paused: bool) -> Text:
-    if seen.trouble:
-        return styled(seen.trouble, "bold red")
-    said = [seen.says, f"by {view.order}"]
+    said = [f"by {view.order}"]
     if view.symbol:
         said.append(f"filter {view.symbol!r}")
     if paused:
         said.append("paused: p goes on")
-    return _figure("shown", ", ".join(filter(None, said)))
+    if seen.trouble:
+        return Text.assemble(styled(f"{seen.trouble}; ", "bold red"), styled(", ".join(said)))
+    return _figure("shown", ", ".join(filter(None, (seen.says, *said))))

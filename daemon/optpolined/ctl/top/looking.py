@@ -51,7 +51,7 @@ class View:
         """What asks for it."""
         symbol = self.symbol[:FILTER_MAX]
         is_pattern = any(letter in symbol for letter in "*?[")
-        pattern = symbol if is_pattern else f"*{symbol}*"
+        pattern = symbol if is_pattern else f"*{symbol}*" if symbol else "*"
         return ListSites(pattern=pattern, order=self.order, top=_ROWS)
 
 

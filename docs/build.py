@@ -1,0 +1,56 @@
+"""Writes build/man and build/completions; `python -m docs.build`.
+
+build/man/NAME.SECTION                      to /usr/share/man/manSECTION
+build/completions/bash/COMMAND              to /usr/share/bash-completion/completions
+build/completions/zsh/_COMMAND              to /usr/share/zsh/vendor-completions
+build/completions/tcsh/COMMAND.tcsh         to be sourced
+"""
+
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+from docs.completions import completions
+from docs.keys import keys_page
+from docs.pages import command_page
+from optpolined import cli, ctl
+from optpolined.calibrate import command as calibrate
+from optpolined.lab import command as replay
+
+__all__ = ("build",)
+
+_BUILD = Path("build")
+_EXAMPLE = Path("configs/guests/vm1.toml")
+
+
+def build(directory: Path) -> list[Path]:
+    """Write all of them below ``directory``; which files they are."""
+    daemon, control = cli.make_parser(), ctl.make_parser()
+    instead = {"calibrate": calibrate.make_parser(), "replay": replay.make_parser()}
+    pages = {
+        f"{parser.prog.replace(' ', '-')}.1": command_page(parser)
+        for parser in (daemon, control, *instead.values())
+    }
+    pages["optpolined.toml.5"] = keys_page(_EXAMPLE.read_text(encoding="utf-8"))
+    files = {directory / "man" / name: text for name, text in pages.items()}
+    for parser in (_joined(daemon, instead), control):
+        for place, text in completions(parser).items():
+            files[directory / "completions" / place] = text
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return list(files)
+
+
+def _joined(daemon: ArgumentParser, instead: dict[str, ArgumentParser]) -> ArgumentParser:
+    """One parser for what `optpolined` makes of its first argument."""
+    joined = ArgumentParser(prog=daemon.prog, parents=[daemon], add_help=False)
+    commands = joined.add_subparsers()
+    for name, parser in instead.items():
+        commands.add_parser(name, parents=[parser], add_help=False, help=parser.description)
+    return joined
+
+
+if __name__ == "__main__":
+    for file in build(_BUILD):
+        sys.stdout.write(f"docs: {file}\n")

@@ -1,0 +1,77 @@
+"""A real terminal for what is to be seen in one: tmux."""
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+__all__ = ("Terminal",)
+
+_PATIENCE_SECONDS = 60.0
+
+
+class Terminal:
+    """Runs a command in a window of so many columns and lines while the ``with`` block runs.
+
+    :param socket: Where tmux makes its socket; a short path.
+    """
+
+    def __init__(self, socket: Path, command: Sequence[object], *, size: tuple[int, int]) -> None:
+        self._tmux = ("tmux", "-S", str(socket), "-f", "/dev/null")
+        self._command = [str(word) for word in command]
+        self._size = size
+
+    def __enter__(self) -> Self:
+        columns, lines = self._size
+        self._run(
+            *("new-session", "-d", "-x", str(columns), "-y", str(lines)),
+            *(";", "set-option", "remain-on-exit", "on"),
+            *(";", "respawn-pane", "-k", *self._command),
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._run("kill-server")
+
+    def press(self, *keys: str) -> None:
+        """Press keys, by tmux's names for them."""
+        self._run("send-keys", *keys)
+
+    def screen(self) -> str:
+        """What is to be seen, also after the command has ended."""
+        return self._run("capture-pane", "-p")
+
+    def exit_code(self) -> int | None:
+        """Of the command; ``None`` while it runs."""
+        dead, _, code = self._run("display", "-p", "#{pane_dead} #{pane_dead_status}").partition(
+            " "
+        )
+        return int(code) if dead == "1" else None
+
+    def wait_for(self, wanted: Callable[[str], bool]) -> str:
+        """Wait until the screen is as wanted; what it then shows."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not wanted(screen := self.screen()):
+            assert time.monotonic() < deadline, screen
+            time.sleep(0.1)
+        return screen
+
+    def wait_end(self) -> int:
+        """Wait until the command has ended; its exit code."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while (code := self.exit_code()) is None:
+            assert time.monotonic() < deadline, self.screen()
+            time.sleep(0.1)
+        return code
+
+    def _run(self, *arguments: str) -> str:
+        return subprocess.run(
+            [*self._tmux, *arguments], check=True, capture_output=True, text=True, timeout=60
+        ).stdout

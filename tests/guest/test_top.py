@@ -1,0 +1,162 @@
+"""`optpolinectl top` and `explain` in a real terminal, over a real daemon on a guest at work.
+
+What the terminal showed is kept in build/top.txt and build/explain.txt.
+"""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guest.image.boot import Guest
+from tests.guest.harness import load_state
+from tests.guest.terminal import Terminal
+from tests.guest.test_command import COMMAND
+from tests.guest.test_neighbours import Running, text_was_put_back
+
+CONTROL = COMMAND.with_name("optpolinectl")
+BUILD = Path("build")
+
+FEW_SITES = """
+[policy]
+mode = "opt-in"
+include = ["vfs_*", "security_file_*", "pipe_*", "ksys_*", "do_*", "*_read*", "*_write*"]
+"""
+"""Enough to be promoted, and quick to learn."""
+
+
+@pytest.fixture(scope="module")
+def where(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The options that name a guest under a daemon that has promoted some of its sites."""
+    directory = tmp_path_factory.mktemp("top")
+    guest.run("optload --state /run/optload >/dev/null 2>&1 &")
+    daemon = Running(guest, directory, FEW_SITES)
+    try:
+        daemon.wait_for(lambda status: status.promoted >= 3)
+        yield ["--guest", "test", "--config-dir", str(directory)]
+        code, errors = daemon.end()
+        assert code == 0, errors
+        assert text_was_put_back(daemon)
+    finally:
+        daemon.kill()
+        guest.run("killall optload; sleep 1")
+    assert load_state(guest)["errors"] == 0
+    assert "BUG" not in guest.run("dmesg")
+
+
+def control(*arguments: str) -> str:
+    return subprocess.run(
+        [CONTROL, *arguments], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+
+
+def site_column(screen: str) -> list[str]:
+    """The sites in the table, from the top."""
+    return re.findall(r"^ *[\d,]+ +[\d,]+ +[a-z]+ +(\S+\+0x[0-9a-f]+)", screen, re.MULTILINE)
+
+
+def calls_column(screen: str) -> list[int]:
+    rows = re.findall(r"^ *([\d,]+) +[\d,]+ +[a-z]+ +\S+\+0x", screen, re.MULTILINE)
+    return [int(row.replace(",", "")) for row in rows]
+
+
+def test_top_shows_the_hottest_sites_sorts_filters_explains_and_quits(
+    where: list[str], tmp_path: Path
+) -> None:
+    top = [CONTROL, "top", "--interval", "0.5", *where]
+    with Terminal(tmp_path / "tmux", top, size=(100, 30)) as terminal:
+        screen = terminal.wait_for(lambda shown: "promoted  " in shown and site_column(shown) != [])
+        (BUILD / "top.txt").write_text(screen, encoding="utf-8")
+        assert screen.startswith(" test  ")
+        assert re.search(r"stops +[\d,]+: p50 [\d.]+, p99 [\d.]+, max [\d.]+ ms", screen)
+        assert re.search(r"calls +[\d,]+ direct/s \([\d.]+% of all\), [\d,]+ missed/s", screen)
+        calls = calls_column(screen)
+        assert calls == sorted(calls, reverse=True)
+        assert calls[0] > 0
+        assert "calls/s v" in screen
+
+        terminal.press("a")
+        screen = terminal.wait_for(lambda shown: "site v" in shown and "by address" in shown)
+        terminal.press("m")
+        terminal.wait_for(lambda shown: "missed/s v" in shown)
+        terminal.press("c", "/")
+        terminal.press(*"vfs_")
+        terminal.press("Enter")
+        screen = terminal.wait_for(
+            lambda shown: (
+                "filter 'vfs_'" in shown
+                and site_column(shown) != []
+                and all("vfs_" in site for site in site_column(shown))
+            )
+        )
+        hottest = site_column(screen)[0]
+        terminal.press("p", "Enter")
+        screen = terminal.wait_for(lambda shown: "what was decided and done" in shown)
+        assert "vfs_" in screen.splitlines()[0], hottest
+        terminal.press("Escape")
+        terminal.wait_for(lambda shown: "paused: p goes on" in shown)
+        terminal.press("q")
+        assert terminal.wait_end() == 0
+
+
+def test_explain_shows_the_call_the_block_its_compares_and_why(
+    where: list[str], tmp_path: Path
+) -> None:
+    (row,) = json.loads(
+        control(
+            *("sites", "--state", "promoted", "--order", "calls", "--top", "1", "--json"), *where
+        )
+    )["sites"]
+    with Terminal(
+        tmp_path / "tmux", [CONTROL, "explain", row["site"], *where], size=(80, 60)
+    ) as terminal:
+        assert terminal.wait_end() == 0
+        screen = terminal.screen()
+    shown = "\n".join(line.rstrip() for line in screen.splitlines()).strip()
+    (BUILD / "explain.txt").write_text(f"{shown}\n", encoding="utf-8")
+
+    said = json.loads(control("explain", row["site"], "--json", *where))["explanation"]
+    assert shown.startswith(f"{row['site']}  {said['row']['state']}: ")
+    before, now, block, history = (
+        shown.index(heading)
+        for heading in (
+            "what stood there\n",
+            "what stands there now\n",
+            "the block behind it, ",
+            "what was decided and done, the newest first\n",
+        )
+    )
+    assert before < now < block < history
+    assert re.search(r"(call|jmp) .*__x86_indirect_thunk_r", shown[before:now])
+    assert re.search(r"(call|jmp) .*arena\+0x", shown[now:block])
+    assert "__x86_indirect_thunk" not in shown[now:block]
+    for target in row["targets"]:
+        assert re.search(rf"cmp .*{re.escape(target['name'])}", shown[block:history])
+        assert re.search(rf"je .*{re.escape(target['name'])}", shown[block:history])
+    assert re.search(r"jmp .*learning stub of r", shown[block:history])
+    assert re.search(r"decided +promoted: \S+", shown[history:])
+    assert re.search(r"changed +\S+", shown[history:])
+
+
+def test_a_site_can_be_reverted_and_learns_again(where: list[str]) -> None:
+    """The way of an operator who suspects one site."""
+    listed = control(
+        "sites", "--state", "promoted", "--order", "calls", "--top", "2", "--json", *where
+    )
+    site = json.loads(listed)["sites"][-1]["site"]
+    assert json.loads(control("revert", site, "--json", *where))["outcome"] == "done"
+
+    def stands() -> tuple[str, bool]:
+        told = json.loads(control("explain", site, "--json", *where))["explanation"]
+        parts = told["parts"]
+        return told["row"]["state"], all(part["original"] == part["standing"] for part in parts)
+
+    for _ in range(50):
+        if stands() == ("reverted", True):
+            break
+    assert stands() == ("reverted", True)
+    assert json.loads(control("relearn", site, "--json", *where))["outcome"] == "done"
+    assert stands()[0] != "reverted"

@@ -1,0 +1,219 @@
+"""What goes wrong is one line that says what to do, and an exit code."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from pwd import getpwuid
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from optpolined.ctl import main
+from optpolined.telemetry.requests import Answer
+from tests.unit.ctl.conftest import Command, write_config
+from tests.unit.ctl.fake_daemon import served
+
+NOBODY = 65534
+
+
+def test_a_wrong_guest_name_is_told_the_nearest_one(command: Command) -> None:
+    code, out, err = command("status", guest="vm11")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "no configuration for guest 'vm11'" in err
+    assert "did you mean vm1?" in err
+    code, _, err = command("status", guest="elsewhere")
+    assert code == 2
+    assert "copy configs/guests/vm1.toml" in err
+
+
+@pytest.mark.parametrize("name", ["", "../vm1", ".vm1", "a\nb"])
+def test_what_is_no_guest_name_is_refused_in_one_line(command: Command, name: str) -> None:
+    code, _, err = command("status", guest=name)
+    assert (code, err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("left", ["nothing", "a dead socket"])
+@pytest.mark.parametrize("arguments", [["status"], ["freeze"], ["explain", "a+0x1"], ["top"]])
+def test_where_no_daemon_runs_it_says_how_to_start_one(
+    command: Command, directory: Path, left: str, arguments: list[str]
+) -> None:
+    path = directory / "vm1.status"
+    if left == "a dead socket":
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+    code, out, err = command(*arguments)
+    assert (code, out) == (1, "")
+    assert err == f"optpolinectl: {path}: nobody listens; start `optpolined --guest vm1`\n"
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["freeze"]])
+def test_what_answers_with_something_else_is_no_daemon(
+    command: Command, directory: Path, arguments: list[str]
+) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "vm1.status"))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b'{"QMP": {}}\n')
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        code, out, err = command(*arguments)
+        thread.join()
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "what answers is no daemon of this version" in err
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A folder that everybody may look into; those of pytest are private."""
+    with TemporaryDirectory(prefix="optpolinectl-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        write_config(directory, directory / "run")
+        (directory / "run").mkdir()
+        yield directory
+
+
+@pytest.mark.parametrize("closed", ["the socket", "its folder"])
+def test_a_socket_that_one_may_not_open_says_who_may(open_directory: Path, closed: str) -> None:
+    run = open_directory / "run"
+    with served(run):
+        path = run / "vm1.status"
+        (path if closed == "the socket" else run).chmod(0)
+        for name in ("status", "freeze"):
+            result = as_somebody_else(name, "--guest", "vm1", "--config-dir", str(open_directory))
+            assert (result.returncode, result.stdout) == (1, "")
+            assert result.stderr.startswith(f"optpolinectl: {path}: ")
+            assert result.stderr.count("\n") == 1
+            owner = getpwuid(os.geteuid()).pw_name
+            assert f"may not open it; run this as {owner}: `sudo -u {owner} " in result.stderr
+        run.chmod(0o700)
+
+
+def test_a_configuration_that_one_may_not_read_says_so(open_directory: Path) -> None:
+    (open_directory / "run").chmod(0)
+    for directory in (open_directory / "run", open_directory):
+        (open_directory / "vm1.toml").chmod(0)
+        result = as_somebody_else("status", "--guest", "vm1", "--config-dir", str(directory))
+        assert result.returncode == 2
+        assert result.stderr == (
+            f"optpolinectl: {directory}/vm1.toml: cannot be read: Permission denied\n"
+        )
+    (open_directory / "run").chmod(0o700)
+
+
+def as_somebody_else(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as one whom the modes of files concern."""
+    become = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    result = subprocess.run(
+        [
+            *(("setpriv", *become) if os.geteuid() == 0 else ()),
+            *(
+                sys.executable,
+                "-c",
+                "import sys; from optpolined.ctl import main; sys.exit(main())",
+            ),
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    if "optpolinectl" not in result.stderr:
+        pytest.skip(f"nobody may not run Python here: {result.stderr.strip()}")
+    return result
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "the guest has no function vfs_raed",
+        "vfs_read may be any of 2 sites: 0xffffffff81000010, 0xffffffff81000020",
+        "alpha+0x30 is left alone: noinstr",
+    ],
+)
+@pytest.mark.parametrize("name", ["explain", "relearn", "revert", "unpin"])
+def test_what_the_daemon_says_of_a_site_is_handed_on(
+    command: Command, directory: Path, name: str, said: str
+) -> None:
+    with served(directory, lambda _: Answer(outcome="refused", says=said)):
+        assert command(name, "vfs_raed") == (2, "", f"optpolinectl: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["sites", "a" * 513], "pattern: String should have at most 512 characters"),
+        (["explain", ""], "site: String should have at least 1 character"),
+        (["pin", "a", ""], "target: String should have at least 1 character"),
+        (["static-call", "set", "k", "f" * 600], "function: String should have at most"),
+    ],
+)
+def test_a_name_that_cannot_be_one_is_refused_before_anybody_is_asked(
+    command: Command, directory: Path, arguments: list[str], complaint: str
+) -> None:
+    with served(directory) as asked:
+        code, out, err = command(*arguments)
+    assert (code, out, err.count("\n"), asked) == (2, "", 1, [])
+    assert complaint in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["pin", "a", "--guest", "vm1"], "required: TARGET"),
+        (["status"], "required: --guest"),
+        (["revert", "--guest", "vm1"], "one of the arguments SITE --all is required"),
+        (["revert", "a", "--all", "--guest", "vm1"], "not allowed with argument SITE"),
+        (["sites", "a", "--symbol", "b", "--guest", "vm1"], "not allowed with argument PATTERN"),
+        (["sites", "--top", "0", "--guest", "vm1"], "0 is not a number from 1 to 100000"),
+        (["sites", "--top", "many", "--guest", "vm1"], "many is not a number from 1 to 100000"),
+        (["sites", "--order", "heat", "--guest", "vm1"], "invalid choice: 'heat'"),
+        (["top", "--interval", "nan", "--guest", "vm1"], "nan is not a number of seconds"),
+        (["static-call", "--guest", "vm1"], "list|set"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out, told.err.count("\n")) == (2, "", 1)
+    assert complaint in told.err
+    assert "--help`" in told.err
+
+
+def test_top_without_a_terminal_says_what_to_use(command: Command, directory: Path) -> None:
+    with served(directory):
+        code, out, err = command("top")
+    assert (code, out) == (2, "")
+    assert err == (
+        "optpolinectl: top needs a terminal; use --json, or `optpolinectl sites --order calls`\n"
+    )
+
+
+def test_a_reader_that_has_seen_enough_is_no_trouble(directory: Path) -> None:
+    where = f"--guest vm1 --config-dir {directory}"
+    run = f"{sys.executable} -c 'from optpolined.ctl import main; main()'"
+    with served(directory):
+        result = subprocess.run(
+            ["sh", "-c", f"{run} sites --json {where} | head -n 1"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert (result.stdout, result.stderr) == ("{\n", "")
