@@ -24,8 +24,12 @@ export const say = (target, text) => {
   if (at.textContent !== text) at.textContent = text;
 };
 
-// A link to why a site is as it is; explain.js follows it.
-export const siteLink = (site) => element("a", { href: `#site=${encodeURIComponent(site)}` }, site);
+// A link to why a site is as it is; explain.js follows it.  A long name breaks before its offset.
+export const siteLink = (site) => {
+  const offset = site.lastIndexOf("+");
+  return element("a", { href: `#site=${encodeURIComponent(site)}` },
+    site.slice(0, Math.max(0, offset)), element("wbr"), site.slice(Math.max(0, offset)));
+};
 
 // Rows of [label, count, what the count is shown as], with bars; `whole` is a full bar.
 export const bars = (id, rows, whole = Math.max(1, ...rows.map(([, count]) => count))) => {

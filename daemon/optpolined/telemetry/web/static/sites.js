@@ -3,7 +3,7 @@
 
 import { NoAnswer, ask } from "/ask.js";
 import { byId, element, say, siteLink } from "/dom.js";
-import { count, percent, rate } from "/format.js";
+import { percent, rate } from "/format.js";
 
 const TOP = 200;
 
@@ -20,7 +20,7 @@ const body = table.tBodies[0];
 const shown = new Map(); // by address: the row of the table, and what it tells
 let sort = { key: "calls", falling: true };
 let rows = [];
-let total = null;
+let total = "\u00a0"; // as the daemon says it
 
 // The daemon looks at "function" or "module:function": no offset, no module behind the name.
 const pattern = () => {
@@ -30,9 +30,10 @@ const pattern = () => {
   return /[*?[]/.test(sought) ? sought : `*${sought}*`;
 };
 
-const ESCAPED = /[.+^${}()|\\\]]/g;
+const ESCAPED = /[.+^${}()|\\]/g;
 const matcher = (glob) => {
-  const source = glob.replace(ESCAPED, "\\$&").replaceAll("*", ".*").replaceAll("?", ".");
+  const source = glob.replace(ESCAPED, "\\$&").replaceAll("*", ".*").replaceAll("?", ".")
+    .replaceAll("[!", "[^");
   try {
     return new RegExp(`^${source}$`, "su");
   } catch {
@@ -103,7 +104,7 @@ const show = () => {
       head.setAttribute("aria-sort", sort.falling ? "descending" : "ascending");
     } else head.removeAttribute("aria-sort");
   }
-  say("count", total === null ? "\u00a0" : `${count(wanted.length)} shown; ${total}`);
+  say("count", total);
 };
 
 // Ask for the rows that are wanted now, and show them.
