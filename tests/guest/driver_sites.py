@@ -21,6 +21,7 @@ from optpolined.service.attach import connect
 from optpolined.service.daemon import Daemon
 from optpolined.service.hub import Hub
 from optpolined.service.job import Job
+from optpolined.service.orders import OrderBook
 from optpolined.service.rules import Rules
 from optpolined.service.session import Session
 from optpolined.telemetry.status import Status
@@ -127,6 +128,7 @@ def attached(guest: Guest, seconds: float) -> Iterator[Work]:
             stop=stop,
             show=look,
             rules=Rules(policy),
+            orders=OrderBook(config.runtime_directory, "drivers"),
             hub=Hub("drivers", config),
             reread=lambda: None,
         )

@@ -150,3 +150,25 @@ def test_a_daemon_that_is_reverted_leaves_the_text_as_it_was(guest: Guest, daemo
     assert reverted == kernel_text(guest)
     assert text_was_put_back(daemon)
     assert promoted != reverted
+
+
+def test_orders_hold_on_after_a_death(guest: Guest, daemon: Ordered, tmp_path: Path) -> None:
+    daemon.wait_promoted()
+    daemon.order("revert", daemon.row().site)
+    daemon.wait_for(lambda _: daemon.row().form == "original")
+    daemon.order("freeze")
+    daemon.kill()
+    again = Ordered(guest, tmp_path)
+    try:
+        again.wait_for(lambda status: status.phase is Phase.FROZEN)
+        assert again.row().reason.startswith("reverted by hand")
+        again.order("thaw")
+        again.order("relearn", again.row().site)
+        again.wait_promoted()
+        code, errors = again.end()
+    finally:
+        again.kill()
+    assert code == 0, errors
+    assert "what the last daemon was ordered holds on" in errors
+    assert text_was_put_back(again)
+    assert not list((guest.directory / "run").glob("*.orders"))

@@ -20,6 +20,7 @@ timings.py     how long things take
 tally.py       what is counted through all attachments
 naming.py      sites and functions by the names that people give them
 rules.py       pins, bans, standstill: what people decided
+orders.py      that, kept for the daemon after one that died
 governor.py    these rules over one strategy
 chronicle.py   what was decided about sites and done to them
 table.py       the sites in rows

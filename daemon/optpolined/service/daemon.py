@@ -23,11 +23,11 @@ from optpolined.service.learner import Learner
 from optpolined.service.lending import Lending
 from optpolined.service.migration import has_migrated, is_migrating
 from optpolined.service.naming import Names
+from optpolined.service.orders import Standstill
 from optpolined.service.patcher import HELD_UP
 from optpolined.service.rates import Rates
 from optpolined.service.recorder import Recorder
 from optpolined.service.room import Room, fit
-from optpolined.service.rules import Standstill
 from optpolined.service.session import Session
 from optpolined.service.table import Table
 from optpolined.service.teller import Teller, promoted_chains
@@ -67,7 +67,7 @@ class Daemon:
         survey = session.survey
         inventory = survey.inventory
         names = Names(survey.symbols, inventory.eligible, inventory.reasons, session.is_target)
-        self._governor = Governor(job.rules, survey, self._learner, names)
+        self._governor = Governor(job.rules, survey, self._learner, names, job.orders.write)
         self._forms: dict[GuestVirtual, Found] = {}
         self._shunned: dict[GuestVirtual, int] = {}
         self._epoch = 0

@@ -1,13 +1,14 @@
 """Sees to it that the strategy's decisions obey the rules that people made."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from optpolined.addresses import GuestVirtual
 from optpolined.config import PolicyConfig
 from optpolined.learning.policy import Ruling
 from optpolined.service.learner import Learner
 from optpolined.service.naming import Names
-from optpolined.service.rules import Rules, Standstill
+from optpolined.service.orders import Orders, Standstill
+from optpolined.service.rules import Rules
 from optpolined.service.survey import ModuleChange, Survey
 from optpolined.telemetry.requests import Ban, Freeze, Pin, Relearn, Revert, Thaw, Unban, Unpin
 from optpolined.telemetry.status import RuledSite
@@ -23,8 +24,17 @@ Order = Pin | Unpin | Ban | Unban | Relearn | Freeze | Thaw | Revert
 class Governor:
     """The rules over one guest while it is attached."""
 
-    def __init__(self, rules: Rules, survey: Survey, learner: Learner, names: Names) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        survey: Survey,
+        learner: Learner,
+        names: Names,
+        keep: Callable[[Orders], None] = lambda _: None,
+    ) -> None:
+        """:param keep: Called with all orders, after each that is new."""
         self._rules = rules
+        self._keep = keep
         self._survey = survey
         self._learner = learner
         self._names = names
@@ -46,14 +56,20 @@ class Governor:
 
         :raise NameRefusedError: it cannot be; nothing has changed.
         """
+        says = self._obey(order)
+        self._keep(self._rules.orders())
+        self.follow()
+        return says
+
+    def _obey(self, order: Order) -> str:
         rules, names = self._rules, self._names
         match order:
             case Freeze():
-                return rules.freeze()
+                says = rules.freeze()
             case Thaw():
-                return rules.thaw()
+                says = rules.thaw()
             case Revert(site=None):
-                return rules.revert_all()
+                says = rules.revert_all()
             case Revert(site=str(site)):
                 says = rules.revert(names, site)
             case Relearn(site=site):
@@ -67,13 +83,13 @@ class Governor:
                 says = rules.ban(names, what)
             case Unban(what=what):
                 says = rules.unban(names, what)
-        self.follow()
         return says
 
     def adopt(self, policy: PolicyConfig) -> None:
         """Go by another policy from now on."""
         self._learner.follow(ModuleChange(self._survey.admit(policy), ()))
         self._rules.adopt(policy)
+        self._keep(self._rules.orders())
         self.follow()
 
     def pinned(self) -> Collection[GuestVirtual]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from optpolined.config import GuestConfig, PolicyConfig
 from optpolined.service.hub import Hub
+from optpolined.service.orders import OrderBook
 from optpolined.service.recorder import Recording
 from optpolined.service.rules import Rules
 from optpolined.service.tally import Tally
@@ -28,6 +29,8 @@ class Job:
     show: Callable[[Status], None]
     rules: Rules
     """What people have decided about sites; outlives an attachment."""
+    orders: OrderBook
+    """Where what people order is kept."""
     hub: Hub
     """Who is told, and who asks; outlives an attachment too."""
     reread: Callable[[], PolicyConfig | None]

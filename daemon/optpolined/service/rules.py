@@ -10,30 +10,20 @@ changed in it, or all of them are put back and stay so.
 
 import logging
 from collections.abc import Sequence
-from enum import Enum
 
 from optpolined.addresses import GuestVirtual
 from optpolined.config import PolicyConfig, matches
 from optpolined.kernel.sites import Site
 from optpolined.learning.policy import Ruling
 from optpolined.service.naming import NameRefusedError, Names, is_site_name
+from optpolined.service.orders import Orders, Standstill
 
-__all__ = ("Rules", "Standstill")
+__all__ = ("Rules",)
 
 _log = logging.getLogger(__name__)
 
 
 _REVERTED = "reverted by hand: relearn lets it learn again"
-
-
-class Standstill(Enum):
-    """Whether nothing is to be learned now."""
-
-    NONE = "none"
-    FROZEN = "frozen"
-    """All sites stay as they are."""
-    REVERTED = "reverted"
-    """All sites are put back, and stay so."""
 
 
 class Rules:
@@ -50,6 +40,24 @@ class Rules:
         self.policy = policy
         self._pins = dict(policy.pins)
         self._bans = list(policy.bans)
+
+    def orders(self) -> Orders:
+        """All that holds now."""
+        return Orders(
+            self.policy, dict(self._pins), list(self._bans), list(self._reverted), self.standstill
+        )
+
+    def obey(self, orders: Orders) -> None:
+        """Go on by the orders of a daemon that died.
+
+        Pins and bans that stood on another policy are forgotten, as where that changes while we
+        run.
+        """
+        self._reverted = list(orders.reverted)
+        self.standstill = orders.standstill
+        if orders.policy == self.policy:
+            self._pins = dict(orders.pins)
+            self._bans = list(orders.bans)
 
     def pin(self, names: Names, site: str, target: str) -> str:
         """Give a site one target for good; answer what was done.

@@ -16,6 +16,7 @@ from optpolined.service.attach import AttachRefusedError, connect, refuse_on_fai
 from optpolined.service.daemon import Daemon
 from optpolined.service.hub import Hub
 from optpolined.service.job import Job
+from optpolined.service.orders import OrderBook
 from optpolined.service.recorder import Recording
 from optpolined.service.rules import Rules
 from optpolined.service.session import Session
@@ -70,12 +71,15 @@ def serve(
             stop=stop,
             show=show,
             rules=Rules(config.policy),
+            orders=OrderBook(config.runtime_directory, guest),
             hub=stack.enter_context(Hub(guest, config)),
             reread=options.reread,
         )
         if options.record is not None:
             job.recording = stack.enter_context(closing(Recording(options.record)))
-        return _serve(job)
+        report = _serve(job)
+        job.orders.forget()
+        return report
 
 
 def _serve(job: Job) -> Report:
@@ -120,6 +124,16 @@ def _tell_of_trouble(job: Job, trouble: str) -> None:
     job.show(status)
 
 
+def _take_over(job: Job) -> None:
+    """Go on by the orders that a daemon that died was given; they hold from the first attach."""
+    if job.attached_at is not None:
+        return
+    orders = job.orders.read()
+    if orders is not None:
+        job.rules.obey(orders)
+        _log.warning("what the last daemon was ordered holds on; see `optpolinectl status`")
+
+
 def _attach(job: Job) -> Report | None:
     """One attachment; ``None`` where the guest no longer is what was attached to.
 
@@ -128,6 +142,7 @@ def _attach(job: Job) -> Report | None:
     """
     began = time.monotonic()
     with connect(job.config, tally=job.tally) as link:
+        _take_over(job)
         with refuse_on_failure():
             session = Session(link, job.config, time.monotonic, force=job.force, tally=job.tally)
             daemon = Daemon(job, link, session, attach_seconds=time.monotonic() - began)

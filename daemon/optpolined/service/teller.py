@@ -16,9 +16,9 @@ from optpolined.service.governor import Governor
 from optpolined.service.inline import Found
 from optpolined.service.learner import Learner
 from optpolined.service.lending import Lending
+from optpolined.service.orders import Standstill
 from optpolined.service.rates import Rate, Rates
 from optpolined.service.room import Room
-from optpolined.service.rules import Standstill
 from optpolined.service.session import Session
 from optpolined.telemetry.status import HotSite, Phase, Status, Versions
 

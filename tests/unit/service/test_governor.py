@@ -3,7 +3,7 @@
 import logging
 import threading
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from optpolined.service.inline import Found
 from optpolined.service.learner import Learner
 from optpolined.service.lending import Lending
 from optpolined.service.naming import Names
+from optpolined.service.orders import Orders, Standstill
 from optpolined.service.rates import Rates
-from optpolined.service.rules import Rules, Standstill
+from optpolined.service.rules import Rules
 from optpolined.service.session import Session
 from optpolined.service.static_calls import StaticCalls
 from optpolined.service.survey import Inventory, Survey
@@ -54,7 +55,9 @@ PINNED = Chain((at(0x100),))
 class Guest:
     """Six sites, of which the policy withholds one, and no machine behind them."""
 
-    def __init__(self, policy: PolicyConfig) -> None:
+    def __init__(
+        self, policy: PolicyConfig, keep: Callable[[Orders], None] = lambda _: None
+    ) -> None:
         eligible = {address: site for address, site in SITES.items() if address != WITHHELD}
         self.survey = survey = Survey.__new__(Survey)
         survey.symbols = Symbols(SYMBOLS)
@@ -64,7 +67,7 @@ class Guest:
         session.survey = survey
         self.learner = Learner(LearningConfig(), session)
         names = Names(survey.symbols, eligible, reasons, TARGETS.__contains__)
-        self.governor = Governor(Rules(policy), survey, self.learner, names)
+        self.governor = Governor(Rules(policy), survey, self.learner, names, keep)
         self.chronicle = Chronicle(lambda: 1e9, survey.symbols.name)
         self.forms: dict[GuestVirtual, Found] = {}
         table = Table(
