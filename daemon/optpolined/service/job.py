@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from optpolined.config import GuestConfig, PolicyConfig
+from optpolined.config import GuestConfig
 from optpolined.service.recorder import Recording
 from optpolined.service.rules import Rules
 from optpolined.telemetry.status import Status
@@ -26,8 +26,8 @@ class Job:
     show: Callable[[Status], None]
     rules: Rules
     """What people have decided about sites; outlives an attachment."""
-    reread: Callable[[], PolicyConfig | None]
-    """Another policy, where somebody asked to go by another since the last look."""
+    reread: Callable[[], GuestConfig | None]
+    """Another configuration, where somebody asked to go by another since the last look."""
     recording: Recording | None = None
     """Where what learning sees is written."""
     attached_at: float | None = None
