@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from optpolined.calibrate import command as calibrate
-from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, PolicyConfig, load
+from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, load
 from optpolined.errors import OptpolinedError
 from optpolined.lab.command import main as replay
 from optpolined.lab.errors import LabError
@@ -51,7 +51,7 @@ example:
   optpolined replay vm1.trace                compare strategies on it (see replay --help)
   optpolined calibrate                       the costs of calls on this host, for NAME.toml
 
-SIGHUP: read the [policy] of NAME.toml again
+SIGHUP: read the [policy] and [learning] of NAME.toml again
 
 exit codes: 0 done or nothing to gain, 1 failed while attached, 2 bad input
 """
@@ -120,8 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True)
     _configure_logging(errors, verbose=options.verbose)
     try:
-        config = load(options.guest, _directories(options))
-        return _run(options, config, errors)
+        return _run(options, _load(options), errors)
     except NothingToGainError as reason:
         errors.print(f"optpolined: {reason}", highlight=False, soft_wrap=True, markup=False)
         return EXIT_OK
@@ -132,10 +131,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> int:
-    if options.protocol is not None:
-        config = config.model_copy(
-            update={"poke": config.poke.model_copy(update={"protocol": options.protocol})}
-        )
     if options.dry_run:
         for line in dry_run(options.guest, config, force=options.force):
             sys.stdout.write(line + "\n")
@@ -152,7 +147,7 @@ def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> i
         audit=options.audit,
         force=options.force,
         record=options.record,
-        reread=partial(_reread_policy, options, hung_up),
+        reread=partial(_reread, options, hung_up),
     )
     if options.live:
         with LiveView(errors) as view:
@@ -171,22 +166,29 @@ def _set(event: threading.Event, *_: object) -> None:
     event.set()
 
 
-def _reread_policy(options: argparse.Namespace, hung_up: threading.Event) -> PolicyConfig | None:
-    """The policy as the file has it now, after a SIGHUP; a wrong file changes nothing."""
+def _reread(options: argparse.Namespace, hung_up: threading.Event) -> GuestConfig | None:
+    """The configuration as the file has it now, after a SIGHUP; a wrong file changes nothing."""
     if not hung_up.is_set():
         return None
     hung_up.clear()
     try:
-        policy = load(options.guest, _directories(options)).policy
+        return _load(options)
     except ConfigError as error:
-        _log.error("the policy stays as it is: %s", error)
+        _log.error("the configuration stays as it is: %s", error)
         return None
-    _log.info("the policy is read again; pins and bans that were asked for meanwhile are forgotten")
-    return policy
 
 
-def _directories(options: argparse.Namespace) -> Sequence[Path]:
-    return (options.config_dir,) if options.config_dir else DEFAULT_DIRECTORIES
+def _load(options: argparse.Namespace) -> GuestConfig:
+    """What the file says, and the options on top of it.
+
+    :raise ConfigError: the file is absent or wrong.
+    """
+    directories = (options.config_dir,) if options.config_dir else DEFAULT_DIRECTORIES
+    config = load(options.guest, directories)
+    if options.protocol is None:
+        return config
+    poke = config.poke.model_copy(update={"protocol": options.protocol})
+    return config.model_copy(update={"poke": poke})
 
 
 def _configure_logging(console: Console, *, verbose: bool) -> None:

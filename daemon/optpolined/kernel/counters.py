@@ -225,22 +225,23 @@ def difference(previous: Records, current: Records) -> Difference:
     """
     _, count = current.shape
     other, hits = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
-    merged = _Merged()
+    merged = _Merged(count)
     for before, now in zip(_resized(previous, count), current, strict=True):
         changed, old, new = _changed(before, now)
-        targets = new[:, _TARGETS]
-        moved = targets != old[:, _TARGETS]
-        old[(moved & (old[:, _TARGETS] != 0)).any(axis=1)] = 0
+        targets = new[_TARGETS]
+        moved = targets != old[_TARGETS]
+        if moved.any():
+            old[:, (moved & (old[_TARGETS] != 0)).any(axis=0)] = 0
+            old[_COUNTS][moved] = 0
         # A slot is claimed, then counted in.  Read in the wrong order, a count without its target
         # is left for the next time.
-        gained = new[:, _COUNTS] - np.where(moved, 0, old[:, _COUNTS])
+        gained = new[_COUNTS] - old[_COUNTS]
         gained[targets == 0] = 0
-        stray = np.where(targets < _SIGN, gained, 0).sum(axis=1, dtype=np.uint64)
-        other[changed] += (new[:, _OTHER] - old[:, _OTHER]) + stray
-        hits[changed] += new[:, _HITS] - old[:, _HITS]
-        rows, slots = np.nonzero(np.where(targets < _SIGN, 0, gained))
-        keys = changed[rows].astype(np.uint64) << np.uint64(32) | targets[rows, slots]
-        merged.add(keys, gained[rows, slots].astype(np.uint64))
+        nowhere = np.where(targets < _SIGN, gained, 0)
+        gained -= nowhere
+        other[changed] += new[_OTHER] - old[_OTHER] + nowhere.sum(axis=0, dtype=np.uint64)
+        hits[changed] += new[_HITS] - old[_HITS]
+        merged.add(changed, targets, gained)
     unique, calls = merged.sums()
     return Difference(
         records=(unique >> np.uint64(32)).astype(np.int64),
@@ -287,45 +288,77 @@ def _resized(snapshot: Records, count: int) -> Records:
 
 
 def _changed(before: Records, now: Records) -> tuple[npt.NDArray[np.intp], _U32, _U32]:
-    """Index the records of one CPU that differ; their words before and now."""
+    """Index the records of one CPU that differ; their words before and now, by word and record."""
     old = before.view(np.uint64).reshape(-1, _WORDS // 2)
     new = now.view(np.uint64).reshape(-1, _WORDS // 2)
     # Eight words a record: eight truth values, which are one word again.
     changed = np.flatnonzero((old != new).view(np.uint64))
-    return (
-        changed,
-        old[changed].view(np.uint32).reshape(-1, _WORDS),
-        new[changed].view(np.uint32).reshape(-1, _WORDS),
-    )
+    return changed, _by_word(old[changed]), _by_word(new[changed])
+
+
+def _by_word(records: _U64) -> _U32:
+    # Side by side for all records: numpy is several times slower along an axis of 7.
+    return np.ascontiguousarray(records.view(np.uint32).reshape(-1, _WORDS).T)
 
 
 class _Merged:
-    """Sums the calls that have a key, record << 32 | target, in common.
+    """Sums the calls of all CPUs by key, which is record << 32 | target.
 
-    Now and then what came so far is summed up: CPUs call much the same targets, and to sort all at
-    once would take several times the memory of the counters.
+    CPUs call much the same targets, each in slots of its own order.  So each record has a table of
+    the targets of the first CPU that called it: those of the others are found by comparing each
+    slot with each.  Only what is not found there is sorted.
     """
 
-    def __init__(self) -> None:
-        self._keys: list[_U64] = [np.empty(0, np.uint64)]
-        self._calls: list[_U64] = [np.empty(0, np.uint64)]
+    def __init__(self, count: int) -> None:
+        self._targets: _U32 = np.zeros((RECORD_SLOTS, count), np.uint32)
+        self._calls: _U64 = np.zeros((RECORD_SLOTS, count), np.uint64)
+        self._others: list[tuple[_U64, _U64]] = []
         self._pending = 0
 
-    def add(self, keys: _U64, calls: _U64) -> None:
-        """Take in one CPU's."""
-        self._keys.append(keys)
-        self._calls.append(calls)
+    def add(self, records: npt.NDArray[np.intp], targets: _U32, gained: _U32) -> None:
+        """Take in one CPU's; targets and calls by slot and record."""
+        known = self._targets[:, records]
+        new = np.flatnonzero(~known.any(axis=0))
+        if len(new):
+            known[:, new] = targets[:, new]
+            self._targets[:, records] = known
+        calls = self._calls[:, records]
+        for mine, made in zip(targets, gained, strict=True):
+            if not made.any():
+                continue
+            for theirs, total in zip(known, calls, strict=True):
+                found = made * (mine == theirs)
+                np.add(total, found, out=total)
+                np.subtract(made, found, out=made)  # a guest may have a target twice
+        self._calls[:, records] = calls
+        self._keep(*_keyed(records, targets, gained))
+
+    def _keep(self, keys: _U64, calls: _U64) -> None:
+        """Keep what is in no table; summed up now and then, for a guest may have much of it."""
+        if not len(keys):
+            return
+        self._others.append((keys, calls))
         self._pending += len(keys)
-        if self._pending > max(_MERGE_AT, 2 * len(self._keys[0])):
-            self.sums()
+        if self._pending > max(_MERGE_AT, 2 * len(self._others[0][0])):
+            self._others, self._pending = [_summed(self._others)], 0
 
     def sums(self) -> tuple[_U64, _U64]:
         """The keys, each once and in order, and the calls of each."""
-        keys, calls = np.concatenate(self._keys), np.concatenate(self._calls)
-        order = np.argsort(keys)
-        keys, calls = keys[order], calls[order]
-        starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
-        keys = keys[starts]
-        calls = np.add.reduceat(calls, starts) if len(starts) else keys
-        self._keys, self._calls, self._pending = [keys], [calls], 0
-        return keys, calls
+        records = np.arange(self._targets.shape[1])
+        return _summed([_keyed(records, self._targets, self._calls), *self._others])
+
+
+def _keyed(records: npt.NDArray[np.intp], targets: _U32, calls: _U32 | _U64) -> tuple[_U64, _U64]:
+    """The keys that were called, and the calls, of what is by slot and record."""
+    slots, places = np.nonzero(calls)
+    keys = records[places].astype(np.uint64) << np.uint64(32) | targets[slots, places]
+    return keys, calls[slots, places].astype(np.uint64)
+
+
+def _summed(parts: Sequence[tuple[_U64, _U64]]) -> tuple[_U64, _U64]:
+    keys = np.concatenate([keys for keys, _ in parts])
+    calls = np.concatenate([calls for _, calls in parts])
+    order = np.argsort(keys)
+    keys, calls = keys[order], calls[order]
+    starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+    return keys[starts], np.add.reduceat(calls, starts) if len(starts) else calls

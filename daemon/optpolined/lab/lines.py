@@ -24,15 +24,22 @@ from optpolined.x86 import Register
 __all__ = (
     "ADDRESSES_MAX",
     "NAME_MAX",
+    "VERSION",
     "EpochLine",
     "FormLine",
     "HeadLine",
     "KeyLine",
+    "RulingLine",
+    "SaidLine",
+    "SitesLine",
     "form_of",
     "key_of",
     "line_of_form",
     "line_of_key",
 )
+
+VERSION = 2
+"""Of the format.  1 had no rulings, and a form for each site."""
 
 ADDRESSES_MAX = 1 << 20
 """Sites and targets of one trace."""
@@ -49,6 +56,10 @@ _Row = Annotated[
     list[Annotated[int, Field(ge=0, le=_COUNT_MAX)]], Field(min_length=3, max_length=_ROW_MAX)
 ]
 """CPU, calls without a slot, hits; then targets and their calls in turn."""
+
+SitesLine = list[_Number]
+"""The numbers of some sites, rising: the first, then the difference of each to the one before.
+Neighbours that share a form are thousands of ones, of which gzip leaves next to nothing."""
 
 
 class _Line(BaseModel):
@@ -78,12 +89,26 @@ class FormLine(_Line):
 class HeadLine(_Line):
     """The first line of a trace."""
 
-    optpolined_trace: Literal[1]
-    """The version of the format."""
+    optpolined_trace: int
+    """:data:`VERSION`."""
     release: _Name
     build_id: Annotated[str, Field(pattern=r"\A[0-9a-f]{0,128}\z")] = ""
     strategy: StrategyName | None = None
     learning: LearningConfig
+
+
+class RulingLine(_Line):
+    """What somebody decided."""
+
+    target: _Number | None = None
+    reason: _Name
+
+
+class SaidLine(_Line):
+    """What somebody said: one of the two."""
+
+    rulings: list[tuple[RulingLine, SitesLine]] | None = None
+    learning: LearningConfig | None = None
 
 
 class EpochLine(_Line):
@@ -92,9 +117,10 @@ class EpochLine(_Line):
     epoch: Annotated[int, Field(ge=0, lt=1 << 62)]
     seconds: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
     new: list[tuple[Annotated[int, Field(ge=0, lt=1 << 64)], _Name]] = []
-    came: list[tuple[_Number, KeyLine | None]] = []
-    went: list[_Number] = []
-    forms: list[tuple[_Number, FormLine]] = []
+    came: list[tuple[KeyLine | None, SitesLine]] = []
+    went: SitesLine = []
+    said: list[SaidLine] = []
+    forms: list[tuple[FormLine, SitesLine]] = []
     counts: list[tuple[_Number, Annotated[list[_Row], Field(max_length=_CPUS_MAX)]]] = []
     tables: list[
         tuple[
@@ -105,7 +131,7 @@ class EpochLine(_Line):
             ],
         ]
     ] = []
-    wanted: list[tuple[_Number, FormLine]] = []
+    wanted: list[tuple[FormLine, SitesLine]] = []
 
 
 def line_of_key(key: Key | None) -> KeyLine | None:

@@ -1,12 +1,14 @@
 """A strategy at work on a trace: the very code that works in the daemon.
 
 A strategy that is not the recorded one would have poked other sites, and so counted other calls.
-It is replayed in a :class:`World`, which answers to its pokes with the calls of ``find_truth``.
+It is replayed in a :class:`World`, which answers to its pokes with the calls of ``find_truth``.  It
+obeys the pins and bans of the trace, and goes on with its own settings where those of the recorded
+one were changed.
 
 The recorded strategy with the recorded settings is given what it was given then, epoch by epoch,
-whatever it asks for: so it decides what it decided in the daemon, and the trace, which holds these
-decisions, says whether it does.  What it achieved is measured against the same truth, with what
-really stood at the sites.
+whatever it asks for, and told what was said then: so it decides what it decided in the daemon, and
+the trace, which holds these decisions, says whether it does.  What it achieved is measured against
+the same truth, with what really stood at the sites.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +18,10 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Form, LearnKeys
 from optpolined.config import LearningConfig
 from optpolined.lab.ledger import Ledger
-from optpolined.lab.trace import Trace, summed
+from optpolined.lab.trace import Trace, TraceEpoch, summed
 from optpolined.lab.truth import EpochTruth
 from optpolined.lab.world import World
-from optpolined.learning.pupil import make_pupil
+from optpolined.learning.pupil import Pupil
 from optpolined.learning.shape import KeyTable
 from optpolined.learning.strategies import StrategyName
 
@@ -41,7 +43,7 @@ class Outcome:
 
 
 def is_recorded(trace: Trace, strategy: StrategyName, learning: LearningConfig) -> bool:
-    """Whether this strategy with these settings is the one that was at work."""
+    """Whether this strategy with these settings is the one that was at work at first."""
     recorded = trace.header.learning
     return trace.header.strategy is strategy and all(
         getattr(recorded, part) == getattr(learning, part)
@@ -60,7 +62,7 @@ def replay(
 
     Key tables are those of the trace, the latest that were read by then.
     """
-    pupil, world = make_pupil(learning, strategy), World()
+    pupil, world = Pupil(learning, strategy), World()
     ledger = Ledger(learning.costs)
     decisions = []
     tables: dict[GuestVirtual, KeyTable] = {}
@@ -68,8 +70,7 @@ def replay(
         for site in epoch.went:
             world.forget(site)
             tables.pop(site, None)
-        if epoch.came or epoch.went:
-            pupil.follow(epoch.came, epoch.went)
+        _tell(pupil, epoch, adopts=False)
         tables.update(epoch.tables)
         read = {
             site: table
@@ -92,7 +93,7 @@ def replay_recorded(
 ) -> Outcome:
     """The recorded strategy, given what it was given."""
     assert trace.header.strategy is not None
-    pupil = make_pupil(trace.header.learning, trace.header.strategy)
+    pupil = Pupil(trace.header.learning, trace.header.strategy)
     ledger = Ledger(trace.header.learning.costs)
     decisions = []
     differs_at = None
@@ -101,8 +102,7 @@ def replay_recorded(
         if ledger.calls:
             ledger.poke({s: f for s, f in epoch.forms.items() if f != standing.get(s, ORIGINAL)})
         standing = dict(forms)
-        if epoch.came or epoch.went:
-            pupil.follow(epoch.came, epoch.went)
+        _tell(pupil, epoch, adopts=True)
         ledger.epoch(calls, epoch.seconds, forms)
         counts = {site: summed(by_cpu) for site, by_cpu in epoch.counts.items()}
         snapshot = pupil.snapshot(epoch.epoch, epoch.seconds, counts, epoch.tables, standing)
@@ -113,3 +113,17 @@ def replay_recorded(
     if decisions:
         ledger.poke(decisions[-1])
     return Outcome(ledger, decisions, differs_at)
+
+
+def _tell(pupil: Pupil, epoch: TraceEpoch, *, adopts: bool) -> None:
+    """What happened before the epoch.
+
+    :param adopts: Whether other settings are for this pupil.
+    """
+    if epoch.came or epoch.went:
+        pupil.follow(epoch.came, epoch.went)
+    for said in epoch.said:
+        if not isinstance(said, LearningConfig):
+            pupil.rule(said)
+        elif adopts:
+            pupil.adopt(said)

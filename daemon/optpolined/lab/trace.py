@@ -10,14 +10,20 @@ from dataclasses import dataclass, field
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Form, Key
 from optpolined.config import LearningConfig
+from optpolined.learning.policy import Ruling
 from optpolined.learning.shape import KeyTable
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import SiteEpoch
 
-__all__ = ("ByCpu", "Trace", "TraceEpoch", "TraceHeader", "summed")
+__all__ = ("ByCpu", "Said", "Trace", "TraceEpoch", "TraceHeader", "summed")
 
 ByCpu = Mapping[int, SiteEpoch]
 """What the record of one site gained in one epoch, by the CPU's number; others gained nothing."""
+
+
+Said = Mapping[GuestVirtual, Ruling] | LearningConfig
+"""What somebody said while the guest ran: all the rulings that hold from then on, or other
+settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +35,9 @@ class TraceHeader:
     build_id: str = ""
     """The kernel's, in hexadecimal; empty where it did not tell."""
     strategy: StrategyName | None = None
-    """The strategy that was at work; none, where the trace was made up."""
+    """The strategy that was at work at first; none, where the trace was made up."""
     learning: LearningConfig = field(default_factory=LearningConfig)
-    """Its settings, and those of the others."""
+    """Its settings then, and those of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,8 @@ class TraceEpoch:
     """Sites that may be patched from this epoch on, with the keys that they declare."""
     went: Sequence[GuestVirtual] = ()
     """Sites that may not be any more; they went before the others came."""
+    said: Sequence[Said] = ()
+    """What was said since the epoch before, in this order, after sites went and came."""
     forms: Mapping[GuestVirtual, Form] = field(default_factory=dict)
     """What stood at the sites for all of the epoch, where it is not what stood there before."""
     tables: Mapping[GuestVirtual, KeyTable] = field(default_factory=dict)

@@ -6,30 +6,40 @@ are its epochs; a daemon that attached anew has begun another trace.  lines.py s
 
 Addresses are written once: ``new`` gives those that a line is the first to use, each with its
 symbol, and they are numbered through the trace, from 0, in that order.  Everything else refers to
-them by number.  ``forms`` holds what changed since the line before.
+them by number.  ``forms`` holds what changed since the line before.  What many sites have in common
+is written once, with the numbers of the sites.
 """
 
 import gzip
+import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import IO, Final, Self, TypeVar
 
 from pydantic import ValidationError
 
 from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import Form
+from optpolined.config import LearningConfig
 from optpolined.lab.errors import TraceError
 from optpolined.lab.lines import (
     ADDRESSES_MAX,
     NAME_MAX,
+    VERSION,
     EpochLine,
+    FormLine,
     HeadLine,
+    RulingLine,
+    SaidLine,
+    SitesLine,
     form_of,
     key_of,
     line_of_form,
     line_of_key,
 )
-from optpolined.lab.trace import Trace, TraceEpoch, TraceHeader
+from optpolined.lab.trace import Said, Trace, TraceEpoch, TraceHeader
+from optpolined.learning.policy import Ruling
 from optpolined.learning.strategy import SiteEpoch
 
 __all__ = ("Name", "TraceWriter", "read_traces")
@@ -46,6 +56,8 @@ _LEVEL: Final = 6
 
 _HEAD_MARK: Final = b'{"optpolined_trace":'
 
+ThingT = TypeVar("ThingT")
+
 Name = Callable[[GuestVirtual], str]
 """Gives an address its symbol; an empty one where it has none."""
 
@@ -61,7 +73,7 @@ class TraceWriter:
         # No time and no name: the same trace is the same file.
         self._gzip = gzip.GzipFile("", "wb", _LEVEL, fileobj=file, mtime=0)
         head = HeadLine(
-            optpolined_trace=1,
+            optpolined_trace=VERSION,
             release=_printable(header.release),
             build_id=header.build_id,
             strategy=header.strategy,
@@ -79,9 +91,10 @@ class TraceWriter:
         line = EpochLine.model_construct(
             epoch=epoch.epoch,
             seconds=epoch.seconds,
-            came=[(number(site), line_of_key(key)) for site, key in epoch.came.items()],
-            went=[number(site) for site in epoch.went],
-            forms=[(number(site), line_of_form(f, number)) for site, f in epoch.forms.items()],
+            came=[(line_of_key(key), sites) for key, sites in number.by_thing(epoch.came)],
+            went=number.sites(epoch.went),
+            said=[_said_line(said, number) for said in epoch.said],
+            forms=[(line_of_form(f, number), sites) for f, sites in number.by_thing(epoch.forms)],
             counts=[
                 (number(site), [_row(cpu, gain, number) for cpu, gain in by_cpu.items()])
                 for site, by_cpu in epoch.counts.items()
@@ -90,7 +103,7 @@ class TraceWriter:
                 (number(site), [(index, number(target)) for index, target in table.items()])
                 for site, table in epoch.tables.items()
             ],
-            wanted=[(number(site), line_of_form(f, number)) for site, f in epoch.wanted.items()],
+            wanted=[(line_of_form(f, number), sites) for f, sites in number.by_thing(epoch.wanted)],
         )
         line.new = number.new
         self._gzip.write(line.model_dump_json(exclude_defaults=True).encode() + b"\n")
@@ -125,10 +138,39 @@ class _Numbers:
             self.new.append((address, _printable(self._name(address))))
         return number
 
+    def sites(self, sites: Iterable[GuestVirtual]) -> SitesLine:
+        """Some sites, as they are written."""
+        numbers = sorted(map(self, sites))
+        return [number - before for before, number in zip([0, *numbers], numbers, strict=False)]
+
+    def by_thing(self, things: Mapping[GuestVirtual, ThingT]) -> list[tuple[ThingT, SitesLine]]:
+        """The sites that have each thing."""
+        groups: dict[ThingT, list[GuestVirtual]] = {}
+        for site, thing in things.items():
+            groups.setdefault(thing, []).append(site)
+        return [(thing, self.sites(sites)) for thing, sites in groups.items()]
+
 
 def _printable(name: str) -> str:
     """The guest named it: what a terminal would take for a command does not pass."""
     return "".join(sign if " " <= sign <= "~" else "?" for sign in name[:NAME_MAX])
+
+
+def _said_line(said: Said, number: _Numbers) -> SaidLine:
+    if isinstance(said, LearningConfig):
+        return SaidLine(learning=said)
+    return SaidLine(
+        rulings=[
+            (
+                RulingLine.model_construct(
+                    target=None if ruling.target is None else number(ruling.target),
+                    reason=_printable(ruling.reason),
+                ),
+                sites,
+            )
+            for ruling, sites in number.by_thing(said)
+        ]
+    )
 
 
 def _row(cpu: int, gain: SiteEpoch, number: _Numbers) -> list[int]:
@@ -187,7 +229,12 @@ def _take(line: bytes, traces: "list[_Reader]") -> None:
     if line.startswith(_HEAD_MARK):
         if len(traces) == _TRACES_MAX:
             raise ValueError(f"more than {_TRACES_MAX} traces in a file")
-        traces.append(_Reader(HeadLine.model_validate_json(line)))
+        head = HeadLine.model_validate_json(line)
+        if head.optpolined_trace != VERSION:
+            raise ValueError(
+                f"a trace of version {head.optpolined_trace}; this optpolined reads {VERSION}"
+            )
+        traces.append(_Reader(head))
     elif not traces:
         raise ValueError("not a trace of optpolined")
     elif sum(len(trace.epochs) for trace in traces) >= _EPOCHS_MAX:
@@ -224,6 +271,12 @@ class _Reader:
         self._present.update(epoch.came)
         if not self._present.issuperset(epoch.counts):
             raise ValueError("it counts calls of a site that never came, or is gone")
+        if any(
+            not self._present.issuperset(said)
+            for said in epoch.said
+            if not isinstance(said, LearningConfig)
+        ):
+            raise ValueError("it rules on a site that never came, or is gone")
         self.epochs.append(epoch)
 
     def _epoch(self, line: EpochLine) -> TraceEpoch:
@@ -234,15 +287,34 @@ class _Reader:
             counts={
                 at(site): {row[0]: self._gain(row) for row in rows} for site, rows in line.counts
             },
-            came={at(site): key_of(key) for site, key in line.came},
-            went=tuple(at(site) for site in line.went),
-            forms={at(site): form_of(form, at) for site, form in line.forms},
+            came={site: key_of(key) for key, sites in line.came for site in self._sites(sites)},
+            went=tuple(self._sites(line.went)),
+            said=tuple(map(self._said, line.said)),
+            forms=self._forms(line.forms),
             tables={
                 at(site): {index: at(target) for index, target in table}
                 for site, table in line.tables
             },
-            wanted={at(site): form_of(form, at) for site, form in line.wanted},
+            wanted=self._forms(line.wanted),
         )
+
+    def _forms(self, lines: list[tuple[FormLine, SitesLine]]) -> dict[GuestVirtual, Form]:
+        forms = [(form_of(form, self._at), sites) for form, sites in lines]
+        return {site: form for form, sites in forms for site in self._sites(sites)}
+
+    def _said(self, line: SaidLine) -> Said:
+        if (line.rulings is None) == (line.learning is None):
+            raise ValueError("what was said is either rulings or settings")
+        if line.learning is not None:
+            return line.learning
+        return {
+            site: Ruling(None if ruling.target is None else self._at(ruling.target), ruling.reason)
+            for ruling, sites in line.rulings or ()
+            for site in self._sites(sites)
+        }
+
+    def _sites(self, line: SitesLine) -> Iterator[GuestVirtual]:
+        return map(self._at, itertools.accumulate(line))
 
     def _at(self, number: int) -> GuestVirtual:
         if number >= len(self._addresses):

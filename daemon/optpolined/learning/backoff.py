@@ -1,6 +1,7 @@
 """A pause that doubles, and is forgiven only by a calm that outlasts the trouble."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ("Backoff", "Pauses")
 
@@ -15,8 +16,7 @@ class Pauses:
     """The shortest calm that takes a doubling back."""
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(NamedTuple):
     """The record of one kind of trouble at one site, in epochs.
 
     After each strike comes a pause, twice as long as the one before.  A calm of twice the time

@@ -1,15 +1,10 @@
 """Promoted sites: watched by their misses alone, audited where those look wrong."""
 
-from operator import itemgetter
-
-from optpolined.addresses import GuestVirtual
-from optpolined.learning.shares import Seen, Share, blend, contest, estimate
+from optpolined.learning.shares import Contest, Seen, blend, contest, estimate
 from optpolined.learning.state import Belief, History, Phase, SiteState, Window
 from optpolined.learning.windows import Now, open_window
 
 __all__ = ("audit_chain", "close_audit", "watch")
-
-_target = itemgetter(0)
 
 _AGE_MAX = 1 << 20
 """Epochs; a belief older than that has faded to nothing, and the age must stay a float."""
@@ -64,13 +59,14 @@ def audit_chain(site: SiteState, seen: Seen, now: Now) -> SiteState:
     keep = 1.0 - weight
     missed = seen.slow > s.demote_share * seen.total
     window = Window(
-        since=window.since,
-        shares=blend(window.shares, seen, weight),
-        direct=keep * window.direct + weight * seen.hits / seen.total,
-        calls_per_second=keep * window.calls_per_second + weight * seen.total / now.seconds,
-        busy=window.busy + 1,
-        streak=window.streak + 1 if missed else 0,
-        alarm=window.alarm,
+        window.since,
+        blend(window.shares, seen, weight),
+        keep * window.direct + weight * seen.hits / seen.total,
+        keep * window.calls_per_second + weight * seen.total / now.seconds,
+        window.busy + 1,
+        window.streak + 1 if missed else 0,
+        (),
+        window.alarm,
     )
     if site.belief is None or window.busy < s.demote_epochs:
         return _looked_on(site, window)
@@ -89,39 +85,32 @@ def _judge(site: SiteState, window: Window, belief: Belief, now: Now) -> SiteSta
     s = now.settings
     bad = window.streak >= s.demote_epochs
     may_change = now.epoch >= site.history.flaps.ready_at(now.flap_pauses)
-    incumbents = estimate(belief.chain, window.direct)
-    names = set(map(_target, incumbents))
-    chain = contest(
-        incumbents,
-        [share for share in window.shares if share[0] not in names],
+    ended = contest(
+        estimate(belief.chain, window.direct),
+        window.shares,
         worth=s.add_share,
         margin=s.challenger_margin if may_change else None,
         # A chain grows beyond max_targets only where all its calls were counted by target.
-        most=max(now.places, len(incumbents)),
+        most=max(now.places, len(belief.chain)),
     )
-    better = sum([share for _, share in chain])
-    if set(map(_target, chain)) != names and (not bad or better >= 1 - s.demote_share):
-        return _take_in(site, names, chain, window, now)
+    if ended.came and (not bad or sum([share for _, share in ended.chain]) >= 1 - s.demote_share):
+        return _take_in(site, ended, window, now)
     if bad:
         return _give_up(site, window, now, may_change=may_change)
     looked_on = _looked_on(site, window)
     return looked_on if window.streak else close_audit(looked_on, now)
 
 
-def _take_in(
-    site: SiteState, old: set[GuestVirtual], chain: tuple[Share, ...], window: Window, now: Now
-) -> SiteState:
-    new = set(map(_target, chain))
-    gone = len(old - new)
+def _take_in(site: SiteState, ended: Contest, window: Window, now: Now) -> SiteState:
     history = site.history
-    if gone:
+    if ended.gone:
         flaps = history.flaps.strike(now.epoch, now.flap_pauses)
         history = History(flaps, history.audits, history.alarms)
     return SiteState(
         Phase.PROMOTED,
-        f"challengers taken in: {len(new) - len(old) + gone}, targets given up: {gone}",
+        f"challengers taken in: {ended.came}, targets given up: {ended.gone}",
         history,
-        belief=Belief(chain, window.calls_per_second, now.epoch),
+        belief=Belief(ended.chain, window.calls_per_second, now.epoch),
     )
 
 

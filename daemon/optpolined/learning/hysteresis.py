@@ -28,13 +28,6 @@ from optpolined.learning.windows import Now, close_window, first_window, learn, 
 
 __all__ = ("Hysteresis",)
 
-_ON_COUNTS = {
-    Phase.LEARNING: learn,
-    Phase.RELEARNING: learn,
-    Phase.PROMOTED: watch,
-    Phase.MISSING: audit_chain,
-}
-
 _SECONDS = (0.001, 1e6)
 """The lengths of an epoch that can be true."""
 
@@ -116,13 +109,19 @@ class _Step:
         self, counts: Mapping[GuestVirtual, SiteEpoch], installed: Mapping[GuestVirtual, Form]
     ) -> None:
         """Counts mean something only where the wanted form stood: a poke may have failed."""
-        sites, now, put = self.sites, self.now, self.put
+        sites, now = self.sites, self.now
         for address, counted in counts.items():
             site = sites.get(address)
-            if site is None or (site.window is None and site.belief is None):
+            if site is None or not stands(site, installed.get(address, ORIGINAL)):
                 continue
-            if stands(site, installed.get(address, ORIGINAL)):
-                put(address, _ON_COUNTS[site.phase](site, look(counted), now))
+            if site.belief is None:
+                after = learn(site, look(counted), now)
+            elif site.window is None:
+                after = watch(site, look(counted), now)
+            else:
+                after = audit_chain(site, look(counted), now)
+            if after is not site:
+                self.put(address, after)
 
     def meet_deadlines(self) -> None:
         # Sites that nobody called share one state: one answer does for thousands of them.  The

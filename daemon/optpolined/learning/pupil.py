@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import Form, Key
+from optpolined.codegen.forms import ORIGINAL, Form, Key
 from optpolined.learning.cost import Costs
 from optpolined.learning.policy import Governed, Ruling
 from optpolined.learning.settings import ContinuousSettings, EpochSettings, LearningSettings
@@ -19,10 +19,9 @@ from optpolined.learning.strategy import (
     SiteEpoch,
     SiteStatus,
     Snapshot,
-    Strategy,
 )
 
-__all__ = ("Pupil", "PupilSettings", "make_pupil")
+__all__ = ("Pupil", "PupilSettings")
 
 
 class PupilSettings(Protocol):
@@ -46,11 +45,17 @@ class Pupil:
     """One guest's strategy, and the forms that its decisions become.
 
     The order of an epoch is :meth:`follow`, where modules came or went, :meth:`snapshot`,
-    :meth:`decide`.
+    :meth:`decide`; :meth:`rule` and :meth:`adopt` come between two epochs.
     """
 
-    def __init__(self, strategy: Strategy[Any], shaper: Shaper) -> None:
-        self._strategy = Governed(strategy)
+    def __init__(self, settings: PupilSettings, strategy: StrategyName | None = None) -> None:
+        """It knows no site yet.
+
+        :param strategy: Instead of the one that ``settings`` names.
+        """
+        shaper = Shaper(settings.shape, settings.costs)
+        self._name = strategy or settings.strategy
+        self._strategy = _governed(settings, self._name, shaper)
         self._shapes = Shapes(shaper)
         self._state = self._strategy.initial(())
         self.wanted: dict[GuestVirtual, Form] = {}
@@ -80,6 +85,21 @@ class Pupil:
     def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
         """Decide about these sites, and no others, by what somebody said."""
         self._state = self._strategy.rule(self._state, rulings)
+
+    def adopt(self, settings: PupilSettings) -> None:
+        """Go on with other settings, from what is known.
+
+        Another strategy knows nothing of that, and begins with the same sites and rulings.
+        """
+        sites, rulings = self.status(), self._state.rulings
+        is_another = settings.strategy is not self._name
+        shaper = Shaper(settings.shape, settings.costs)
+        self._name = settings.strategy
+        self._strategy = _governed(settings, self._name, shaper)
+        self._shapes.adopt(shaper)
+        if is_another:
+            self._state = self._strategy.rule(self._strategy.initial(sites), rulings)
+            self.wanted = dict.fromkeys(self.wanted, ORIGINAL)
 
     def status(self) -> Mapping[GuestVirtual, SiteStatus]:
         """Where every site stands; its wanted form in the strategy's words."""
@@ -119,17 +139,12 @@ class Pupil:
         return made
 
 
-def make_pupil(settings: PupilSettings, strategy: StrategyName | None = None) -> Pupil:
-    """A pupil that knows no site yet.
-
-    :param strategy: Instead of the one that ``settings`` names.
-    """
-    shaper = Shaper(settings.shape, settings.costs)
-    made = make_strategy(
-        strategy or settings.strategy,
+def _governed(settings: PupilSettings, name: StrategyName, shaper: Shaper) -> Governed[Any]:
+    strategy = make_strategy(
+        name,
         hysteresis=settings.hysteresis,
         continuous=settings.continuous,
         epoch=settings.epoch,
         shaper=shaper,
     )
-    return Pupil(made, shaper)
+    return Governed(strategy)

@@ -7,7 +7,18 @@ from typing import NamedTuple
 from optpolined.addresses import GuestVirtual
 from optpolined.learning.strategy import Share, SiteEpoch
 
-__all__ = ("Seen", "Share", "blend", "choose", "contest", "covers", "estimate", "extend", "look")
+__all__ = (
+    "Contest",
+    "Seen",
+    "Share",
+    "blend",
+    "choose",
+    "contest",
+    "covers",
+    "estimate",
+    "extend",
+    "look",
+)
 
 _COUNT_MAX = 1 << 64
 """More calls than any epoch has: above it a count is nonsense, and would overflow a float."""
@@ -27,12 +38,9 @@ class Seen(NamedTuple):
     slow: int
     """Calls that reached the learning stub, by whatever target."""
     hits: int
-    keyed: bool = False
-
-    @property
-    def total(self) -> int:
-        """All counted calls."""
-        return self.slow + self.hits
+    total: int
+    """All counted calls."""
+    keyed: bool
 
 
 def look(site: SiteEpoch) -> Seen:
@@ -51,20 +59,22 @@ def look(site: SiteEpoch) -> Seen:
         slow += min(other, _COUNT_MAX) if other > 0 else 0
     if hits:
         hits = min(hits, _COUNT_MAX) if hits > 0 else 0
-    return Seen(calls, slow, hits, site.keyed)
+    return Seen(calls, slow, hits, slow + hits, site.keyed)
 
 
 def blend(old: Sequence[Share], seen: Seen, weight: float) -> tuple[Share, ...]:
     """The moving average of the shares after one more epoch, which counts for ``weight``."""
     keep = 1.0 - weight
-    scale = weight / (seen.slow + seen.hits)
+    scale = weight / seen.total
     shares = {target: share * keep for target, share in old}
+    known = shares.get
     for target, count in seen.calls.items():
-        shares[target] = shares.get(target, 0.0) + count * scale
+        shares[target] = known(target, 0.0) + count * scale
     # Sorting is stable, in reverse too: equal ones stay in the order of their addresses.
     ranked = sorted(shares.items())
     ranked.sort(key=_part, reverse=True)
-    del ranked[_TARGETS_KEPT:]
+    if len(ranked) > _TARGETS_KEPT:
+        del ranked[_TARGETS_KEPT:]
     while ranked and ranked[-1][1] < _SHARE_KEPT:
         ranked.pop()
     return tuple(ranked)
@@ -110,15 +120,25 @@ def estimate(chain: Sequence[Share], direct: float) -> tuple[Share, ...]:
     return tuple([(target, share / total * direct) for target, share in chain])
 
 
+class Contest(NamedTuple):
+    """What became of a chain."""
+
+    chain: tuple[Share, ...]
+    came: int
+    """Challengers that are in it now."""
+    gone: int
+    """Targets that are not any more."""
+
+
 def contest(
     chain: Sequence[Share],
-    challengers: Sequence[Share],
+    shares: Sequence[Share],
     *,
     worth: float,
     margin: float | None,
     most: int,
-) -> tuple[Share, ...]:
-    """The chain after its challengers had their turn.
+) -> Contest:
+    """Let those of ``shares`` that are not in the chain have their turn.
 
     A challenger of at least ``worth`` takes a free place.  In a full chain it takes the place of
     the weakest target where it beats that by ``margin``; with ``None`` nobody loses his place.
@@ -126,20 +146,24 @@ def contest(
     # Sorting is stable: of equally weak ones the last in the chain goes.  No challenger goes again,
     # for the next one is no hotter.
     kept = sorted(chain, key=_part, reverse=True)
+    names = {target for target, _ in chain}
     free = most - len(kept)
-    taken = []
-    for challenger in challengers:
-        share = challenger[1]
+    came = []
+    for challenger in shares:
+        target, share = challenger
         if share < worth - _ROUNDING:
             break
+        if target in names:
+            continue
         if free > 0:
             free -= 1
         elif margin is None or not kept or share - kept[-1][1] < margin - _ROUNDING:
             break
         else:
             kept.pop()
-        taken.append(challenger)
-    if taken:
-        kept += taken
+        came.append(challenger)
+    gone = len(chain) - len(kept)
+    if came:
+        kept += came
         kept.sort(key=_part, reverse=True)
-    return tuple(kept)
+    return Contest(tuple(kept), len(came), gone)

@@ -6,7 +6,6 @@ dataclass for each was a quarter of the time of an epoch.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from operator import itemgetter
 from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -119,35 +118,29 @@ class HysteresisState:
     """Sites by the epoch of their deadline.  An entry counts only if its site still has it."""
 
 
-_target = itemgetter(0)
-
-
 def stands(site: SiteState, standing: Form) -> bool:
     """Whether ``standing`` is the wanted form of a site; as ``form_of(site) == standing``.
 
     Asked for every site that counted anything: making a form to compare with takes three times as
     long.
     """
-    phase = site.phase
-    if phase is Phase.LEARNING or phase is Phase.RELEARNING:
-        return standing is LEARNING or standing == LEARNING
-    if site.belief is None:
-        return standing is ORIGINAL or standing == ORIGINAL
+    belief = site.belief
+    if belief is None:
+        form = ORIGINAL if site.window is None else LEARNING
+        return standing is form or standing == form
     return (
         isinstance(standing, Chain)
-        and standing.counts_hits is (phase is Phase.MISSING)
-        and standing.targets == tuple(map(_target, site.belief.chain))
+        and standing.counts_hits is (site.window is not None)
+        and standing.targets == tuple([target for target, _ in belief.chain])
     )
 
 
 def form_of(site: SiteState) -> Form:
     """The wanted form of a site."""
-    if site.phase is Phase.LEARNING or site.phase is Phase.RELEARNING:
-        return LEARNING
-    if site.belief is not None:
-        targets = tuple(map(_target, site.belief.chain))
-        return Chain(targets, counts_hits=site.phase is Phase.MISSING)
-    return ORIGINAL
+    belief = site.belief
+    if belief is None:
+        return ORIGINAL if site.window is None else LEARNING
+    return Chain(tuple([target for target, _ in belief.chain]), site.window is not None)
 
 
 _JSON = TypeAdapter(HysteresisState)

@@ -60,7 +60,7 @@ def open_window(site: SiteState, now: Now, phase: Phase, reason: str) -> SiteSta
 def learn(site: SiteState, seen: Seen, now: Now) -> SiteState:
     """One epoch of a learning window; too few calls neither promote nor reset."""
     window = site.window
-    total = seen.slow + seen.hits
+    total = seen.total
     if window is None or total < now.few_calls:
         return site
     s = now.settings

@@ -5,10 +5,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Original
+from optpolined.config import GuestConfig
 from optpolined.lab.trace import TraceHeader
 from optpolined.learning.audit import audit
 from optpolined.learning.strategy import Snapshot
@@ -27,6 +28,7 @@ from optpolined.service.orders import Standstill
 from optpolined.service.patcher import HELD_UP
 from optpolined.service.rates import Rates
 from optpolined.service.recorder import Recorder
+from optpolined.service.reread import compare
 from optpolined.service.room import Room, fit
 from optpolined.service.session import Session
 from optpolined.service.table import Table
@@ -169,9 +171,8 @@ class Daemon:
         end = time.monotonic() + self._config.learning.epoch_milliseconds / 1e3
         while (left := end - time.monotonic()) > 0 and not self._job.is_over:
             self._job.stop.wait(min(left, _REQUEST_SECONDS))
-            if (policy := self._job.reread()) is not None:
-                self._job.config = self._job.config.model_copy(update={"policy": policy})
-                self._governor.adopt(policy)
+            if (config := self._job.reread()) is not None:
+                self._adopt(config)
             self._answer_some()
 
     def _answer_some(self) -> None:
@@ -183,6 +184,18 @@ class Daemon:
             if not isinstance(asked.request, Question):
                 self._tell(self._pause() or self._at_work())
             asked.answer(said)
+
+    def _adopt(self, config: GuestConfig) -> None:
+        """Go by another configuration, as far as that can be while the guest is attached."""
+        reread = compare(self._config, config)
+        self._job.config = self._config = reread.config
+        self._teller = replace(self._teller, config=reread.config)
+        self._learner.adopt(reread.config.learning)
+        self._governor.adopt(reread.config.policy)
+        _log.info(
+            "the configuration is read again: %s; what was asked of pins and bans is forgotten",
+            reread,
+        )
 
     def _has_migrated(self) -> bool:
         return self._has_left or has_migrated(self._link.monitor)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from optpolined.config import GuestConfig, PolicyConfig
+from optpolined.config import GuestConfig
 from optpolined.service.hub import Hub
 from optpolined.service.orders import OrderBook
 from optpolined.service.recorder import Recording
@@ -33,8 +33,8 @@ class Job:
     """Where what people order is kept."""
     hub: Hub
     """Who is told, and who asks; outlives an attachment too."""
-    reread: Callable[[], PolicyConfig | None]
-    """Another policy, where somebody asked to go by another since the last look."""
+    reread: Callable[[], GuestConfig | None]
+    """Another configuration, where somebody asked to go by another since the last look."""
     tally: Tally = field(default_factory=Tally)
     recording: Recording | None = None
     """Where what learning sees is written."""

@@ -6,7 +6,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Form, Key, LearnKeys
 from optpolined.config import LearningConfig
 from optpolined.learning.policy import Ruling
-from optpolined.learning.pupil import make_pupil
+from optpolined.learning.pupil import Pupil
 from optpolined.learning.strategy import Decision, Share, SiteEpoch, SiteStatus, Snapshot
 from optpolined.service.collector import collector_rests
 from optpolined.service.inline import Found, Unsettled
@@ -25,7 +25,7 @@ class Learner:
     ) -> None:
         self._session = session
         self._recorder = recorder
-        self._pupil = make_pupil(config)
+        self._pupil = Pupil(config)
         self._follow(session.survey.inventory.eligible, ())
 
     @property
@@ -66,6 +66,14 @@ class Learner:
     def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
         """Decide about these sites, and no others, by what somebody said."""
         self._pupil.rule(rulings)
+        if self._recorder is not None:
+            self._recorder.rule(rulings)
+
+    def adopt(self, config: LearningConfig) -> None:
+        """Go on with other settings."""
+        self._pupil.adopt(config)
+        if self._recorder is not None:
+            self._recorder.adopt(config)
 
     def status(self) -> Mapping[GuestVirtual, SiteStatus]:
         """Where every site stands; its wanted form in the strategy's words."""

@@ -5,6 +5,7 @@ A disk that is full ends the recording with one line in the log, and nothing els
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import IO
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Form, Key
+from optpolined.config import LearningConfig
 from optpolined.lab.errors import TraceError
-from optpolined.lab.trace import TraceEpoch, TraceHeader
+from optpolined.lab.trace import Said, TraceEpoch, TraceHeader
 from optpolined.lab.tracefile import Name, TraceWriter
+from optpolined.learning.policy import Ruling
 from optpolined.learning.shape import KeyTable
 from optpolined.learning.strategy import SiteEpoch
 
@@ -91,12 +94,22 @@ class Recorder:
         self._name = name
         self._came: dict[GuestVirtual, Key | None] = {}
         self._went: list[GuestVirtual] = []
+        self._said: list[Said] = []
+        self._rulings: dict[GuestVirtual, Ruling] = {}
         self._written: dict[GuestVirtual, Form] = {}
         self._standing: dict[GuestVirtual, Form] = {}
         self._seen: TraceEpoch | None = None
 
     def follow(self, came: Mapping[GuestVirtual, Key | None], went: Iterable[GuestVirtual]) -> None:
         """Sites came and went; the next epoch tells."""
+        went = list(went)
+        # It tells what was said after that: nothing about sites that have gone.
+        gone = set(went)
+        self._said = [
+            said if isinstance(said, LearningConfig) else _without(said, gone)
+            for said in self._said
+        ]
+        self._rulings = _without(self._rulings, gone)
         for site in went:
             self._written.pop(site, None)
             if site in self._came:
@@ -104,6 +117,16 @@ class Recorder:
             else:
                 self._went.append(site)
         self._came.update(came)
+
+    def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
+        """These rulings hold from now on; the next epoch tells."""
+        if rulings != self._rulings:
+            self._rulings = dict(rulings)
+            self._said.append(self._rulings)
+
+    def adopt(self, learning: LearningConfig) -> None:
+        """These settings hold from now on; the next epoch tells."""
+        self._said.append(learning)
 
     def saw(
         self,
@@ -133,7 +156,19 @@ class Recorder:
         """What it decided on what it was given last; writes the epoch."""
         if self._seen is None:
             return
-        epoch = replace(self._seen, came=self._came, went=tuple(self._went), wanted=wanted)
-        self._seen, self._came, self._went = None, {}, []
+        epoch = replace(
+            self._seen,
+            came=self._came,
+            went=tuple(self._went),
+            said=tuple(self._said),
+            wanted=wanted,
+        )
+        self._seen, self._came, self._went, self._said = None, {}, [], []
         self._written = self._standing
         self._write(epoch, self._name)
+
+
+def _without(
+    rulings: Mapping[GuestVirtual, Ruling], gone: AbstractSet[GuestVirtual]
+) -> dict[GuestVirtual, Ruling]:
+    return {site: ruling for site, ruling in rulings.items() if site not in gone}

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from optpolined.config import GuestConfig, PolicyConfig
+from optpolined.config import GuestConfig
 from optpolined.kernel.errors import GuardedError, KernelError
 from optpolined.qemu.errors import QemuError
 from optpolined.service.attach import AttachRefusedError, connect, refuse_on_failure
@@ -40,8 +40,8 @@ class Options:
     force: bool = False
     record: Path | None = None
     """A file to write what learning sees to."""
-    reread: Callable[[], PolicyConfig | None] = lambda: None
-    """Asked now and then for another policy; ``None``: go on by the one there is."""
+    reread: Callable[[], GuestConfig | None] = lambda: None
+    """Asked now and then for another configuration; ``None``: go on by the one there is."""
 
 
 def serve(

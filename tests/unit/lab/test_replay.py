@@ -1,6 +1,7 @@
 """A replay decides what the daemon decided, and accounts for it."""
 
 import io
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Key, Learn
 from optpolined.config import LearningConfig
 from optpolined.lab.ledger import Ledger, spread, stop_seconds
 from optpolined.lab.replay import is_recorded, replay, replay_recorded
-from optpolined.lab.trace import Trace, TraceHeader, summed
+from optpolined.lab.trace import Said, Trace, TraceHeader, summed
 from optpolined.lab.tracefile import TraceWriter, read_traces
 from optpolined.lab.truth import EpochTruth, find_truth
 from optpolined.lab.world import World
 from optpolined.learning.cost import Costs
-from optpolined.learning.pupil import make_pupil
+from optpolined.learning.policy import Ruling
+from optpolined.learning.pupil import Pupil
 from optpolined.learning.settings import EpochSettings, LearningSettings
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import SiteEpoch
@@ -40,12 +42,22 @@ class Live:
     """A daemon at work in a world that makes the calls of a trace, CPU by CPU.
 
     The first site learns by its key; the last one comes late, and goes and comes back.
+
+    :param said: What is said before which epochs.
     """
 
-    def __init__(self, trace: Trace, strategy: StrategyName) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        strategy: StrategyName,
+        said: Mapping[int, Sequence[Said]] | None = None,
+    ) -> None:
         self.trace, self.strategy = trace, strategy
+        self.said = said or {}
+        self.rulings: dict[GuestVirtual, Ruling] = {}
+        self.present: set[GuestVirtual] = set()
         self.sites = list(trace.epochs[0].came)
-        self.pupil = make_pupil(QUICK, strategy)
+        self.pupil = Pupil(QUICK, strategy)
         self.worlds = [World(), World()]
         self.decisions: list[dict[GuestVirtual, Form]] = []
 
@@ -54,10 +66,23 @@ class Live:
         with path.open("wb") as file, TraceWriter(file, header) as writer:
             recorder = Recorder(writer.write, hex)
             for place, calls in enumerate(find_truth(self.trace)):
+                for said in self.said.get(place, ()):
+                    self.say(said, recorder)
                 self.follow(place, recorder)
+                self.say(self.rulings, recorder)  # as the governor does
                 self.epoch(place, calls, recorder)
         (trace,) = read_traces(path)
         return trace
+
+    def say(self, said: Said, recorder: Recorder) -> None:
+        if isinstance(said, LearningConfig):
+            self.pupil.adopt(said)
+            recorder.adopt(said)
+            return
+        self.rulings = dict(said)
+        known = {address: ruling for address, ruling in said.items() if address in self.present}
+        self.pupil.rule(known)
+        recorder.rule(known)
 
     def follow(self, place: int, recorder: Recorder) -> None:
         last = self.sites[-1]
@@ -67,6 +92,8 @@ class Live:
         went = [last] if place == 15 else []
         for world in self.worlds if went else ():
             world.forget(last)
+        self.present.difference_update(went)
+        self.present.update(came)
         if came or went:
             self.pupil.follow(came, went)
             recorder.follow(came, went)
@@ -105,21 +132,56 @@ def follow(track: list[dict[int, float]], epoch: int, _cpu: int) -> dict[int, fl
     return track[epoch % len(track)]
 
 
+SAID: st.SearchStrategy[Said] = st.one_of(
+    st.dictionaries(
+        st.integers(0, 2).map(site),
+        st.builds(Ruling, st.sampled_from([None, A, B]), st.just("because")),
+    ),
+    st.builds(
+        lambda name, epochs: QUICK.model_copy(
+            update={"strategy": name, "hysteresis": LearningSettings(promote_epochs=epochs)}
+        ),
+        st.sampled_from(StrategyName),
+        st.integers(1, 3),
+    ),
+)
+TALKS = st.dictionaries(
+    st.sampled_from([0, 2, 5, 15, 16, 20, 31]), st.lists(SAID, max_size=3), max_size=4
+)
+
+
 @pytest.mark.parametrize("strategy", list(StrategyName))
-@settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
-@given(st.lists(PHASES, min_size=3, max_size=3))
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@given(st.lists(PHASES, min_size=3, max_size=3), TALKS)
 def test_a_recorded_run_is_decided_as_it_was(
-    tmp_path: Path, strategy: StrategyName, plans: list[list[tuple[int, dict[int, float]]]]
+    tmp_path: Path,
+    strategy: StrategyName,
+    plans: list[list[tuple[int, dict[int, float]]]],
+    said: dict[int, list[Said]],
 ) -> None:
     tracks = [[rates for length, rates in plan for _ in range(length)] for plan in plans]
     calls = make("test", 40, [partial(follow, track) for track in tracks])
-    live = Live(calls, strategy)
+    live = Live(calls, strategy, said)
     recorded = live.record(tmp_path / "x.trace")
     assert is_recorded(recorded, strategy, QUICK)
     outcome = replay_recorded(recorded, find_truth(recorded))
     assert outcome.differs_at is None
     assert outcome.decisions == live.decisions
     assert len(outcome.ledger.calls) == len(outcome.ledger.pokes) == 40
+
+
+def test_every_strategy_obeys_the_rulings_of_a_trace(tmp_path: Path) -> None:
+    rulings = {site(0): Ruling(A, "pinned"), site(1): Ruling(None, "banned")}
+    live = Live(alternation(6, 40, sites=3), StrategyName.HYSTERESIS, {6: [rulings]})
+    recorded = live.record(tmp_path / "x.trace")
+    outcomes = [
+        replay(recorded, find_truth(recorded), strategy, QUICK) for strategy in StrategyName
+    ]
+    for outcome in [replay_recorded(recorded, find_truth(recorded)), *outcomes]:
+        assert outcome.differs_at is None
+        assert outcome.decisions[6][site(0)] == Chain((A,))
+        assert outcome.decisions[6][site(1)] == ORIGINAL
+        assert not any({site(0), site(1)} & made.keys() for made in outcome.decisions[7:])
 
 
 def test_a_decision_that_is_not_the_recorded_one_is_told(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from optpolined.config import LearningConfig
 from optpolined.lab.errors import TraceError
 from optpolined.lab.trace import Trace, TraceEpoch, TraceHeader
 from optpolined.lab.tracefile import TraceWriter, read_traces
+from optpolined.learning.policy import Ruling
 from optpolined.learning.settings import LearningSettings
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import SiteEpoch
@@ -43,11 +44,15 @@ forms: st.SearchStrategy[Form] = st.one_of(
 )
 gains = st.builds(SiteEpoch, st.dictionaries(targets, counts, max_size=4), counts, counts)
 sites = st.sampled_from(SITES)
+reasons = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=9)
+rulings = st.dictionaries(sites, st.builds(Ruling, st.none() | targets, reasons))
+configs = st.sampled_from([LearningConfig(), LearningConfig(strategy=StrategyName.EPOCH)])
 epochs = st.builds(
     TraceEpoch,
     epoch=st.just(0),
     seconds=st.floats(0, 1e6),
     counts=st.dictionaries(sites, st.dictionaries(st.integers(0, 99), gains, max_size=3)),
+    said=st.lists(rulings | configs, max_size=3).map(tuple),
     forms=st.dictionaries(sites, forms),
     tables=st.dictionaries(sites, st.dictionaries(st.integers(0, 63), targets, max_size=4)),
     wanted=st.dictionaries(sites, forms),
@@ -138,7 +143,7 @@ def test_of_a_file_that_is_cut_the_whole_epochs_are_read(tmp_path: Path) -> None
 
 
 HEAD = json.loads(gzip.decompress(written([])))
-EPOCH = {"epoch": 0, "seconds": 0.5, "new": [[16, "f"], [32, "g"]], "came": [[0, None]]}
+EPOCH = {"epoch": 0, "seconds": 0.5, "new": [[16, "f"], [32, "g"]], "came": [[None, [0]]]}
 
 
 def compact(*lines: object) -> bytes:
@@ -156,19 +161,27 @@ def compact(*lines: object) -> bytes:
         ({**EPOCH, "new": [[1 << 64, "f"]]}, "new"),
         ({**EPOCH, "new": [[16, "\x1b[2J"]]}, "new"),
         ({**EPOCH, "new": [[16, "f" * 601]]}, "new"),
-        ({**EPOCH, "came": [[2, None]]}, "address 2 of 2"),
-        ({**EPOCH, "came": [[0, [0, 0, 7]]]}, "came"),
-        ({**EPOCH, "came": [[0, [16, 0, 1]]]}, "came"),
+        ({**EPOCH, "came": [[None, [2]]]}, "address 2 of 2"),
+        ({**EPOCH, "came": [[None, [1, 1]]]}, "address 2 of 2"),
+        ({**EPOCH, "came": [[None, [1, -1]]]}, "came"),
+        ({**EPOCH, "came": [[[0, 0, 7], [0]]]}, "came"),
+        ({**EPOCH, "came": [[[16, 0, 1], [0]]]}, "came"),
+        ({**EPOCH, "said": [{"rulings": [[{"reason": "no", "target": 2}, [0]]]}]}, "address 2"),
+        ({**EPOCH, "said": [{"rulings": [[{"reason": "no"}, [1]]]}]}, "never came"),
+        ({**EPOCH, "said": [{"rulings": [[{"reason": "\x1b"}, [0]]]}]}, "said"),
+        ({**EPOCH, "said": [{}]}, "either rulings or settings"),
+        ({**EPOCH, "said": [{"rulings": [], "learning": {}}]}, "either rulings or settings"),
+        ({**EPOCH, "said": [{"learning": {"epoch_milliseconds": 1}}]}, "said"),
         ({**EPOCH, "counts": [[0, [[0, 0]]]]}, "counts"),
         ({**EPOCH, "counts": [[0, [[0, 0, 0, 1]]]]}, "a target without its calls"),
         ({**EPOCH, "counts": [[0, [[0, -1, 0]]]]}, "counts"),
         ({**EPOCH, "counts": [[0, [[0, 0, 0, 1, 1 << 65]]]]}, "counts"),
         ({**EPOCH, "counts": [[0, [[0, 0, 0, 5, 1]]]]}, "address 5 of 2"),
         ({**EPOCH, "counts": [[1, [[0, 0, 0]]]]}, "never came"),
-        ({**EPOCH, "forms": [[0, {"kind": "table"}]]}, "forms"),
-        ({**EPOCH, "forms": [[0, {"kind": "keyed"}]]}, "incomplete"),
-        ({**EPOCH, "forms": [[0, {"kind": "chain", "targets": [9]}]]}, "address 9 of 2"),
-        ({**EPOCH, "wanted": [[0, {"kind": "chain", "targets": [1] * 65}]]}, "wanted"),
+        ({**EPOCH, "forms": [[{"kind": "table"}, [0]]]}, "forms"),
+        ({**EPOCH, "forms": [[{"kind": "keyed"}, [0]]]}, "incomplete"),
+        ({**EPOCH, "forms": [[{"kind": "chain", "targets": [9]}, [0]]]}, "address 9 of 2"),
+        ({**EPOCH, "wanted": [[{"kind": "chain", "targets": [1] * 65}, [0]]]}, "wanted"),
         ({**EPOCH, "tables": [[0, [[64, 1]]]]}, "tables"),
         ({**EPOCH, "more": 1}, "more"),
         ([], "Input should be an object"),
@@ -190,11 +203,11 @@ def test_epochs_out_of_order_are_refused(tmp_path: Path) -> None:
     [
         b"",
         b"hello",
-        gzip.compress(b""),
-        gzip.compress(b"hello\n"),
-        gzip.compress(b'{"epoch":1,"seconds":1}\n'),
-        gzip.compress(b'{"optpolined_trace":1\n'),
-        compact({**HEAD, "optpolined_trace": 2}),
+        gzip.compress(b"", mtime=0),
+        gzip.compress(b"hello\n", mtime=0),
+        gzip.compress(b'{"epoch":1,"seconds":1}\n', mtime=0),
+        gzip.compress(b'{"optpolined_trace":2\n', mtime=0),
+        compact({**HEAD, "optpolined_trace": 3}),
         compact({**HEAD, "learning": {"epoch_milliseconds": 1}}),
         compact({**HEAD, "build_id": "x"}),
         written([])[:-8] + b"damaged!",
@@ -203,6 +216,11 @@ def test_epochs_out_of_order_are_refused(tmp_path: Path) -> None:
 )
 def test_what_is_no_trace_is_refused(tmp_path: Path, content: bytes) -> None:
     refused(tmp_path, content)
+
+
+def test_a_trace_of_another_version_is_named(tmp_path: Path) -> None:
+    complaint = refused(tmp_path, compact({**HEAD, "optpolined_trace": 1}))
+    assert "a trace of version 1; this optpolined reads 2" in complaint
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The scenarios of tests/traces, and what hysteresis makes of them."""
+"""The traces of tests/traces, and what hysteresis makes of them."""
 
 import io
 import itertools
@@ -10,7 +10,7 @@ import pytest
 from optpolined.codegen.forms import Original
 from optpolined.config import LearningConfig
 from optpolined.lab.clairvoyant import foresee
-from optpolined.lab.replay import Outcome, replay
+from optpolined.lab.replay import Outcome, replay, replay_recorded
 from optpolined.lab.trace import Trace
 from optpolined.lab.tracefile import TraceWriter, read_traces
 from optpolined.lab.truth import EpochTruth, find_truth
@@ -113,3 +113,24 @@ def test_the_scenarios_are_what_they_say() -> None:
     for period in (0.5, 1):
         seen = [set(epoch[site(0)][0]) for epoch in find_truth(alternation(period, 9))]
         assert not seen[0] & seen[1]
+
+
+def test_the_recorded_run_of_the_demo_is_decided_as_it_was() -> None:
+    trace, truth = scenario("demo")
+    assert (FILES / "demo.trace").stat().st_size < 300_000
+    assert not trace.is_cut
+    assert sum(epoch.seconds for epoch in trace.epochs) > 120
+    recorded = replay_recorded(trace, truth)
+    assert recorded.differs_at is None
+    # 0.976; what is lost are the first epochs, in which nobody knows anything.
+    best = foresee(truth, Shaper())
+    assert recorded.ledger.coverage >= 0.97 * best.coverage
+
+
+def test_on_the_calls_of_the_demo_hysteresis_is_ahead_of_its_rivals() -> None:
+    best = foresee(scenario("demo")[1], Shaper())
+    mine, *theirs = (outcome("demo", strategy).ledger for strategy in StrategyName)
+    assert mine.coverage >= 0.95 * best.coverage
+    for their in theirs:
+        assert mine.coverage > their.coverage
+        assert mine.saved_cycles > their.saved_cycles

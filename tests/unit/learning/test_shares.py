@@ -3,7 +3,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
-from optpolined.learning.shares import blend, choose, contest, covers, estimate, extend, look
+from optpolined.learning.shares import (
+    Contest,
+    blend,
+    choose,
+    contest,
+    covers,
+    estimate,
+    extend,
+    look,
+)
 from optpolined.learning.strategy import SiteEpoch
 
 from .synthetic import A, B, C, D, E, F, target
@@ -71,25 +80,26 @@ def test_hits_are_shared_out_as_before() -> None:
 
 
 def test_a_free_place_needs_no_margin() -> None:
-    chain = contest(((A, 0.9),), ((B, 0.1),), worth=0.05, margin=0.5, most=4)
-    assert chain == ((A, 0.9), (B, 0.1))
+    ended = contest(((A, 0.9),), ((A, 0.9), (B, 0.1)), worth=0.05, margin=0.5, most=4)
+    assert ended == Contest(((A, 0.9), (B, 0.1)), came=1, gone=0)
 
 
 @pytest.mark.parametrize(("share", "wins"), [(0.14, False), (0.15, True), (0.5, True)])
 def test_a_taken_place_needs_the_margin(share: float, wins: bool) -> None:
-    chain = contest(((A, 0.4), (B, 0.05)), ((C, share),), worth=0.05, margin=0.1, most=2)
-    assert {name for name, _ in chain} == ({A, C} if wins else {A, B})
+    ended = contest(((A, 0.4), (B, 0.05)), ((C, share),), worth=0.05, margin=0.1, most=2)
+    assert {name for name, _ in ended.chain} == ({A, C} if wins else {A, B})
+    assert (ended.came, ended.gone) == (wins, wins)
 
 
 def test_without_leave_nobody_loses_his_place() -> None:
-    chain = contest(((A, 0.0),), ((C, 1.0),), worth=0.05, margin=None, most=1)
-    assert chain == ((A, 0.0),)
+    ended = contest(((A, 0.0),), ((C, 1.0),), worth=0.05, margin=None, most=1)
+    assert ended == Contest(((A, 0.0),), came=0, gone=0)
 
 
 def test_of_equally_weak_targets_the_last_goes() -> None:
     weak = ((A, 0.0), (B, 0.0), (C, 0.0))
-    chain = contest(weak, ((F, 1.0),), worth=0.05, margin=0.1, most=3)
-    assert chain == ((F, 1.0), (A, 0.0), (B, 0.0))
+    ended = contest(weak, ((F, 1.0),), worth=0.05, margin=0.1, most=3)
+    assert ended.chain == ((F, 1.0), (A, 0.0), (B, 0.0))
 
 
 @given(

@@ -1,8 +1,6 @@
 """The rules over a learner: what is asked for while it runs, another policy, the table of sites."""
 
-import logging
 import threading
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from optpolined.addresses import GuestVirtual
-from optpolined.cli import _reread_policy
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.config import LearningConfig, PolicyConfig
 from optpolined.ctl import main as ctl
@@ -251,21 +248,3 @@ def test_the_status_names_who_is_ruled_on(
     with served(guest, tmp_path):
         assert ctl(["status", "--guest", "vm1", "--config-dir", str(tmp_path)]) == 0
     assert "pinned     alpha+0x10: pinned to beta" in capsys.readouterr().out.splitlines()
-
-
-def test_a_hang_up_reads_the_policy_once_and_a_wrong_file_changes_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    file, hung_up = tmp_path / "vm1.toml", threading.Event()
-    options = Namespace(guest="vm1", config_dir=tmp_path)
-    head = '[qemu]\nqmp_socket = "/run/qmp"\n[policy]\n'
-    file.write_text(head + 'bans = ["vfs_*"]\n', encoding="utf-8")
-    assert _reread_policy(options, hung_up) is None
-    hung_up.set()
-    assert _reread_policy(options, hung_up) == PolicyConfig(bans=("vfs_*",))
-    assert _reread_policy(options, hung_up) is None
-    file.write_text(head + "bans = 7\n", encoding="utf-8")
-    hung_up.set()
-    with caplog.at_level(logging.ERROR):
-        assert _reread_policy(options, hung_up) is None
-    assert "the policy stays as it is" in caplog.text
