@@ -5,7 +5,9 @@ not be restored; 2 bad input: a wrong option, configuration, guest or socket.
 """
 
 import argparse
+import faulthandler
 import logging
+import os
 import signal
 import sys
 import threading
@@ -14,10 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.logging import RichHandler
 
 from optpolined.calibrate import command as calibrate
-from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, PolicyConfig, load
+from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, load
 from optpolined.errors import OptpolinedError
 from optpolined.lab.command import main as replay
 from optpolined.lab.errors import LabError
@@ -27,6 +28,8 @@ from optpolined.service.dryrun import dry_run
 from optpolined.service.recover_only import recover_only
 from optpolined.service.serve import Options, serve
 from optpolined.telemetry.live import LiveView
+from optpolined.telemetry.logs import configure_logging, goes_to_journal
+from optpolined.telemetry.notify import Notifier
 
 __all__ = ("main",)
 
@@ -51,7 +54,7 @@ example:
   optpolined replay vm1.trace                compare strategies on it (see replay --help)
   optpolined calibrate                       the costs of calls on this host, for NAME.toml
 
-SIGHUP: read the [policy] of NAME.toml again
+SIGHUP: read [policy] and [learning] of NAME.toml again
 
 exit codes: 0 done or nothing to gain, 1 failed while attached, 2 bad input
 """
@@ -117,20 +120,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _COMMANDS[arguments[0]](arguments[1:])
     options = _parser().parse_args(arguments)
     errors = Console(stderr=True)
-    _configure_logging(errors, verbose=options.verbose)
+    configure_logging(options.guest, errors, verbose=options.verbose)
+    notifier = Notifier.from_environment(os.environ)
     try:
         config = load(options.guest, _directories(options))
-        return _run(options, config, errors)
+        return _run(options, config, errors, notifier)
     except NothingToGainError as reason:
-        errors.print(f"optpolined: {reason}", highlight=False, soft_wrap=True, markup=False)
+        _say_last(str(reason), logging.INFO, errors, notifier)
+        notifier.ready()  # an end before it is a failure to systemd
         return EXIT_OK
     except OptpolinedError as error:
-        errors.print(f"optpolined: {error}", highlight=False, soft_wrap=True, markup=False)
+        _say_last(str(error), logging.ERROR, errors, notifier)
         bad_input = isinstance(error, (ConfigError, AttachRefusedError, LabError))
         return EXIT_BAD_INPUT if bad_input else EXIT_FAILED
 
 
-def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> int:
+def _say_last(text: str, level: int, errors: Console, notifier: Notifier) -> None:
+    """Say why we end: a line for people, or an event like all others in the journal."""
+    notifier.status(text)
+    if goes_to_journal():
+        _log.log(level, "%s", text)
+    else:
+        errors.print(f"optpolined: {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _run(
+    options: argparse.Namespace, config: GuestConfig, errors: Console, notifier: Notifier
+) -> int:
     if options.protocol is not None:
         config = config.model_copy(
             update={"poke": config.poke.model_copy(update={"protocol": options.protocol})}
@@ -151,8 +167,11 @@ def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> i
         audit=options.audit,
         force=options.force,
         record=options.record,
-        reread=partial(_reread_policy, options, hung_up),
+        reload=partial(_reload, options, hung_up, notifier),
+        notifier=notifier,
     )
+    if notifier.is_watched:
+        faulthandler.enable()  # the watchdog's SIGABRT then says where the loop hung
     if options.live:
         with LiveView(errors) as view:
             report = serve(options.guest, config, how, stop, view.show)
@@ -170,30 +189,24 @@ def _set(event: threading.Event, *_: object) -> None:
     event.set()
 
 
-def _reread_policy(options: argparse.Namespace, hung_up: threading.Event) -> PolicyConfig | None:
-    """The policy as the file has it now, after a SIGHUP; a wrong file changes nothing."""
+def _reload(
+    options: argparse.Namespace,
+    hung_up: threading.Event,
+    notifier: Notifier,
+    adopt: Callable[[GuestConfig], None],
+) -> None:
+    """Adopt the settings as the file has them now, after a SIGHUP; a wrong file changes nothing."""
     if not hung_up.is_set():
-        return None
+        return
     hung_up.clear()
-    try:
-        policy = load(options.guest, _directories(options)).policy
-    except ConfigError as error:
-        _log.error("the policy stays as it is: %s", error)
-        return None
-    _log.info("the policy is read again; pins and bans that were asked for meanwhile are forgotten")
-    return policy
+    with notifier.reloading():
+        try:
+            config = load(options.guest, _directories(options))
+        except ConfigError as error:
+            _log.error("the settings stay as they are: %s", error)
+        else:
+            adopt(config)
 
 
 def _directories(options: argparse.Namespace) -> Sequence[Path]:
     return (options.config_dir,) if options.config_dir else DEFAULT_DIRECTORIES
-
-
-def _configure_logging(console: Console, *, verbose: bool) -> None:
-    handler: logging.Handler
-    if console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, markup=False)
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("optpolined").setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -22,6 +22,7 @@ from optpolined.service.daemon import Daemon
 from optpolined.service.job import Job
 from optpolined.service.rules import Rules
 from optpolined.service.session import Session
+from optpolined.telemetry.notify import Notifier
 from optpolined.telemetry.status import Status
 from tests.guest.harness import config_of
 
@@ -126,7 +127,8 @@ def attached(guest: Guest, seconds: float) -> Iterator[Work]:
             stop=stop,
             show=look,
             rules=Rules(policy),
-            reread=lambda: None,
+            reload=lambda _: None,
+            notifier=Notifier(),
         )
         daemon = Daemon(job, link, session, attach_seconds=0)
         daemon.run()

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
@@ -12,8 +13,10 @@ from optpolined.lab.trace import TraceHeader
 from optpolined.learning.audit import audit
 from optpolined.learning.strategy import Snapshot
 from optpolined.qemu.errors import MonitorClosedError, ResumedError
+from optpolined.service.adopt import adopt
 from optpolined.service.answers import answer
 from optpolined.service.attach import Link
+from optpolined.service.events import log_changes
 from optpolined.service.governor import Governor
 from optpolined.service.inline import Found
 from optpolined.service.job import Job
@@ -26,6 +29,7 @@ from optpolined.service.rates import Rates
 from optpolined.service.recorder import Recorder
 from optpolined.service.room import Room, fit
 from optpolined.service.session import Session
+from optpolined.telemetry.notify import summary
 from optpolined.telemetry.report import Report, SiteCounts, StopCounts
 from optpolined.telemetry.requests import Requests
 from optpolined.telemetry.status import HotSite, Phase, Status, StopSummary
@@ -36,8 +40,8 @@ _log = logging.getLogger(__name__)
 
 _HOTTEST = 12
 
-_REQUEST_SECONDS = 0.1
-"""Between two looks at whether somebody asks for something."""
+_MIGRATION_SECONDS = 0.1
+"""Between two looks at whether a migration has ended."""
 
 _PASSING = frozenset({"arena_full", HELD_UP})
 """Why a site was not changed that may be at the next epoch; where there are others, it rests."""
@@ -58,7 +62,6 @@ class Daemon:
         self._session = session
         self._lending = Lending(job.guest, link, session)
         self.requests = Requests()
-        self._config = job.config
         self._attached_at = time.monotonic()
         self._attach_seconds = attach_seconds
         self._learner = Learner(job.config.learning, session, self._recorder())
@@ -66,6 +69,7 @@ class Daemon:
         inventory = survey.inventory
         names = Names(survey.symbols, inventory.eligible, inventory.reasons, session.is_target)
         self._governor = Governor(job.rules, survey, self._learner, names)
+        self._adopt = partial(adopt, job, self._governor, self._learner)
         self._forms: dict[GuestVirtual, Found] = {}
         self._shunned: dict[GuestVirtual, int] = {}
         self._epoch = 0
@@ -81,7 +85,7 @@ class Daemon:
     def _recorder(self) -> Recorder | None:
         if self._job.recording is None:
             return None
-        kernel, learning = self._link.attachment.vmcoreinfo, self._config.learning
+        kernel, learning = self._link.attachment.vmcoreinfo, self._job.config.learning
         header = TraceHeader(kernel.osrelease, kernel.build_id, learning.strategy, learning)
         return self._job.recording.attach(header, self._session.survey.symbols.name)
 
@@ -128,12 +132,10 @@ class Daemon:
 
     def _rest(self) -> None:
         """Wait for the next epoch, and carry out what is asked for meanwhile."""
-        end = time.monotonic() + self._config.learning.epoch_milliseconds / 1e3
+        end = time.monotonic() + self._job.config.learning.epoch_milliseconds / 1e3
         while (left := end - time.monotonic()) > 0 and not self._job.is_over:
-            self._job.stop.wait(min(left, _REQUEST_SECONDS))
-            if (policy := self._job.reread()) is not None:
-                self._job.config = self._job.config.model_copy(update={"policy": policy})
-                self._governor.adopt(policy)
+            self._job.rest(left)
+            self._job.reload(self._adopt)
             while (asked := self.requests.take()) is not None:
                 said = answer(
                     asked.request,
@@ -156,7 +158,8 @@ class Daemon:
                 _log.warning("leaving, but the guest is migrating: waiting for the end of that")
             said = True
             self._tell(Phase.MIGRATING)
-            time.sleep(_REQUEST_SECONDS)
+            self._job.notifier.alive()
+            time.sleep(_MIGRATION_SECONDS)
 
     def detach(self) -> None:
         """Put every site back and compare the text with what it was.
@@ -164,6 +167,7 @@ class Daemon:
         :raise OptpolinedError: the guest or QEMU failed.
         """
         report = self._report
+        self._job.notifier.stopping()
         self._await_migration()
         if not self._has_left:
             self._tell(Phase.DETACHING)
@@ -184,6 +188,8 @@ class Daemon:
             running = self._link.monitor.status() == "running"
             report.text_differences = self._session.restore(running=running)
             report.text_identical_after_detach = not report.text_differences
+            same = "identical to" if report.text_identical_after_detach else "NOT identical to"
+            _log.info("detached: the text is %s what it was", same)
         if not self._has_left:
             self._tell(Phase.DETACHED)
         self._sum_up_work()
@@ -284,6 +290,7 @@ class Daemon:
         finally:
             self._forms = self._session.patcher.observe()
             self._epoch_began = time.monotonic()
+        log_changes(wanted, report, self._session.survey.symbols.name)
         self._pokes += report.done
         self._refused += report.refused
         shunned = (site for site, reason in report.sites.items() if reason not in _PASSING)
@@ -301,7 +308,9 @@ class Daemon:
             _log.warning("not audited: the arena has no room for counting at all sites at once")
             return
         self._poke(forms)
-        self._job.stop.wait(self._config.learning.audit_milliseconds / 1e3)
+        end = time.monotonic() + self._job.config.learning.audit_milliseconds / 1e3
+        while (left := end - time.monotonic()) > 0 and not self._job.stop.is_set():
+            self._job.rest(left)
         coverage = audit(self._snapshot())
         self._report.coverage = coverage.share
         self._report.audited_calls = {
@@ -322,6 +331,7 @@ class Daemon:
 
     def _tell(self, phase: Phase) -> None:
         self.status = self._make_status(phase)
+        self._job.notifier.status(summary(self.status))
         self._job.show(self.status)
 
     def _make_status(self, phase: Phase) -> Status:

@@ -5,12 +5,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from optpolined.config import GuestConfig, PolicyConfig
+from optpolined.config import GuestConfig
 from optpolined.service.recorder import Recording
 from optpolined.service.rules import Rules
+from optpolined.telemetry.notify import Notifier
 from optpolined.telemetry.status import Status
 
 __all__ = ("Job",)
+
+_TICK_SECONDS = 0.1
+"""Between two looks at whether somebody asks for something, and two signs of life."""
 
 
 @dataclass(slots=True)
@@ -26,8 +30,9 @@ class Job:
     show: Callable[[Status], None]
     rules: Rules
     """What people have decided about sites; outlives an attachment."""
-    reread: Callable[[], PolicyConfig | None]
-    """Another policy, where somebody asked to go by another since the last look."""
+    reload: Callable[[Callable[[GuestConfig], None]], None]
+    """To be called now and then, with what adopts other settings where somebody asks for that."""
+    notifier: Notifier
     recording: Recording | None = None
     """Where what learning sees is written."""
     attached_at: float | None = None
@@ -46,3 +51,8 @@ class Job:
         """Note that the guest is attached to; the time counts from the first."""
         if self.attached_at is None:
             self.attached_at = time.monotonic()
+
+    def rest(self, seconds: float) -> None:
+        """Wait for a moment of at most ``seconds``; who asks to leave ends it."""
+        self.notifier.alive()
+        self.stop.wait(min(seconds, _TICK_SECONDS))

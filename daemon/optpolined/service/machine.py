@@ -60,7 +60,7 @@ class GuestMachine(Machine):
         """The machine at the other end of ``link``, which must be writable."""
         assert link.stub is not None
         return cls(
-            stopper=Stopper(link.stub, clock),
+            stopper=Stopper(link.stub, clock, link.alive),
             writer=link.stub,
             memory=link.memory,
             space=link.attachment.space,

@@ -6,10 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from optpolined.config import GuestConfig, PolicyConfig
+from optpolined.config import GuestConfig
 from optpolined.kernel.errors import GuardedError, KernelError
 from optpolined.qemu.errors import QemuError
 from optpolined.service.attach import AttachRefusedError, connect, refuse_on_failure
@@ -20,6 +20,7 @@ from optpolined.service.rules import Rules
 from optpolined.service.session import Session
 from optpolined.service.stops import STOP_BUCKETS_SECONDS
 from optpolined.telemetry.metrics import StatusCollector, serve_metrics
+from optpolined.telemetry.notify import Notifier
 from optpolined.telemetry.report import Report
 from optpolined.telemetry.server import serve_status, status_socket
 from optpolined.telemetry.status import Status
@@ -41,8 +42,10 @@ class Options:
     force: bool = False
     record: Path | None = None
     """A file to write what learning sees to."""
-    reread: Callable[[], PolicyConfig | None] = lambda: None
-    """Asked now and then for another policy; ``None``: go on by the one there is."""
+    reload: Callable[[Callable[[GuestConfig], None]], None] = lambda _: None
+    """Called now and then, with what adopts other settings where somebody asks for that."""
+    notifier: Notifier = field(default_factory=Notifier)
+    """The service manager, if there is one."""
 
 
 def serve(
@@ -71,7 +74,8 @@ def serve(
         stop=stop,
         show=show,
         rules=Rules(config.policy),
-        reread=options.reread,
+        reload=options.reload,
+        notifier=options.notifier,
     )
     with ExitStack() as stack:
         if options.record is not None:
@@ -80,11 +84,13 @@ def serve(
 
 
 def _serve(job: Job) -> Report:
+    job.notifier.status("attaching")
     report = _attach(job)
     said = ""
     last = False
     while report is None and not last:
         last = job.is_over  # then once more, for the guest may hold what is to be put back
+        job.notifier.alive()
         job.stop.wait(0 if last else _REATTACH_SECONDS)
         try:
             report = _attach(job)
@@ -92,6 +98,7 @@ def _serve(job: Job) -> Report:
             if str(error) != said:
                 said = str(error)
                 _log.warning("not attached: %s", said)
+                job.notifier.status(f"not attached: {said}")
     return report or Report(job.guest, lost=True)
 
 
@@ -102,15 +109,20 @@ def _attach(job: Job) -> Report | None:
     found out by attaching anew, and by nothing else.
     """
     began = time.monotonic()
-    with connect(job.config) as link:
+    with connect(job.config, alive=job.notifier.alive) as link:
         with refuse_on_failure():
             session = Session(link, job.config, time.monotonic, force=job.force)
         # What was read of the guest stays: the collector need not look at it each time.
         gc.freeze()
         job.attached()
-        daemon = Daemon(job, link, session, attach_seconds=time.monotonic() - began)
+        seconds, sites = time.monotonic() - began, session.survey.inventory
+        _log.info(
+            "attached in %.1f s: %d sites, %d eligible", seconds, sites.found, len(sites.eligible)
+        )
+        daemon = Daemon(job, link, session, attach_seconds=seconds)
         try:
             with _published(job, daemon):
+                job.notifier.ready()
                 daemon.run()
                 daemon.detach()
         except GuardedError as error:
@@ -123,6 +135,7 @@ def _attach(job: Job) -> Report | None:
             daemon.leave()
         except KernelError as error:
             _log.warning("%s; attaching anew", error)
+            job.notifier.status(f"{error}; attaching anew")
             return None
         except QemuError:
             raise  # there is nothing left to put anything back through

@@ -49,9 +49,16 @@ class StopStatistics:
 class Stopper:
     """Stops all vCPUs for the time of a ``with`` block."""
 
-    def __init__(self, stub: Stoppable, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        stub: Stoppable,
+        clock: Callable[[], float],
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        """:param alive: Called before each stop: a change of many sites takes many of them."""
         self._stub = stub
         self._clock = clock
+        self._alive = alive
         self.statistics = StopStatistics()
 
     @contextmanager
@@ -64,6 +71,7 @@ class Stopper:
 
         :raise QemuError: the stub failed, or the guest was resumed from outside in the block.
         """
+        self._alive()
         was_enabled = gc.isenabled()
         gc.disable()
         began = self._clock()
