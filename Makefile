@@ -9,8 +9,8 @@ KERNEL ?= cloud
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-APT_PACKAGES := busybox-static g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 make python3-venv \
-	qemu-system-x86 xz-utils
+APT_PACKAGES := busybox-static e2fsprogs g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 make \
+	mmdebstrap python3-venv qemu-system-x86 systemd xz-utils
 KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 
 .PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-systemd test-crash soak bench bench-forms bench-learning lint lock clean
@@ -114,6 +114,9 @@ nightly: setup
 
 test-guest: image
 	@$(PYTEST) tests/guest
+
+test-systemd: image
+	@$(PYTEST) tests/systemd
 
 test-crash: image
 	@$(BIN)/python -m tests.guest.crash
