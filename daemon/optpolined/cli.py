@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from optpolined.calibrate import command as calibrate
-from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, load
+from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, PolicyConfig, load
 from optpolined.errors import OptpolinedError
 from optpolined.lab.command import main as replay
 from optpolined.lab.errors import LabError
@@ -54,7 +54,7 @@ example:
   optpolined replay vm1.trace                compare strategies on it (see replay --help)
   optpolined calibrate                       the costs of calls on this host, for NAME.toml
 
-SIGHUP: read [policy] and [learning] of NAME.toml again
+SIGHUP: read the [policy] of NAME.toml again
 
 exit codes: 0 done or nothing to gain, 1 failed while attached, 2 bad input
 """
@@ -167,7 +167,7 @@ def _run(
         audit=options.audit,
         force=options.force,
         record=options.record,
-        reload=partial(_reload, options, hung_up, notifier),
+        reread=partial(_reread_policy, options, hung_up),
         notifier=notifier,
     )
     if notifier.is_watched:
@@ -189,23 +189,18 @@ def _set(event: threading.Event, *_: object) -> None:
     event.set()
 
 
-def _reload(
-    options: argparse.Namespace,
-    hung_up: threading.Event,
-    notifier: Notifier,
-    adopt: Callable[[GuestConfig], None],
-) -> None:
-    """Adopt the settings as the file has them now, after a SIGHUP; a wrong file changes nothing."""
+def _reread_policy(options: argparse.Namespace, hung_up: threading.Event) -> PolicyConfig | None:
+    """The policy as the file has it now, after a SIGHUP; a wrong file changes nothing."""
     if not hung_up.is_set():
-        return
+        return None
     hung_up.clear()
-    with notifier.reloading():
-        try:
-            config = load(options.guest, _directories(options))
-        except ConfigError as error:
-            _log.error("the settings stay as they are: %s", error)
-        else:
-            adopt(config)
+    try:
+        policy = load(options.guest, _directories(options)).policy
+    except ConfigError as error:
+        _log.error("the policy stays as it is: %s", error, extra={"reason": "bad_configuration"})
+        return None
+    _log.info("the policy is read again; pins and bans that were asked for meanwhile are forgotten")
+    return policy
 
 
 def _directories(options: argparse.Namespace) -> Sequence[Path]:

@@ -22,7 +22,6 @@ from optpolined.service.daemon import Daemon
 from optpolined.service.job import Job
 from optpolined.service.rules import Rules
 from optpolined.service.session import Session
-from optpolined.telemetry.notify import Notifier
 from optpolined.telemetry.status import Status
 from tests.guest.harness import config_of
 
@@ -127,8 +126,7 @@ def attached(guest: Guest, seconds: float) -> Iterator[Work]:
             stop=stop,
             show=look,
             rules=Rules(policy),
-            reload=lambda _: None,
-            notifier=Notifier(),
+            reread=lambda: None,
         )
         daemon = Daemon(job, link, session, attach_seconds=0)
         daemon.run()

@@ -65,15 +65,6 @@ class Pupil:
         self._shapes.declare({site: key for site, key in came.items() if key is not None})
         self._state = self._strategy.add(self._state, came)
 
-    def adopt(self, settings: PupilSettings) -> None:
-        """Decide by other settings from now on; what was learned stays.
-
-        :param settings: They name the same strategy: no other one could read the state.
-        """
-        strategy, shaper = _made(settings, settings.strategy)
-        self._strategy = Governed(strategy)
-        self._shapes.adopt(shaper)
-
     def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
         """Decide about these sites, and no others, by what somebody said."""
         self._state = self._strategy.rule(self._state, rulings)
@@ -119,16 +110,12 @@ def make_pupil(settings: PupilSettings, strategy: StrategyName | None = None) ->
 
     :param strategy: Instead of the one that ``settings`` names.
     """
-    return Pupil(*_made(settings, strategy or settings.strategy))
-
-
-def _made(settings: PupilSettings, name: StrategyName) -> tuple[Strategy[Any], Shaper]:
     shaper = Shaper(settings.shape, settings.costs)
-    strategy = make_strategy(
-        name,
+    made = make_strategy(
+        strategy or settings.strategy,
         hysteresis=settings.hysteresis,
         continuous=settings.continuous,
         epoch=settings.epoch,
         shaper=shaper,
     )
-    return strategy, shaper
+    return Pupil(made, shaper)

@@ -173,10 +173,6 @@ class Shapes:
         self._pairs: dict[GuestVirtual, tuple[Form, Form]] = {}
         """What was asked for, and what was made of it, where the two differ."""
 
-    def adopt(self, shaper: Shaper) -> None:
-        """Choose by ``shaper`` from the next decision on."""
-        self._shaper = shaper
-
     def declare(self, keys: Mapping[GuestVirtual, Key]) -> None:
         """Sites that declare a key, before the strategy first hears of them."""
         self._keys.update(keys)

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
@@ -13,7 +12,6 @@ from optpolined.lab.trace import TraceHeader
 from optpolined.learning.audit import audit
 from optpolined.learning.strategy import Snapshot
 from optpolined.qemu.errors import MonitorClosedError, ResumedError
-from optpolined.service.adopt import adopt
 from optpolined.service.answers import answer
 from optpolined.service.attach import Link
 from optpolined.service.events import log_changes
@@ -62,6 +60,7 @@ class Daemon:
         self._session = session
         self._lending = Lending(job.guest, link, session)
         self.requests = Requests()
+        self._config = job.config
         self._attached_at = time.monotonic()
         self._attach_seconds = attach_seconds
         self._learner = Learner(job.config.learning, session, self._recorder())
@@ -69,7 +68,6 @@ class Daemon:
         inventory = survey.inventory
         names = Names(survey.symbols, inventory.eligible, inventory.reasons, session.is_target)
         self._governor = Governor(job.rules, survey, self._learner, names)
-        self._adopt = partial(adopt, job, self._governor, self._learner)
         self._forms: dict[GuestVirtual, Found] = {}
         self._shunned: dict[GuestVirtual, int] = {}
         self._epoch = 0
@@ -85,7 +83,7 @@ class Daemon:
     def _recorder(self) -> Recorder | None:
         if self._job.recording is None:
             return None
-        kernel, learning = self._link.attachment.vmcoreinfo, self._job.config.learning
+        kernel, learning = self._link.attachment.vmcoreinfo, self._config.learning
         header = TraceHeader(kernel.osrelease, kernel.build_id, learning.strategy, learning)
         return self._job.recording.attach(header, self._session.survey.symbols.name)
 
@@ -132,10 +130,13 @@ class Daemon:
 
     def _rest(self) -> None:
         """Wait for the next epoch, and carry out what is asked for meanwhile."""
-        end = time.monotonic() + self._job.config.learning.epoch_milliseconds / 1e3
+        end = time.monotonic() + self._config.learning.epoch_milliseconds / 1e3
         while (left := end - time.monotonic()) > 0 and not self._job.is_over:
             self._job.rest(left)
-            self._job.reload(self._adopt)
+            if (policy := self._job.reread()) is not None:
+                with self._job.notifier.reloading():
+                    self._job.config = self._job.config.model_copy(update={"policy": policy})
+                    self._governor.adopt(policy)
             while (asked := self.requests.take()) is not None:
                 said = answer(
                     asked.request,
@@ -308,7 +309,7 @@ class Daemon:
             _log.warning("not audited: the arena has no room for counting at all sites at once")
             return
         self._poke(forms)
-        end = time.monotonic() + self._job.config.learning.audit_milliseconds / 1e3
+        end = time.monotonic() + self._config.learning.audit_milliseconds / 1e3
         while (left := end - time.monotonic()) > 0 and not self._job.stop.is_set():
             self._job.rest(left)
         coverage = audit(self._snapshot())

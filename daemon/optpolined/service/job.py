@@ -3,9 +3,9 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from optpolined.config import GuestConfig
+from optpolined.config import GuestConfig, PolicyConfig
 from optpolined.service.recorder import Recording
 from optpolined.service.rules import Rules
 from optpolined.telemetry.notify import Notifier
@@ -30,9 +30,10 @@ class Job:
     show: Callable[[Status], None]
     rules: Rules
     """What people have decided about sites; outlives an attachment."""
-    reload: Callable[[Callable[[GuestConfig], None]], None]
-    """To be called now and then, with what adopts other settings where somebody asks for that."""
-    notifier: Notifier
+    reread: Callable[[], PolicyConfig | None]
+    """Another policy, where somebody asked to go by another since the last look."""
+    notifier: Notifier = field(default_factory=Notifier)
+    """The service manager, if there is one."""
     recording: Recording | None = None
     """Where what learning sees is written."""
     attached_at: float | None = None

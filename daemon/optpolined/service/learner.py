@@ -25,7 +25,6 @@ class Learner:
     ) -> None:
         self._session = session
         self._recorder = recorder
-        self._config = config
         self._pupil = make_pupil(config)
         self._follow(session.survey.inventory.eligible, ())
 
@@ -49,18 +48,6 @@ class Learner:
         self._pupil.follow(keys, went)
         if self._recorder is not None:
             self._recorder.follow(keys, went)
-
-    def adopt(self, config: LearningConfig) -> str:
-        """Learn by other settings from now on; answer why not, and nothing where it does."""
-        if config == self._config:
-            return ""
-        if config.strategy is not self._config.strategy:
-            return "another strategy takes a restart"
-        if self._recorder is not None:
-            return "what is recorded has one set of settings"
-        self._pupil.adopt(config)
-        self._config = config
-        return ""
 
     def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
         """Decide about these sites, and no others, by what somebody said."""

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from optpolined.config import GuestConfig
+from optpolined.config import GuestConfig, PolicyConfig
 from optpolined.kernel.errors import GuardedError, KernelError
 from optpolined.qemu.errors import QemuError
 from optpolined.service.attach import AttachRefusedError, connect, refuse_on_failure
@@ -42,8 +42,8 @@ class Options:
     force: bool = False
     record: Path | None = None
     """A file to write what learning sees to."""
-    reload: Callable[[Callable[[GuestConfig], None]], None] = lambda _: None
-    """Called now and then, with what adopts other settings where somebody asks for that."""
+    reread: Callable[[], PolicyConfig | None] = lambda: None
+    """Asked now and then for another policy; ``None``: go on by the one there is."""
     notifier: Notifier = field(default_factory=Notifier)
     """The service manager, if there is one."""
 
@@ -74,7 +74,7 @@ def serve(
         stop=stop,
         show=show,
         rules=Rules(config.policy),
-        reload=options.reload,
+        reread=options.reread,
         notifier=options.notifier,
     )
     with ExitStack() as stack:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from optpolined.cli import _reload
+from optpolined.cli import _reread_policy
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
-from optpolined.config import GuestConfig, LearningConfig, PolicyConfig
+from optpolined.config import LearningConfig, PolicyConfig
 from optpolined.ctl import main as ctl
 from optpolined.kernel.symbols import Symbols
 from optpolined.learning.strategy import Snapshot
@@ -25,7 +25,6 @@ from optpolined.service.rules import Rules
 from optpolined.service.session import Session
 from optpolined.service.static_calls import StaticCalls
 from optpolined.service.survey import Inventory, Survey
-from optpolined.telemetry.notify import Notifier
 from optpolined.telemetry.requests import Answer, Ban, ListSites, Pin, Request, Requests, Unpin
 from optpolined.telemetry.server import serve_status, status_socket
 from optpolined.telemetry.status import Status
@@ -184,27 +183,19 @@ def test_the_status_names_who_is_ruled_on(
     assert "pinned     alpha+0x10: pinned to beta" in capsys.readouterr().out.splitlines()
 
 
-def test_a_hang_up_reads_the_file_once_and_a_wrong_one_changes_nothing(
+def test_a_hang_up_reads_the_policy_once_and_a_wrong_file_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file, hung_up = tmp_path / "vm1.toml", threading.Event()
     options = Namespace(guest="vm1", config_dir=tmp_path)
-    adopted: list[GuestConfig] = []
-
-    def reload() -> None:
-        _reload(options, hung_up, Notifier(), adopted.append)
-
     head = '[qemu]\nqmp_socket = "/run/qmp"\n[policy]\n'
     file.write_text(head + 'bans = ["vfs_*"]\n', encoding="utf-8")
-    reload()
-    assert not adopted
+    assert _reread_policy(options, hung_up) is None
     hung_up.set()
-    reload()
-    reload()
-    assert [config.policy for config in adopted] == [PolicyConfig(bans=("vfs_*",))]
+    assert _reread_policy(options, hung_up) == PolicyConfig(bans=("vfs_*",))
+    assert _reread_policy(options, hung_up) is None
     file.write_text(head + "bans = 7\n", encoding="utf-8")
     hung_up.set()
     with caplog.at_level(logging.ERROR):
-        reload()
-    assert len(adopted) == 1
-    assert "the settings stay as they are" in caplog.text
+        assert _reread_policy(options, hung_up) is None
+    assert "the policy stays as it is" in caplog.text
