@@ -123,9 +123,7 @@ def _make_ours(disk: Path, guest: image.Image) -> None:
     (tree / "guest").mkdir()
     shutil.copy2(guest.initramfs, tree / "guest" / "initramfs")
     shutil.copy2(guest.kernel.vmlinuz, tree / "guest" / "vmlinuz")
-    agent = tree / "usr/libexec/agent"
-    agent.parent.mkdir(parents=True)
-    shutil.copy2(_ROOT / "guest/image/agent", agent)
+    shutil.copy2(_ROOT / "guest/image/agent", tree / "usr/libexec/agent")
     _pack(tree, disk)
 
 
