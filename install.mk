@@ -17,12 +17,12 @@ MODULE_VERSION := $(shell sed -n 's/^PACKAGE_VERSION="\(.*\)"/\1/p' guest/module
 MODULE_DIR := /usr/src/optpoline-$(MODULE_VERSION)
 PUT := install -D -m 644
 
-# What is there is installed, by kind: source files, and where they go.
+# What `make docs` makes, and what is in configs/.
 BASH_COMPLETIONS = $(wildcard build/completions/*.bash)
 ZSH_COMPLETIONS = $(wildcard build/completions/_*)
 FISH_COMPLETIONS = $(wildcard build/completions/*.fish)
-MAN_PAGES = $(wildcard build/man/*.1)
-SHARED = $(wildcard configs/prometheus/*.yml configs/grafana/*.json)
+MAN_PAGES = $(wildcard build/man/*.[1-8])
+SHARED = $(wildcard configs/prometheus/*.yml configs/grafana/*.yml configs/grafana/dashboards/*.json)
 
 define INSTALLED_COMMAND
 #!$(INSTALL_PYTHON) -I
@@ -37,7 +37,7 @@ export INSTALLED_COMMAND
 
 .PHONY: install uninstall
 
-install: setup
+install: setup $(if $(wildcard docs/build.py),docs)
 	@echo 'install: Python packages into $(DESTDIR)$(LIB_DIR) (half a minute)'
 	@rm -rf '$(DESTDIR)$(LIB_DIR)'
 	@$(BIN)/pip install -qq --disable-pip-version-check --require-hashes --no-deps --no-compile \
@@ -64,7 +64,8 @@ install: setup
 	@$(PUT) README.md '$(DESTDIR)$(DOC_DIR)/README.md'
 	@$(PUT) configs/guests/vm1.toml '$(DESTDIR)$(DOC_DIR)/examples/vm1.toml'
 	@for file in guest/module/*; do $(PUT) "$$file" '$(DESTDIR)$(MODULE_DIR)/'$${file##*/}; done
-	@for file in $(MAN_PAGES); do $(PUT) "$$file" '$(DESTDIR)$(MAN_DIR)/man1/'$${file##*/}; done
+	@for file in $(MAN_PAGES); do \
+		$(PUT) "$$file" "$(DESTDIR)$(MAN_DIR)/man$${file##*.}/$${file##*/}"; done
 	@for file in $(BASH_COMPLETIONS); do name=$${file##*/}; \
 		$(PUT) "$$file" "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/$${name%.bash}"; done
 	@for file in $(ZSH_COMPLETIONS); do \
@@ -80,7 +81,7 @@ uninstall:
 		'$(DESTDIR)$(MODULE_DIR)'
 	@rm -f '$(DESTDIR)$(PREFIX)'/bin/optpolined '$(DESTDIR)$(PREFIX)'/bin/optpolinectl \
 		'$(DESTDIR)$(UNIT_DIR)'/optpolined@.service '$(DESTDIR)$(UNIT_DIR)'/optpolined.target \
-		'$(DESTDIR)$(MAN_DIR)'/man1/optpoline* \
+		'$(DESTDIR)$(MAN_DIR)'/man[1-8]/optpoline* \
 		'$(DESTDIR)$(PREFIX)'/share/bash-completion/completions/optpoline* \
 		'$(DESTDIR)$(PREFIX)'/share/zsh/site-functions/_optpoline* \
 		'$(DESTDIR)$(PREFIX)'/share/fish/vendor_completions.d/optpoline*
