@@ -9,11 +9,11 @@ KERNEL ?= cloud
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-APT_PACKAGES := busybox-static g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 make man-db \
-	python3-venv qemu-system-x86 tmux xz-utils
+APT_PACKAGES := busybox-static e2fsprogs g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 make \
+	man-db mmdebstrap python3-venv qemu-system-x86 systemd tmux xz-utils
 KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 
-.PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-crash soak bench bench-forms bench-learning docs lint lock clean
+.PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-systemd test-crash soak bench bench-forms bench-learning docs lint lock clean
 
 help:
 	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
@@ -29,12 +29,14 @@ help:
 	@echo 'make test-hostile guests and peers that lie, 2,000 examples for each surface'
 	@echo 'make nightly     the same with 50,000 new examples for each, about an hour'
 	@echo 'make test-guest  the tests that boot guests'
+	@echo 'make test-systemd the unit under a real systemd, in a guest that runs a guest'
 	@echo 'make test-crash  the daemon killed at every packet of its work, about half an hour'
 	@echo 'make soak        sites changed without end for MINUTES=10'
 	@echo 'make bench-forms what a call costs in each form, natively, one or two minutes'
 	@echo 'make bench-learning what a decision on 20,000 sites costs, a minute or two'
 	@echo 'make bench       all that is measured: bench-forms, bench-learning'
 	@echo 'make docs        man pages and shell completions into build/man and build/completions'
+	@echo 'make install     into DESTDIR=, below PREFIX=/usr/local; make uninstall'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make lock        pin the newest Python packages that pyproject.toml allows'
 	@echo 'make clean       remove build/, .venv and caches'
@@ -114,6 +116,9 @@ nightly: setup
 test-guest: image
 	@$(PYTEST) tests/guest
 
+test-systemd: image
+	@$(PYTEST) tests/systemd
+
 test-crash: image
 	@$(BIN)/python -m tests.guest.crash
 
@@ -146,12 +151,18 @@ lock:
 	| build/lock/bin/uv pip compile --quiet --upgrade --generate-hashes --extra test \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml -
+	@build/lock/bin/uv pip compile --quiet --upgrade --generate-hashes \
+		--constraints requirements.lock \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--custom-compile-command 'make lock' --output-file requirements-run.lock pyproject.toml
 	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
 		["project"]["optional-dependencies"]["bench"], sep="\n")' \
 	| build/lock/bin/uv pip compile --quiet --upgrade --generate-hashes \
 		--constraints requirements.lock \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--custom-compile-command 'make lock' --output-file requirements-bench.lock -
+
+include install.mk
 
 clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,7 +5,9 @@ not be restored; 2 bad input: a wrong option, configuration, guest or socket.
 """
 
 import argparse
+import faulthandler
 import logging
+import os
 import signal
 import sys
 import threading
@@ -14,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.logging import RichHandler
 
 from optpolined.calibrate import command as calibrate
 from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, load
@@ -27,6 +28,8 @@ from optpolined.service.dryrun import dry_run
 from optpolined.service.recover_only import recover_only
 from optpolined.service.serve import Options, serve
 from optpolined.telemetry.live import LiveView
+from optpolined.telemetry.logs import configure_logging, goes_to_journal
+from optpolined.telemetry.notify import Notifier
 
 __all__ = ("main", "make_parser")
 
@@ -118,19 +121,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _COMMANDS[arguments[0]](arguments[1:])
     options = make_parser().parse_args(arguments)
     errors = Console(stderr=True)
-    _configure_logging(errors, verbose=options.verbose)
+    configure_logging(options.guest, errors, verbose=options.verbose)
+    notifier = Notifier.from_environment(os.environ)
     try:
-        return _run(options, _load(options), errors)
+        return _run(options, _load(options), errors, notifier)
     except NothingToGainError as reason:
-        errors.print(f"optpolined: {reason}", highlight=False, soft_wrap=True, markup=False)
+        _say_last(str(reason), logging.INFO, errors, notifier)
+        notifier.ready()  # an end before it is a failure to systemd
         return EXIT_OK
     except OptpolinedError as error:
-        errors.print(f"optpolined: {error}", highlight=False, soft_wrap=True, markup=False)
+        _say_last(str(error), logging.ERROR, errors, notifier)
         bad_input = isinstance(error, (ConfigError, AttachRefusedError, LabError))
         return EXIT_BAD_INPUT if bad_input else EXIT_FAILED
 
 
-def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> int:
+def _say_last(text: str, level: int, errors: Console, notifier: Notifier) -> None:
+    """Say why we end: a line for people, or an event like all others in the journal."""
+    notifier.status(text)
+    if goes_to_journal():
+        _log.log(level, "%s", text)
+    else:
+        errors.print(f"optpolined: {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _run(
+    options: argparse.Namespace, config: GuestConfig, errors: Console, notifier: Notifier
+) -> int:
     if options.dry_run:
         for line in dry_run(options.guest, config, force=options.force):
             sys.stdout.write(line + "\n")
@@ -148,7 +164,10 @@ def _run(options: argparse.Namespace, config: GuestConfig, errors: Console) -> i
         force=options.force,
         record=options.record,
         reread=partial(_reread, options, hung_up),
+        notifier=notifier,
     )
+    if notifier.is_watched:
+        faulthandler.enable()  # the watchdog's SIGABRT then says where the loop hung
     if options.live:
         with LiveView(errors) as view:
             report = serve(options.guest, config, how, stop, view.show)
@@ -174,7 +193,9 @@ def _reread(options: argparse.Namespace, hung_up: threading.Event) -> GuestConfi
     try:
         return _load(options)
     except ConfigError as error:
-        _log.error("the configuration stays as it is: %s", error)
+        _log.error(
+            "the configuration stays as it is: %s", error, extra={"reason": "bad_configuration"}
+        )
         return None
 
 
@@ -189,14 +210,3 @@ def _load(options: argparse.Namespace) -> GuestConfig:
         return config
     poke = config.poke.model_copy(update={"protocol": options.protocol})
     return config.model_copy(update={"poke": poke})
-
-
-def _configure_logging(console: Console, *, verbose: bool) -> None:
-    handler: logging.Handler
-    if console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, markup=False)
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("optpolined").setLevel(logging.DEBUG if verbose else logging.INFO)

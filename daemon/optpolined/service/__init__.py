@@ -27,6 +27,7 @@ table.py       the sites in rows
 explain.py     one of them explained
 answers.py     what becomes of a request
 teller.py      the status put together
+summing.py     the report of a run
 hub.py         what is told and asked, through all attachments
 learner.py     the strategy, fed from the counters
 recorder.py    what the strategy sees and decides, written to a trace

@@ -1,7 +1,7 @@
 """The way into a running guest, and out again."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 class Link:
     """A guest that is connected: what it says of itself, and the means to read, stop and write it.
 
-    ``stub`` is absent where the guest is only looked at.
+    ``stub`` is absent where the guest is only looked at.  ``alive`` is called by what takes long,
+    as long as it makes progress.
     """
 
     monitor: Monitor
@@ -42,11 +43,16 @@ class Link:
     accelerator: str
     vcpus: int
     stub: HeldStub | None
+    alive: Callable[[], None]
 
 
 @contextmanager
 def connect(
-    config: GuestConfig, *, writable: bool = True, tally: Tally | None = None
+    config: GuestConfig,
+    *,
+    writable: bool = True,
+    tally: Tally | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> Iterator[Link]:
     """Find the guest's process, memory, page tables and module; open its gdbstub where asked to.
 
@@ -57,7 +63,7 @@ def connect(
     """
     with ExitStack() as stack:
         with refuse_on_failure():
-            link = _connect(config, stack, tally or Tally(), writable=writable)
+            link = _connect(config, stack, tally or Tally(), alive, writable=writable)
         yield link
 
 
@@ -70,7 +76,14 @@ def refuse_on_failure() -> Iterator[None]:
         raise AttachRefusedError(str(error)) from error
 
 
-def _connect(config: GuestConfig, stack: ExitStack, tally: Tally, *, writable: bool) -> Link:
+def _connect(
+    config: GuestConfig,
+    stack: ExitStack,
+    tally: Tally,
+    alive: Callable[[], None],
+    *,
+    writable: bool,
+) -> Link:
     timeout = config.qemu.answer_timeout_seconds
     # Ends after the monitor: a guardian that must resume the guest needs the monitor's place.
     last = stack.enter_context(ExitStack())
@@ -96,6 +109,7 @@ def _connect(config: GuestConfig, stack: ExitStack, tally: Tally, *, writable: b
         accelerator=_accelerator(monitor),
         vcpus=_vcpus(monitor),
         stub=stub,
+        alive=alive,
     )
 
 

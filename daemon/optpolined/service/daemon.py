@@ -2,10 +2,9 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Original
@@ -17,6 +16,7 @@ from optpolined.qemu.errors import MonitorClosedError, ResumedError
 from optpolined.service.answers import Clerk
 from optpolined.service.attach import Link
 from optpolined.service.chronicle import Chronicle
+from optpolined.service.events import log_changes
 from optpolined.service.governor import Governor
 from optpolined.service.inline import Found
 from optpolined.service.job import Job
@@ -31,9 +31,11 @@ from optpolined.service.recorder import Recorder
 from optpolined.service.reread import compare
 from optpolined.service.room import Room, fit
 from optpolined.service.session import Session
+from optpolined.service.summing import first_report, sum_up_sites, sum_up_work
 from optpolined.service.table import Table
 from optpolined.service.teller import Teller, promoted_chains
-from optpolined.telemetry.report import Report, SiteCounts, StopCounts
+from optpolined.telemetry.notify import summary
+from optpolined.telemetry.report import Report
 from optpolined.telemetry.requests import Question
 from optpolined.telemetry.status import Phase
 
@@ -41,8 +43,8 @@ __all__ = ("Daemon",)
 
 _log = logging.getLogger(__name__)
 
-_REQUEST_SECONDS = 0.1
-"""Between two looks at whether somebody asks for something."""
+_MIGRATION_SECONDS = 0.1
+"""Between two looks at whether a migration has ended."""
 
 _REQUESTS_AT_ONCE = 16
 """Of each look: whoever asks without end shall not keep the next epoch waiting."""
@@ -64,7 +66,6 @@ class Daemon:
         self._lending = Lending(job.guest, link, session)
         self._config = job.config
         self._attached_at = time.monotonic()
-        self._attach_seconds = attach_seconds
         self._learner = Learner(job.config.learning, session, self._recorder())
         survey = session.survey
         inventory = survey.inventory
@@ -104,7 +105,7 @@ class Daemon:
             chronicle=self._chronicle,
             attached_at=self._attached_at,
         )
-        self._report = self._first_report(job.guest)
+        self._report = first_report(job.guest, link, session, attach_seconds)
 
     def _recorder(self) -> Recorder | None:
         if self._job.recording is None:
@@ -170,7 +171,7 @@ class Daemon:
         """Wait for the next epoch, and carry out what is asked for meanwhile."""
         end = time.monotonic() + self._config.learning.epoch_milliseconds / 1e3
         while (left := end - time.monotonic()) > 0 and not self._job.is_over:
-            self._job.stop.wait(min(left, _REQUEST_SECONDS))
+            self._job.rest(left)
             if (config := self._job.reread()) is not None:
                 self._adopt(config)
             self._answer_some()
@@ -188,10 +189,11 @@ class Daemon:
     def _adopt(self, config: GuestConfig) -> None:
         """Go by another configuration, as far as that can be while the guest is attached."""
         reread = compare(self._config, config)
-        self._job.config = self._config = reread.config
-        self._teller = replace(self._teller, config=reread.config)
-        self._learner.adopt(reread.config.learning)
-        self._governor.adopt(reread.config.policy)
+        with self._job.notifier.reloading():
+            self._job.config = self._config = reread.config
+            self._teller = replace(self._teller, config=reread.config)
+            self._learner.adopt(reread.config.learning)
+            self._governor.adopt(reread.config.policy)
         _log.info(
             "the configuration is read again: %s; what was asked of pins and bans is forgotten",
             reread,
@@ -208,7 +210,8 @@ class Daemon:
                 _log.warning("leaving, but the guest is migrating: waiting for the end of that")
             said = True
             self._tell(Phase.MIGRATING)
-            time.sleep(_REQUEST_SECONDS)
+            self._job.notifier.alive()
+            time.sleep(_MIGRATION_SECONDS)
 
     def detach(self) -> None:
         """Put every site back and compare the text with what it was.
@@ -216,6 +219,7 @@ class Daemon:
         :raise OptpolinedError: the guest or QEMU failed.
         """
         report = self._report
+        self._job.notifier.stopping()
         self._await_migration()
         if not self._has_left:
             self._tell(Phase.DETACHING)
@@ -236,6 +240,8 @@ class Daemon:
             running = self._link.monitor.status() == "running"
             report.text_differences = self._session.restore(running=running)
             report.text_identical_after_detach = not report.text_differences
+            same = "identical to" if report.text_identical_after_detach else "NOT identical to"
+            _log.info("detached: the text is %s what it was", same)
         if not self._has_left:
             self._tell(Phase.DETACHED)
         self._sum_up_work()
@@ -250,42 +256,16 @@ class Daemon:
         self._sum_up_work()
 
     def _sum_up_sites(self) -> None:
-        report = self._report
-        report.promoted = len(self._promoted())
-        report.sites.skipped = self._teller.skipped()
-        report.arena = asdict(self._job.hub.status.arena)
-        report.targets_histogram = {
-            str(size): count
-            for size, count in sorted(
-                Counter(len(chain.targets) for chain in self._promoted().values()).items()
-            )
-        }
+        arena = self._job.hub.status.arena
+        sum_up_sites(self._report, self._promoted(), self._teller.skipped(), arena)
 
     def _sum_up_work(self) -> None:
-        report = self._report
-        status, tally = self._job.hub.status, self._session.tally
-        report.int3_hits = status.int3_hits
-        report.seconds = time.monotonic() - self._attached_at
-        stops = status.stops
-        report.stops = StopCounts(
-            stops.count, stops.p50_seconds, stops.p99_seconds, stops.max_seconds
-        )
-        report.pokes, report.refused = tally.pokes, dict(tally.refused)
+        seconds = time.monotonic() - self._attached_at
+        sum_up_work(self._report, self._job.hub.status, seconds)
 
     def report(self) -> Report:
         """What this run did; complete after :meth:`detach` or :meth:`leave`."""
         return self._report
-
-    def _first_report(self, guest: str) -> Report:
-        inventory = self._session.survey.inventory
-        return Report(
-            guest=guest,
-            kernel=self._link.attachment.vmcoreinfo.osrelease,
-            accel=self._link.accelerator,
-            vcpus=self._link.vcpus,
-            sites=SiteCounts(inventory.found, len(inventory.eligible), dict(inventory.skipped)),
-            attach_seconds=self._attach_seconds,
-        )
 
     def _reconcile(self) -> None:
         """One epoch: what stands there, what was counted, what should stand there, make it so."""
@@ -355,6 +335,7 @@ class Daemon:
         finally:
             self._forms = self._session.patcher.observe()
             self._epoch_began = time.monotonic()
+        log_changes(wanted, report, self._session.survey.symbols.name)
         self._chronicle.changed(self._epoch, wanted, report.sites)
         self._session.tally.pokes += report.done
         self._session.tally.refused += report.refused
@@ -373,7 +354,9 @@ class Daemon:
             _log.warning("not audited: the arena has no room for counting at all sites at once")
             return
         self._poke(forms)
-        self._job.stop.wait(self._config.learning.audit_milliseconds / 1e3)
+        end = time.monotonic() + self._config.learning.audit_milliseconds / 1e3
+        while (left := end - time.monotonic()) > 0 and not self._job.stop.is_set():
+            self._job.rest(left)
         coverage = audit(self._snapshot())
         self._report.coverage = coverage.share
         self._report.audited_calls = {
@@ -388,6 +371,7 @@ class Daemon:
     def _tell(self, phase: Phase) -> None:
         hub = self._job.hub
         hub.tell(self._teller.tell(phase, self._epoch, self._forms, hub.status))
+        self._job.notifier.status(summary(hub.status))
         self._job.show(hub.status)
 
     def end(self) -> None:

@@ -11,9 +11,13 @@ from optpolined.service.orders import OrderBook
 from optpolined.service.recorder import Recording
 from optpolined.service.rules import Rules
 from optpolined.service.tally import Tally
+from optpolined.telemetry.notify import Notifier
 from optpolined.telemetry.status import Status
 
 __all__ = ("Job",)
+
+_TICK_SECONDS = 0.1
+"""Between two looks at whether somebody asks for something, and two signs of life."""
 
 
 @dataclass(slots=True)
@@ -36,6 +40,8 @@ class Job:
     reread: Callable[[], GuestConfig | None]
     """Another configuration, where somebody asked to go by another since the last look."""
     tally: Tally = field(default_factory=Tally)
+    notifier: Notifier = field(default_factory=Notifier)
+    """The service manager, if there is one."""
     recording: Recording | None = None
     """Where what learning sees is written."""
     attached_at: float | None = None
@@ -55,3 +61,8 @@ class Job:
         self.tally.attachments += 1
         if self.attached_at is None:
             self.attached_at = time.monotonic()
+
+    def rest(self, seconds: float) -> None:
+        """Wait for a moment of at most ``seconds``; who asks to leave ends it."""
+        self.notifier.alive()
+        self.stop.wait(min(seconds, _TICK_SECONDS))

@@ -48,6 +48,7 @@ class Lending:
         deadline = time.monotonic() + _WAIT_SECONDS
         waits = False
         while True:
+            self._link.alive()
             try:
                 self._stub.take()
             except StubBusyError as error:

@@ -66,7 +66,7 @@ class GuestMachine(Machine):
         """The machine at the other end of ``link``, which must be writable."""
         assert link.stub is not None
         return cls(
-            stopper=Stopper(link.stub, clock, statistics),
+            stopper=Stopper(link.stub, clock, statistics, link.alive),
             writer=link.stub,
             memory=link.memory,
             space=link.attachment.space,

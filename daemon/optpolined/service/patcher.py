@@ -359,6 +359,7 @@ class Patcher:
             refusal.write.expect.hex(" "),
             reason,
             refusal.phase.value,
+            extra={"site": f"{site.address:#x}", "reason": reason},
         )
 
 

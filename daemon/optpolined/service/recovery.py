@@ -133,7 +133,11 @@ def put_back(
     with space.snapshot() as pages:
         for left in leftovers:
             if left.standing not in (Standing.OURS, Standing.INTERRUPTED):
-                _log.warning("site %#x holds somebody else's bytes: left alone", left.entry.site)
+                _log.warning(
+                    "site %#x holds somebody else's bytes: left alone",
+                    left.entry.site,
+                    extra={"site": f"{left.entry.site:#x}", "reason": "foreign_bytes"},
+                )
                 continue
             prepare, disarm = entries.guard(left.entry, pages, Protocol.BREAKPOINT)
             entry = left.entry

@@ -1,5 +1,6 @@
 """The module's mailbox, written through the machine as everything else is."""
 
+import time
 from collections.abc import Callable, Sequence
 
 from optpolined.kernel.abi import RequestOp
@@ -17,8 +18,13 @@ class MailboxChangedError(KernelError):
     """The mailbox changed while a request was being written into it."""
 
 
-def open_mailbox(attachment: Attachment, machine: Machine) -> Mailbox:
-    """The mailbox of the guest's module; a request raises MailboxChangedError where it must."""
+def open_mailbox(
+    attachment: Attachment, machine: Machine, alive: Callable[[], None] = lambda: None
+) -> Mailbox:
+    """The mailbox of the guest's module; a request raises MailboxChangedError where it must.
+
+    :param alive: Called while a request is waited for, which always has an end.
+    """
 
     def post(writes: Sequence[MailboxWrite]) -> None:
         found = machine.write(
@@ -27,7 +33,11 @@ def open_mailbox(attachment: Attachment, machine: Machine) -> Mailbox:
         if any(item is not None for item in found):
             raise MailboxChangedError("the guest's mailbox changed while a request was written")
 
-    return Mailbox(attachment.space, attachment.header, post)
+    def sleep(seconds: float) -> None:
+        alive()
+        time.sleep(seconds)
+
+    return Mailbox(attachment.space, attachment.header, post, sleep=sleep)
 
 
 def pass_grace(mailbox: Mailbox, monitor: Monitor, *, timeout_seconds: float) -> None:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from optpolined.config import GuestConfig
@@ -20,6 +20,7 @@ from optpolined.service.orders import OrderBook
 from optpolined.service.recorder import Recording
 from optpolined.service.rules import Rules
 from optpolined.service.session import Session
+from optpolined.telemetry.notify import Notifier
 from optpolined.telemetry.report import Report
 from optpolined.telemetry.status import Status
 
@@ -42,6 +43,8 @@ class Options:
     """A file to write what learning sees to."""
     reread: Callable[[], GuestConfig | None] = lambda: None
     """Asked now and then for another configuration; ``None``: go on by the one there is."""
+    notifier: Notifier = field(default_factory=Notifier)
+    """The service manager, if there is one."""
 
 
 def serve(
@@ -74,6 +77,7 @@ def serve(
             orders=OrderBook(config.runtime_directory, guest),
             hub=stack.enter_context(Hub(guest, config)),
             reread=options.reread,
+            notifier=options.notifier,
         )
         if options.record is not None:
             job.recording = stack.enter_context(closing(Recording(options.record)))
@@ -83,10 +87,12 @@ def serve(
 
 
 def _serve(job: Job) -> Report:
+    job.notifier.status("attaching")
     report = _attach(job)
     last = False
     while report is None and not last:
         last = job.is_over  # then once more, for the guest may hold what is to be put back
+        job.notifier.alive()
         job.stop.wait(0 if last else _REATTACH_SECONDS)
         try:
             report = _attach(job)
@@ -121,6 +127,7 @@ def _tell_of_trouble(job: Job, trouble: str) -> None:
         read_errors=tally.read_errors,
     )
     job.hub.tell(status)
+    job.notifier.status(f"not attached: {trouble}")
     job.show(status)
 
 
@@ -141,16 +148,24 @@ def _attach(job: Job) -> Report | None:
     found out by attaching anew, and by nothing else.
     """
     began = time.monotonic()
-    with connect(job.config, tally=job.tally) as link:
+    with connect(job.config, tally=job.tally, alive=job.notifier.alive) as link:
         _take_over(job)
         with refuse_on_failure():
             session = Session(link, job.config, time.monotonic, force=job.force, tally=job.tally)
             daemon = Daemon(job, link, session, attach_seconds=time.monotonic() - began)
         # What was read of the guest stays: the collector need not look at it each time.
         gc.freeze()
+        sites = session.survey.inventory
+        _log.info(
+            "attached in %.1f s: %d sites, %d eligible",
+            time.monotonic() - began,
+            sites.found,
+            len(sites.eligible),
+        )
         try:
             job.hub.open()
             job.attached()
+            job.notifier.ready()
             daemon.run()
             daemon.detach()
         except GuardedError as error:

@@ -87,7 +87,7 @@ class Session:
         """
         assert link.stub is not None
         self._stub, self._monitor = link.stub, link.monitor
-        self._restoring = False
+        self._alive, self._restoring = link.alive, False
         self._config = config
         self._clock = clock
         self.tally = tally or Tally()
@@ -95,7 +95,7 @@ class Session:
         self.header = link.attachment.header
         self.machine = GuestMachine.of(link, config, clock, self.tally.stops)
         self.stopper = self.machine.stopper
-        self._mailbox = open_mailbox(link.attachment, self.machine)
+        self._mailbox = open_mailbox(link.attachment, self.machine, link.alive)
         self._mailbox.request(RequestOp.MODULES)
         self._patient = PatientGuest(self.machine, self._request_grace)
         self._entries = Entries(self.space, self.header)
@@ -364,6 +364,7 @@ class Session:
         """Follow the modules as they are now, for one of them may allow no change."""
         deadline = time.monotonic() + self._config.poke.grace_timeout_seconds
         while self._modules_generation() != self._generation and time.monotonic() < deadline:
+            self._alive()
             self.recycle()  # ends a grace period that occupies the mailbox, and begins none
             if self.follow_modules() is None:
                 time.sleep(_RETRY_SECONDS)

@@ -57,10 +57,16 @@ class Stopper:
         stub: Stoppable,
         clock: Callable[[], float],
         statistics: StopStatistics | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        """:param statistics: Where stops are counted, if somebody else reads that too."""
+        """Stop by ``stub``.
+
+        :param statistics: Where stops are counted, if somebody else reads that too.
+        :param alive: Called before each stop: a change of many sites takes many of them.
+        """
         self._stub = stub
         self._clock = clock
+        self._alive = alive
         self.statistics = statistics or StopStatistics()
 
     @contextmanager
@@ -73,6 +79,7 @@ class Stopper:
 
         :raise QemuError: the stub failed, or the guest was resumed from outside in the block.
         """
+        self._alive()
         was_enabled = gc.isenabled()
         gc.disable()
         began = self._clock()

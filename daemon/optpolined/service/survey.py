@@ -156,7 +156,12 @@ class Survey:
             functions = self.symbols.functions_in(region.base, region.size)
             found = scan(text, region.base, thunks, functions)
             for rejected in found.rejected:
-                _log.warning("bytes at %#x look like a site: %s", rejected.address, rejected.reason)
+                _log.warning(
+                    "bytes at %#x look like a site: %s",
+                    rejected.address,
+                    rejected.reason,
+                    extra={"site": f"{rejected.address:#x}", "reason": rejected.reason},
+                )
             sites, unlike = with_inline_parts(
                 found.sites, declared.records, text, region.base, header.thunk
             )

@@ -9,4 +9,6 @@ requests.py    what can be asked, and the way of a request to the reconcile loop
 server.py      status and requests on a unix socket
 web/           all of that over HTTP, read-only, and a status page
 report.py      what a run did
+logs.py        the log: journal, terminal or lines
+notify.py      the status for a service manager, and the watchdog's pings
 """

@@ -1,0 +1,186 @@
+"""Where the log goes: to the journal with fields, to a terminal, or as plain lines.
+
+An event is one line, whatever names the guest has put into it.  A call that is about a site, or
+that has a reason, gives them as ``extra={"site": f"{address:#x}", "reason": "foreign_bytes"}``; in
+the journal these are the fields SITE and REASON, beside GUEST:
+
+    journalctl GUEST=vm1 REASON=foreign_breakpoint
+
+Nothing is repeated in a storm (:class:`Calm`).
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from logging_journald import JournaldTransport, check_journal_stream
+from rich.console import Console
+from rich.logging import RichHandler
+
+from optpolined.telemetry.notify import one_line
+
+__all__ = ("Calm", "JournalHandler", "configure_logging", "goes_to_journal")
+
+_CALM_SECONDS = 60.0
+_OF_A_KIND_MAX = 10
+"""Lines of one call, about different sites, within that time."""
+
+_PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+"""The levels of syslog(3): err, warning, info; below them debug."""
+
+
+def configure_logging(guest: str, console: Console, *, verbose: bool) -> None:
+    """Send the log of this process to where its standard error goes."""
+    handler = Calm(_handler(guest, console))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("optpolined").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def goes_to_journal() -> bool:
+    """Whether our standard error is the journal's: JOURNAL_STREAM in systemd.exec(5)."""
+    return bool(check_journal_stream())
+
+
+def _handler(guest: str, console: Console) -> logging.Handler:
+    if goes_to_journal():
+        return JournalHandler(JournaldTransport().send, guest)
+    if console.is_terminal:
+        return RichHandler(console=console, show_path=False, markup=False)
+    plain = logging.StreamHandler()
+    plain.setFormatter(_OneLine("%(levelname)s %(name)s: %(message)s"))
+    return plain
+
+
+class _OneLine(logging.Formatter):
+    """Escapes what would break the line; a traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
+        return one_line(super().formatMessage(record))
+
+
+class JournalHandler(logging.Handler):
+    """Sends each record as fields; systemd.journal-fields(7) says what most of them are."""
+
+    def __init__(self, send: Callable[[list[tuple[str, str]]], None], guest: str) -> None:
+        """:param send: Gets the fields of one entry, in the native protocol of the journal."""
+        super().__init__()
+        self._send = send
+        self._guest = guest
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one entry."""
+        try:
+            self._send(self._fields(record))
+        except Exception:  # noqa: BLE001  as every handler of logging does
+            self.handleError(record)
+
+    def _fields(self, record: logging.LogRecord) -> list[tuple[str, str]]:
+        fields = [
+            ("MESSAGE", one_line(record.getMessage())),
+            ("PRIORITY", str(_priority(record.levelno))),
+            ("SYSLOG_IDENTIFIER", "optpolined"),
+            ("SYSLOG_PID", str(os.getpid())),
+            ("LOGGER", record.name),
+            ("CODE_FILE", record.pathname),
+            ("CODE_LINE", str(record.lineno)),
+            ("CODE_FUNC", record.funcName or ""),
+            ("GUEST", self._guest),
+        ]
+        subject = _subject(record)
+        names = ("SITE", "REASON")
+        fields += [(name, one_line(of)) for name, of in zip(names, subject, strict=True) if of]
+        if record.exc_info:
+            fields.append(("TRACEBACK", logging.Formatter().formatException(record.exc_info)))
+        return fields
+
+
+def _priority(level: int) -> int:
+    return next((priority for least, priority in _PRIORITIES if level >= least), 7)
+
+
+def _subject(record: logging.LogRecord) -> tuple[str, str]:
+    """The site and the reason that the call gave, empty where it gave none."""
+    return str(getattr(record, "site", "")), str(getattr(record, "reason", ""))
+
+
+@dataclass(slots=True)
+class _Heard:
+    """An event, and how often it came again."""
+
+    record: logging.LogRecord
+    again: int = 0
+
+
+@dataclass(slots=True)
+class _Kind:
+    """What one call has logged lately: by subject, and those for whom there was no line left."""
+
+    until: float
+    shown: dict[tuple[str, ...], _Heard] = field(default_factory=dict)
+    others: _Heard | None = None
+
+
+class Calm(logging.Handler):
+    """Passes records on, but not the same twice within a minute, nor many of a kind.
+
+    Of a kind are the records of one call; the same are those about the same site and reason, or
+    with the same text where the call gave none.  How many were held back is said at the end of the
+    minute, as soon as anything is logged, or when the program ends.
+    """
+
+    def __init__(
+        self,
+        inner: logging.Handler,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        seconds: float = _CALM_SECONDS,
+    ) -> None:
+        """Take over ``inner``, which is closed with this."""
+        super().__init__()
+        self._inner = inner
+        self._clock = clock
+        self._seconds = seconds
+        self._kinds: dict[tuple[str, str], _Kind] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass ``record`` on, or count it."""
+        now = self._clock()
+        self._sum_up(now)
+        kind = self._kinds.setdefault((record.name, str(record.msg)), _Kind(now + self._seconds))
+        subject = _subject(record)
+        same = subject if any(subject) else (record.getMessage(),)
+        if same in kind.shown:
+            kind.shown[same].again += 1
+        elif len(kind.shown) < _OF_A_KIND_MAX:
+            kind.shown[same] = _Heard(record)
+            self._inner.handle(record)
+        elif kind.others is None:
+            kind.others = _Heard(record)
+        else:
+            kind.others.again += 1
+
+    def close(self) -> None:
+        """Say what was held back."""
+        self._sum_up(float("inf"))
+        self._inner.close()
+        super().close()
+
+    def _sum_up(self, now: float) -> None:
+        """Say what was held back of the kinds whose time is over."""
+        for call, kind in list(self._kinds.items()):
+            if kind.until > now:
+                continue
+            del self._kinds[call]
+            for heard in kind.shown.values():
+                if heard.again:
+                    self._inner.handle(_with_note(heard.record, f"repeated {heard.again} times"))
+            if kind.others is not None:
+                of_them = f"and {kind.others.again} more of this kind"
+                self._inner.handle(_with_note(kind.others.record, of_them))
+
+
+def _with_note(record: logging.LogRecord, note: str) -> logging.LogRecord:
+    text = {"msg": f"{record.getMessage()} ({note})", "args": ()}
+    return logging.makeLogRecord(record.__dict__ | text)
