@@ -55,11 +55,11 @@ def control(*arguments: str) -> str:
 
 def site_column(screen: str) -> list[str]:
     """The sites in the table, from the top."""
-    return re.findall(r"^ *[\d,]+ +[\d,]+ +[a-z]+ +(\S+\+0x[0-9a-f]+)", screen, re.MULTILINE)
+    return re.findall(r"^ *[\d,]+ +[\d,]+ +[a-z]+ +(\S+)", screen, re.MULTILINE)
 
 
 def calls_column(screen: str) -> list[int]:
-    rows = re.findall(r"^ *([\d,]+) +[\d,]+ +[a-z]+ +\S+\+0x", screen, re.MULTILINE)
+    rows = re.findall(r"^ *([\d,]+) +[\d,]+ +[a-z]+ +\S", screen, re.MULTILINE)
     return [int(row.replace(",", "")) for row in rows]
 
 
@@ -92,10 +92,9 @@ def test_top_shows_the_hottest_sites_sorts_filters_explains_and_quits(
                 and all("vfs_" in site for site in site_column(shown))
             )
         )
-        hottest = site_column(screen)[0]
         terminal.press("p", "Enter")
-        screen = terminal.wait_for(lambda shown: "what was decided and done" in shown)
-        assert "vfs_" in screen.splitlines()[0], hottest
+        screen = terminal.wait_for(lambda shown: "what stands there now" in shown)
+        assert "vfs_" in screen.splitlines()[0]
         terminal.press("Escape")
         terminal.wait_for(lambda shown: "paused: p goes on" in shown)
         terminal.press("q")
@@ -114,8 +113,9 @@ def test_explain_shows_the_call_the_block_its_compares_and_why(
         tmp_path / "tmux", [CONTROL, "explain", row["site"], *where], size=(80, 60)
     ) as terminal:
         assert terminal.wait_end() == 0
-        screen = terminal.screen()
-    shown = "\n".join(line.rstrip() for line in screen.splitlines()).strip()
+        printed = terminal.all_lines()
+    shown = printed.partition("\nPane is dead")[0].rstrip()
+    assert max(map(len, shown.splitlines())) <= 80
     (BUILD / "explain.txt").write_text(f"{shown}\n", encoding="utf-8")
 
     said = json.loads(control("explain", row["site"], "--json", *where))["explanation"]
@@ -137,26 +137,5 @@ def test_explain_shows_the_call_the_block_its_compares_and_why(
         assert re.search(rf"cmp .*{re.escape(target['name'])}", shown[block:history])
         assert re.search(rf"je .*{re.escape(target['name'])}", shown[block:history])
     assert re.search(r"jmp .*learning stub of r", shown[block:history])
-    assert re.search(r"decided +promoted: \S+", shown[history:])
+    assert re.search(r"decided +promoted: \d+ targets? takes? \d+%", shown[history:])
     assert re.search(r"changed +\S+", shown[history:])
-
-
-def test_a_site_can_be_reverted_and_learns_again(where: list[str]) -> None:
-    """The way of an operator who suspects one site."""
-    listed = control(
-        "sites", "--state", "promoted", "--order", "calls", "--top", "2", "--json", *where
-    )
-    site = json.loads(listed)["sites"][-1]["site"]
-    assert json.loads(control("revert", site, "--json", *where))["outcome"] == "done"
-
-    def stands() -> tuple[str, bool]:
-        told = json.loads(control("explain", site, "--json", *where))["explanation"]
-        parts = told["parts"]
-        return told["row"]["state"], all(part["original"] == part["standing"] for part in parts)
-
-    for _ in range(50):
-        if stands() == ("reverted", True):
-            break
-    assert stands() == ("reverted", True)
-    assert json.loads(control("relearn", site, "--json", *where))["outcome"] == "done"
-    assert stands()[0] != "reverted"
