@@ -11,9 +11,10 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 APT_PACKAGES := busybox-static g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 make python3-venv \
 	qemu-system-x86 xz-utils
+BROWSER_PACKAGES := chromium
 KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 
-.PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-crash soak bench bench-forms bench-learning lint lock clean
+.PHONY: help setup apt image guest-kernel demo demo-seed browser test test-unit test-browser test-model model-deep test-hostile nightly test-guest test-crash soak bench bench-forms bench-learning bench-scrape lint lock clean
 
 help:
 	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
@@ -24,6 +25,7 @@ help:
 	@echo 'make demo-seed   each system of the seed mail at work on a guest, some minutes'
 	@echo 'make test        lint and all tests'
 	@echo 'make test-unit   the tests that need no QEMU'
+	@echo 'make test-browser the status page in Chromium, a minute'
 	@echo 'make test-model  the poke protocol under every interleaving, about a minute'
 	@echo 'make model-deep  the same with more vCPUs, tasks and functions, some minutes'
 	@echo 'make test-hostile guests and peers that lie, 2,000 examples for each surface'
@@ -33,7 +35,8 @@ help:
 	@echo 'make soak        sites changed without end for MINUTES=10'
 	@echo 'make bench-forms what a call costs in each form, natively, one or two minutes'
 	@echo 'make bench-learning what a decision on 20,000 sites costs, a minute or two'
-	@echo 'make bench       all that is measured: bench-forms, bench-learning'
+	@echo 'make bench-scrape what a scrape of 8,000 sites costs the daemon, seconds'
+	@echo 'make bench       all that is measured: bench-forms, bench-learning, bench-scrape'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make lock        pin the newest Python packages that pyproject.toml allows'
 	@echo 'make clean       remove build/, .venv and caches'
@@ -92,11 +95,18 @@ demo: $(if $(filter plugin,$(KERNEL)),guest-kernel,image)
 demo-seed: image
 	@$(BIN)/python -m guest.seed_demo
 
-test: lint image
+# For the tests of the status page only: 100 MB to fetch, 400 MB installed.
+browser: setup
+	@$(MAKE) --no-print-directory apt APT_PACKAGES='$(BROWSER_PACKAGES)'
+
+test: lint image browser
 	@$(BIN)/python -m tests.run
 
 test-unit: image
 	@$(PYTEST) tests/unit
+
+test-browser: browser
+	@$(PYTEST) tests/browser
 
 test-model: setup
 	@$(PYTEST) tests/model
@@ -110,7 +120,7 @@ test-hostile: setup
 nightly: setup
 	@HYPOTHESIS_PROFILE=nightly $(PYTEST) tests/hostile
 
-test-guest: image
+test-guest: image browser
 	@$(PYTEST) tests/guest
 
 test-crash: image
@@ -119,13 +129,16 @@ test-crash: image
 soak: image
 	@$(BIN)/python -m tests.guest.soak --minutes $(MINUTES) --calls $$(($(MINUTES) * 1000000))
 
-bench: bench-forms bench-learning
+bench: bench-forms bench-learning bench-scrape
 
 bench-forms: image $(BIN)/benched
 	@$(BIN)/python -m tests.bench
 
 bench-learning: setup
 	@$(BIN)/python -m tests.bench.learning
+
+bench-scrape: setup
+	@$(BIN)/python -m tests.bench.scrape
 
 lint: setup
 	@echo 'lint: ruff and mypy'

@@ -105,7 +105,7 @@ def check_api(url: str) -> None:
     assert tell(url, "/api/static-calls")["static_calls"] == []
     assert tell(url, "/api/schema").keys() >= {"/api/status", "/api/explain"}
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
-        assert b"optpolined_up 1.0" in answer.read()
+        assert b'optpolined_up{guest="test"} 1.0' in answer.read()
 
 
 def check_page(page: Page, site: dict[str, Any], picture: Path) -> None:
