@@ -11,9 +11,13 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 APT_PACKAGES := busybox-static e2fsprogs g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 make \
 	man-db mmdebstrap python3-venv qemu-system-x86 systemd tmux xz-utils
+BROWSER_PACKAGES := chromium
 KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 
-.PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-systemd test-crash soak bench bench-forms bench-learning docs lint lock clean
+.PHONY: help setup apt image guest-kernel demo demo-seed browser docs
+.PHONY: test test-unit test-model model-deep test-hostile nightly test-guest test-browser
+.PHONY: test-systemd test-observability test-crash soak
+.PHONY: bench bench-forms bench-learning bench-scrape lint lock clean
 
 help:
 	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
@@ -24,6 +28,7 @@ help:
 	@echo 'make demo-seed   each system of the seed mail at work on a guest, some minutes'
 	@echo 'make test        lint and all tests'
 	@echo 'make test-unit   the tests that need no QEMU'
+	@echo 'make test-browser the status page in Chromium, a minute'
 	@echo 'make test-model  the poke protocol under every interleaving, about a minute'
 	@echo 'make model-deep  the same with more vCPUs, tasks and functions, some minutes'
 	@echo 'make test-hostile guests and peers that lie, 2,000 examples for each surface'
@@ -34,7 +39,8 @@ help:
 	@echo 'make soak        sites changed without end for MINUTES=10'
 	@echo 'make bench-forms what a call costs in each form, natively, one or two minutes'
 	@echo 'make bench-learning what a decision on 20,000 sites costs, a minute or two'
-	@echo 'make bench       all that is measured: bench-forms, bench-learning'
+	@echo 'make bench-scrape what a scrape of 8,000 sites costs the daemon, seconds'
+	@echo 'make bench       all that is measured: bench-forms, bench-learning, bench-scrape'
 	@echo 'make docs        man pages and shell completions into build/man and build/completions'
 	@echo 'make install     into DESTDIR=, below PREFIX=/usr/local; make uninstall'
 	@echo 'make lint        ruff and mypy'
@@ -95,11 +101,18 @@ demo: $(if $(filter plugin,$(KERNEL)),guest-kernel,image)
 demo-seed: image
 	@$(BIN)/python -m guest.seed_demo
 
-test: lint image
+# For the tests of the status page only: 100 MB to fetch, 400 MB installed.
+browser: setup
+	@$(MAKE) --no-print-directory apt APT_PACKAGES='$(BROWSER_PACKAGES)'
+
+test: lint image browser
 	@$(BIN)/python -m tests.run
 
 test-unit: image
 	@$(PYTEST) tests/unit
+
+test-browser: browser
+	@$(PYTEST) tests/browser
 
 test-model: setup
 	@$(PYTEST) tests/model
@@ -113,7 +126,7 @@ test-hostile: setup
 nightly: setup
 	@HYPOTHESIS_PROFILE=nightly $(PYTEST) tests/hostile
 
-test-guest: image
+test-guest: image browser
 	@$(PYTEST) tests/guest
 
 test-systemd: image
@@ -125,13 +138,16 @@ test-crash: image
 soak: image
 	@$(BIN)/python -m tests.guest.soak --minutes $(MINUTES) --calls $$(($(MINUTES) * 1000000))
 
-bench: bench-forms bench-learning
+bench: bench-forms bench-learning bench-scrape
 
 bench-forms: image $(BIN)/benched
 	@$(BIN)/python -m tests.bench
 
 bench-learning: setup
 	@$(BIN)/python -m tests.bench.learning
+
+bench-scrape: setup
+	@$(BIN)/python -m tests.bench.scrape
 
 docs: setup
 	@$(BIN)/python -m docs.build

@@ -14,7 +14,7 @@ from pathlib import Path
 
 _LOG = Path("build/test-guest.log")
 _GUESTS = ("--numprocesses=2", "--dist=loadfile", "--verbose", "--durations=10", "tests/guest")
-_OTHERS = ("tests/unit", "tests/model", "tests/hostile")
+_OTHERS = ("tests/unit", "tests/browser", "tests/model", "tests/hostile")
 _LOOK_SECONDS = 0.2
 
 

@@ -58,14 +58,19 @@ _FUNCTIONS: Final = (
     *("napi_poll", "submit_bio", "handle_irq_event", "ksys_ioctl", "do_iter_read", "seq_read_iter"),
 )
 _TARGETS: Final = ("ext4_file_read_iter", "pipe_read", "sock_read_iter", "shmem_file_read_iter")
-_HOT: Final = 20
 _JOURNAL: Final = 64
 
 
 class MadeUpGuest:
-    """Has ``sites``; ``odd_name`` is the function of its hottest one."""
+    """Has ``sites``; ``odd_name`` is the function of its hottest one.
 
-    def __init__(self, sites: int = 7861, *, odd_name: str | None = None) -> None:
+    So many of the ``hottest`` are told one by one.
+    """
+
+    def __init__(
+        self, sites: int = 7861, *, odd_name: str | None = None, hottest: int = 20
+    ) -> None:
+        self._hottest = hottest
         chance = random.Random(7)
         self.rows = sorted(
             (_row(chance, number, sites) for number in range(sites)),
@@ -103,7 +108,7 @@ class MadeUpGuest:
                     row.calls_per_second,
                     row.misses_per_second,
                 )
-                for row in promoted[:_HOT]
+                for row in promoted[: self._hottest]
             ),
             counted_calls=9_120_332,
             missed_calls=4_221_006,

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from urllib.parse import quote, urlencode
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,10 +21,12 @@ from optpolined.telemetry.sites import Explanation
 from optpolined.telemetry.status import STATUS, STOP_BUCKETS_SECONDS, Status
 from optpolined.telemetry.web import Sources, serve_web
 from optpolined.telemetry.web.api import ASKING_MAX, TOP_MAX
+from optpolined.telemetry.web.app import App
 from tests.unit.telemetry.made_up import MARKUP, MadeUpGuest
 
 PATIENCE_SECONDS = 20
 GUEST = MadeUpGuest(500, odd_name=MARKUP)
+APP = App(Sources(GUEST.status, GUEST.history, GUEST.ask, CollectorRegistry()), on_loopback=True)
 ROUTES = (
     *("/", "/metrics", "/api/status", "/api/history", "/api/sites", "/api/static-calls"),
     *("/api/bounds", "/api/schema", f"/api/explain?site={quote(GUEST.rows[0].site)}"),
@@ -245,6 +249,45 @@ def test_a_wrong_query_gets_one_line(port: int, path: str, expected: str) -> Non
 def test_bytes_that_are_no_text_name_no_site(port: int) -> None:
     assert get(port, "/api/explain?site=%ff%fe").code == 404
     assert sites(port, pattern="\ud7ff\uffff") == []
+
+
+@given(
+    path=st.sampled_from([*(route.partition("?")[0] for route in ROUTES), "/nothing"]),
+    query=st.text(st.characters(max_codepoint=255), max_size=200)
+    | st.dictionaries(
+        st.sampled_from(["pattern", "state", "order", "top", "site"]),
+        st.lists(st.text(max_size=20) | st.integers(), max_size=3),
+    ).map(lambda given: urlencode(given, doseq=True)),
+    method=st.sampled_from(["GET", "HEAD", "POST", "BREW"]),
+    host=st.sampled_from(["localhost", "evil.example"]) | st.text(max_size=20),
+)
+def test_any_request_gets_an_answer_or_one_line(
+    path: str, query: str, method: str, host: str
+) -> None:
+    environ = {
+        "REQUEST_METHOD": method,
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "HTTP_HOST": host,
+    }
+    begun: list[tuple[str, dict[str, str]]] = []
+
+    def start_response(
+        status: str, headers: list[tuple[str, str]], _: object = None, /
+    ) -> Callable[[bytes], object]:
+        begun.append((status, dict(headers)))
+        return lambda _: None
+
+    body = b"".join(APP(environ, start_response))
+    ((status, headers),) = begun
+    code = int(status[:3])
+    assert code in {200, 400, 403, 404, 405}
+    if method == "HEAD":
+        assert body == b""
+    elif code != 200:
+        assert len(body.decode().splitlines()) == 1
+    else:
+        assert int(headers["Content-Length"]) == len(body)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 import { byId, drawn, say } from "/dom.js";
 import { percent, rate, short, time, timeOfDay } from "/format.js";
 
-const HOUR = 3600;
+const SPAN_SECONDS = { least: 600, most: 3600 };
 const GAP_SECONDS = 25; // more than two moments: nobody was there
-const TICK_SECONDS = [600, 1200]; // on a desk, on a phone
-const PHONE = 500;
+const TICK_SECONDS = [60, 120, 300, 600, 1200];
+const TICK_WIDTH = 70; // at least
 const SPACE = { left: 46, right: 12, top: 22, between: 36, bottom: 22 };
 const HEIGHT = 290;
 
@@ -24,13 +24,17 @@ const frame = () => {
   const inner = width - SPACE.left - SPACE.right;
   const height = (HEIGHT - SPACE.top - SPACE.between - SPACE.bottom) / 2;
   const end = moments.length ? moments.at(-1).at : Date.now() / 1000;
+  const known = moments.length ? end - moments[0].at : 0;
+  const span = Math.min(Math.max(known, SPAN_SECONDS.least), SPAN_SECONDS.most);
   const most = niceCeiling(Math.max(0, ...moments.map((moment) => moment.missed_per_second)));
   const panel = (top, value, ceiling, shown) =>
     ({ top, height, value, ceiling, shown, y: (at) => top + height * (1 - at / ceiling) });
   return {
     width,
+    begin: end - span,
     end,
-    x: (at) => SPACE.left + inner * (1 - (end - at) / HOUR),
+    tick: TICK_SECONDS.find((every) => (inner * every) / span >= TICK_WIDTH) ?? span,
+    x: (at) => SPACE.left + inner * (1 - (end - at) / span),
     coverage: panel(SPACE.top, (moment) => moment.coverage, 1, (at) => percent(at, 0)),
     misses: panel(SPACE.top + height + SPACE.between, (moment) => moment.missed_per_second, most,
       short),
@@ -79,9 +83,9 @@ const drawPanel = (all, panel, name, title) => {
 };
 
 const drawTimes = (all) => {
-  const every = TICK_SECONDS[Number(all.width < PHONE)];
+  const { begin, end, tick } = all;
   const parts = [];
-  for (let at = Math.ceil((all.end - HOUR) / every) * every; at <= all.end; at += every) {
+  for (let at = Math.ceil(begin / tick) * tick; at <= end; at += tick) {
     const x = all.x(at);
     if (x < SPACE.left + 12 || x > all.width - SPACE.right - 8) continue;
     for (const panel of [all.coverage, all.misses]) {

@@ -122,8 +122,12 @@ const showStatus = (status) => {
 };
 
 const link = (answers, text) => {
-  say("link", text);
-  byId("link").className = answers ? "" : "lost";
+  const at = byId("link");
+  // A screen reader need not tell the time every other second.
+  if (answers) at.removeAttribute("role");
+  else at.setAttribute("role", "alert");
+  at.className = answers ? "" : "lost";
+  say(at, text);
   byId("shown").classList.toggle("stale", !answers);
 };
 

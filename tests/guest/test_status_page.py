@@ -1,0 +1,144 @@
+"""The status page and the API of a real daemon, which manages a real guest, in a real browser.
+
+Keeps build/status.png, and beside it the same in the dark and on a phone, and a site explained.
+"""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from playwright.sync_api import Page, expect
+
+from guest.image.boot import Guest
+from optpolined.telemetry.history import HISTORY
+from optpolined.telemetry.status import STATUS
+from tests.browser.visit import DESK, PHONE, Theme, chromium, scrolls_sideways, visit
+from tests.guest.harness import write_config
+
+COMMAND = Path(sys.executable).with_name("optpolined")
+PICTURES: Sequence[tuple[str, int, Theme]] = (
+    ("status", DESK, "light"),
+    ("status-dark", DESK, "dark"),
+    ("status-phone", PHONE, "light"),
+    ("status-phone-dark", PHONE, "dark"),
+)
+PATIENCE_SECONDS = 120
+PROMOTED_MIN = 30
+MOMENTS_MIN = 5
+
+
+def tell(url: str, path: str, **query: object) -> Any:
+    with urllib.request.urlopen(f"{url}{path}?{urlencode(query)}", timeout=30) as answer:
+        return json.load(answer)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextmanager
+def managed(guest: Guest, directory: Path) -> Iterator[str]:
+    """Let the daemon manage ``guest`` under load, until it knows something; gives its URL."""
+    port = free_port()
+    write_config(guest, directory, f"[metrics]\nport = {port}\n")
+    guest.run("optload --state /run/optload >/dev/null 2>&1 &")
+    url = f"http://127.0.0.1:{port}"
+    with (
+        (directory / "daemon.log").open("wb") as log,
+        subprocess.Popen(
+            [COMMAND, "--guest", "test", "--config-dir", directory], stdout=log, stderr=log
+        ) as daemon,
+    ):
+        try:
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while not is_known(url):
+                assert daemon.poll() is None, (directory / "daemon.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(1)
+            yield url
+        finally:
+            daemon.terminate()
+            code = daemon.wait(PATIENCE_SECONDS)
+            guest.run("killall optload; sleep 1")
+        assert code == 0, (directory / "daemon.log").read_text()
+
+
+def is_known(url: str) -> bool:
+    """Whether sites are promoted, and the chart has a line."""
+    try:
+        status, moments = tell(url, "/api/status"), tell(url, "/api/history")
+    except OSError:
+        return False
+    promoted = sum(status["targets_histogram"].values())
+    return promoted >= PROMOTED_MIN and len(moments) >= MOMENTS_MIN
+
+
+def test_the_page_and_the_api_tell_of_a_real_guest(guest: Guest, tmp_path: Path) -> None:
+    with managed(guest, tmp_path) as url, chromium() as browser:
+        check_api(url)
+        hottest = tell(url, "/api/sites", order="calls", state="promoted", top=1)["sites"][0]
+        for name, width, theme in PICTURES:
+            with visit(browser, url, width=width, theme=theme) as page:
+                check_page(page, hottest, Path(f"build/{name}.png"))
+
+
+def check_api(url: str) -> None:
+    """What the routes tell fits together, and is what the guest is."""
+    status = STATUS.validate_python(tell(url, "/api/status"))
+    assert status.kernel.startswith("6.1")
+    assert status.found >= 7000
+    moments = HISTORY.validate_python(tell(url, "/api/history"))
+    assert moments[-1].promoted > 0
+    everything = tell(url, "/api/sites", top=1000)
+    assert len(everything["sites"]) == 1000
+    assert everything["says"].startswith(str(status.found))
+    assert tell(url, "/api/static-calls")["static_calls"] == []
+    assert tell(url, "/api/schema").keys() >= {"/api/status", "/api/explain"}
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+        assert b'optpolined_up{guest="test"} 1.0' in answer.read()
+
+
+def check_page(page: Page, site: dict[str, Any], picture: Path) -> None:
+    """The page shows the guest, filters, and explains ``site``, by clicking."""
+    expect(page.locator("#guest")).to_have_text("test")
+    expect(page.locator("#facts")).to_contain_text("6.1")
+    expect(page.locator("#coverage")).to_contain_text("%")
+    expect(page.locator("#stops-note")).to_contain_text("stops")
+    assert page.locator("#hour path.line").count() == 2
+    assert page.locator("#journal li").count() > 0
+    assert not scrolls_sideways(page)
+    page.screenshot(path=picture, full_page=True)
+    check_filter(page, site["site"])
+    page.locator("#sites tbody a").first.click()
+    expect(page.locator("#explain-title")).to_have_text(site["site"])
+    block = page.locator("#explain .block .code")
+    for target in site["targets"]:
+        expect(block).to_contain_text(target["name"])
+    expect(block).to_contain_text("__x86_indirect_thunk_")
+    expect(page.locator("#explain .part")).to_contain_text("__x86_indirect_thunk_")
+    assert page.locator("#explain .past tbody tr").count() > 0
+    assert not scrolls_sideways(page)
+    page.screenshot(path=picture.with_stem(f"{picture.stem}-explain"))
+
+
+def check_filter(page: Page, site: str) -> None:
+    """What is typed narrows the table to one function, of which ``site`` is the hottest."""
+    rows = page.locator("#sites tbody tr")
+    before = rows.count()
+    function = site.partition("+")[0]
+    page.fill("#text", function)
+    page.select_option("#state", "promoted")
+    expect(page.locator("#sites tbody a").first).to_have_text(site)
+    after = rows.count()
+    assert 0 < after < before
+    assert all(function in name for name in page.locator("#sites tbody a").all_text_contents())
