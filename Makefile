@@ -13,7 +13,7 @@ APT_PACKAGES := busybox-static g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 m
 	python3-venv qemu-system-x86 tmux xz-utils
 KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 
-.PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-crash soak bench bench-forms bench-learning docs lint lock clean
+.PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-crash soak bench bench-forms bench-learning docs dashboards lint lock clean
 
 help:
 	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
@@ -35,6 +35,7 @@ help:
 	@echo 'make bench-learning what a decision on 20,000 sites costs, a minute or two'
 	@echo 'make bench       all that is measured: bench-forms, bench-learning'
 	@echo 'make docs        man pages and shell completions into build/man and build/completions'
+	@echo 'make dashboards  write the Grafana dashboards, from configs/grafana/*.py'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make lock        pin the newest Python packages that pyproject.toml allows'
 	@echo 'make clean       remove build/, .venv and caches'
@@ -130,6 +131,9 @@ bench-learning: setup
 
 docs: setup
 	@$(BIN)/python -m docs.build
+
+dashboards: setup
+	@$(BIN)/python -m configs.grafana.generate
 
 lint: setup
 	@echo 'lint: ruff and mypy'
