@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ("CONFIGS", "expressions", "groups", "seen_through", "without_thresholds")
+__all__ = ("CONFIGS", "RULE_FILES", "expressions", "groups", "seen_through", "without_thresholds")
 
 CONFIGS = Path("configs/prometheus")
 RULE_FILES = (CONFIGS / "optpolined.rules.yml", CONFIGS / "optpolined.alerts.yml")
