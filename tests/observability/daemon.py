@@ -37,7 +37,7 @@ class Daemon:
         self._directory = directory
         self._socket = status_socket(guest.directory / "run", GUEST)
         self._errors = directory / "daemon.log"
-        self.process: subprocess.Popen[bytes]
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +58,7 @@ class Daemon:
         settings = f"{config}\n[metrics]\nport = {self.port}\n"
         write_config(self._guest, self._directory, settings)
         with self._errors.open("ab") as errors:
-            self.process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [COMMAND, "--guest", GUEST, "--config-dir", self._directory],
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -66,15 +66,32 @@ class Daemon:
         self.wait(lambda status: status.phase is not Phase.ATTACHING)
 
     def end(self) -> None:
-        """Ask it to put everything back and leave."""
-        self.process.send_signal(signal.SIGCONT)
-        self.process.terminate()
-        assert self.process.wait(PATIENCE_SECONDS) == 0, self.said()
+        """Ask it to put everything back and leave; nothing where it was killed, or has left."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            assert process.wait(PATIENCE_SECONDS) == 0, self.said()
 
     def kill(self) -> None:
-        """End it at once; its guardian lets the guest run."""
-        self.process.kill()
-        self.process.wait()
+        """End it at once; its guardian lets the guest run.  Again does nothing."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def kill_in_a_stop(self, is_paused: Callable[[], bool]) -> None:
+        """Kill it while the guest stands stopped by it."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        assert self._process is not None
+        while True:
+            self._process.send_signal(signal.SIGSTOP)
+            time.sleep(0.01)
+            if is_paused():
+                break
+            self._process.send_signal(signal.SIGCONT)
+            assert time.monotonic() < deadline, "no stop was met"
+            time.sleep(0.03)
+        self.kill()
 
     def said(self) -> str:
         """What it has written to its log."""
@@ -88,7 +105,8 @@ class Daemon:
         """Wait until the status is as wanted."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
-            assert self.process.poll() is None, self.said()
+            assert self._process is not None
+            assert self._process.poll() is None, self.said()
             try:
                 status = self.status()
             except NoAnswerError:
