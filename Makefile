@@ -13,7 +13,7 @@ APT_PACKAGES := busybox-static g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 m
 	python3-venv qemu-system-x86 tmux xz-utils
 KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 
-.PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-crash soak bench bench-forms bench-learning docs dashboards lint lock clean
+.PHONY: help setup apt image guest-kernel demo demo-seed test test-unit test-model model-deep test-hostile nightly test-guest test-observability test-crash soak bench bench-forms bench-learning docs dashboards lint lock clean
 
 help:
 	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
@@ -29,6 +29,7 @@ help:
 	@echo 'make test-hostile guests and peers that lie, 2,000 examples for each surface'
 	@echo 'make nightly     the same with 50,000 new examples for each, about an hour'
 	@echo 'make test-guest  the tests that boot guests'
+	@echo 'make test-observability Prometheus on a guest: each alert fired, some minutes'
 	@echo 'make test-crash  the daemon killed at every packet of its work, about half an hour'
 	@echo 'make soak        sites changed without end for MINUTES=10'
 	@echo 'make bench-forms what a call costs in each form, natively, one or two minutes'
@@ -114,6 +115,9 @@ nightly: setup
 
 test-guest: image
 	@$(PYTEST) tests/guest
+
+test-observability: image
+	@$(PYTEST) tests/observability tests/observability/all_alerts.py
 
 test-crash: image
 	@$(BIN)/python -m tests.guest.crash
