@@ -1,7 +1,9 @@
-"""The rules as a test sees them: every duration in them is sixty times shorter, and nothing else.
+"""The rules as a test sees them: each duration in them is shorter, and nothing else is changed.
 
-What is divided: ``for``, and the ranges in square brackets, so that 5m is five seconds and 6h six
-minutes.  The thresholds, and all else in an expression, are as an operator has them.
+The ranges in square brackets are fifteen times shorter, so that five minutes are 20 s, in which
+there are as many scrapes a second apart as there are in five minutes 15 s apart.  What an alert
+waits by ``for`` is 180 times shorter: an hour is 20 s.  The thresholds, and all else in an
+expression, are as an operator has them.
 """
 
 import re
@@ -15,7 +17,8 @@ __all__ = ("CONFIGS", "RULE_FILES", "expressions", "groups", "seen_through", "wi
 
 CONFIGS = Path("configs/prometheus")
 RULE_FILES = (CONFIGS / "optpolined.rules.yml", CONFIGS / "optpolined.alerts.yml")
-SHORTER = 60
+RANGES_SHORTER = 15
+WAITS_SHORTER = 180
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _RANGE = re.compile(r"\[(\d+)([smh])\]")
@@ -27,16 +30,18 @@ def seen_through(rules: Path, directory: Path) -> Path:
     """A copy of a rule file in ``directory``, with its durations shortened."""
     document: dict[str, Any] = yaml.safe_load(rules.read_text("utf-8"))
     for rule in (rule for group in document["groups"] for rule in group["rules"]):
-        rule["expr"] = _RANGE.sub(lambda found: f"[{_shorter(*found.groups())}]", rule["expr"])
+        rule["expr"] = _RANGE.sub(
+            lambda found: f"[{_shorter(found[1], found[2], RANGES_SHORTER)}]", rule["expr"]
+        )
         if "for" in rule:
-            rule["for"] = _shorter(rule["for"][:-1], rule["for"][-1])
+            rule["for"] = _shorter(rule["for"][:-1], rule["for"][-1], WAITS_SHORTER)
     copy = directory / rules.name
     copy.write_text(yaml.safe_dump(document), encoding="utf-8")
     return copy
 
 
-def _shorter(number: str, unit: str) -> str:
-    return f"{int(number) * _SECONDS[unit] * 1000 // SHORTER}ms"
+def _shorter(number: str, unit: str, times: int) -> str:
+    return f"{int(number) * _SECONDS[unit] * 1000 // times}ms"
 
 
 def groups(rules: Path) -> Iterator[dict[str, Any]]:

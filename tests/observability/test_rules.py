@@ -54,7 +54,7 @@ def test_the_rules_that_guests_are_tested_with_are_rules(tools: Tools, tmp_path:
     for rule in groups(copies[1]):
         assert rule["labels"] == before[rule["alert"]]["labels"]
     assert expressions(copies[0])["guest:optpolined_stop_seconds:ratio_rate5m"] == (
-        "rate(optpolined_stop_seconds_sum[5000ms])"
+        "rate(optpolined_stop_seconds_sum[20000ms])"
     )
 
 
