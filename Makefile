@@ -14,7 +14,7 @@ APT_PACKAGES := busybox-static e2fsprogs g++ gcc gcc-12-plugin-dev libc6-dev lib
 BROWSER_PACKAGES := chromium
 KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 
-.PHONY: help setup apt image guest-kernel demo demo-seed browser docs
+.PHONY: help setup apt image guest-kernel demo demo-seed browser docs dashboards
 .PHONY: test test-unit test-model model-deep test-hostile nightly test-guest test-browser
 .PHONY: test-systemd test-observability test-crash soak
 .PHONY: bench bench-forms bench-learning bench-scrape lint lock clean
@@ -35,6 +35,7 @@ help:
 	@echo 'make nightly     the same with 50,000 new examples for each, about an hour'
 	@echo 'make test-guest  the tests that boot guests'
 	@echo 'make test-systemd the unit under a real systemd, in a guest that runs a guest'
+	@echo 'make test-observability Prometheus on a guest: each alert fired, some minutes'
 	@echo 'make test-crash  the daemon killed at every packet of its work, about half an hour'
 	@echo 'make soak        sites changed without end for MINUTES=10'
 	@echo 'make bench-forms what a call costs in each form, natively, one or two minutes'
@@ -42,6 +43,7 @@ help:
 	@echo 'make bench-scrape what a scrape of 8,000 sites costs the daemon, seconds'
 	@echo 'make bench       all that is measured: bench-forms, bench-learning, bench-scrape'
 	@echo 'make docs        man pages and shell completions into build/man and build/completions'
+	@echo 'make dashboards  write the Grafana dashboards, from configs/grafana/*.py'
 	@echo 'make install     into DESTDIR=, below PREFIX=/usr/local; make uninstall'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make lock        pin the newest Python packages that pyproject.toml allows'
@@ -132,6 +134,9 @@ test-guest: image browser
 test-systemd: image
 	@$(PYTEST) tests/systemd
 
+test-observability: image
+	@$(PYTEST) tests/observability tests/observability/all_alerts.py
+
 test-crash: image
 	@$(BIN)/python -m tests.guest.crash
 
@@ -151,6 +156,9 @@ bench-scrape: setup
 
 docs: setup
 	@$(BIN)/python -m docs.build
+
+dashboards: setup
+	@$(BIN)/python -m configs.grafana.generate
 
 lint: setup
 	@echo 'lint: ruff and mypy'

@@ -5,14 +5,13 @@ linux-headers-common and linux-kbuild, which are the same ones for both flavours
 """
 
 import gzip
-import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
+from guest.image.archives import emptied, unpack, with_fresh_lists
 from guest.image.errors import PackagesError
 from guest.image.paths import PACKAGES, DebianFlavour, locked
 from guest.image.tools import progress, run
@@ -26,8 +25,6 @@ __all__ = (
     "unpack_sources",
 )
 
-_T = TypeVar("_T")
-
 _META_PACKAGES: dict[DebianFlavour, str] = {
     "cloud": "linux-image-cloud-amd64",
     "plain": "linux-image-amd64",
@@ -37,9 +34,6 @@ _IMAGE_DEPENDENCY = re.compile(
 )
 
 _CHANGELOG_HEAD = re.compile(rb"linux \((6\.1\.\d+-\w+)\) ")
-
-# apt warns when its own user cannot reach the folder that it downloads to.
-_APT_OPTIONS = ("-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +85,7 @@ def provide_sources(kernel: Kernel, paths: Sequence[str]) -> Path:
     wanted = "\n".join(paths)
     with locked(PACKAGES):
         if not stamp.exists() or stamp.read_text() != wanted:
-            _with_fresh_lists(lambda: _unpack_sources(version, paths, tree))
+            with_fresh_lists(lambda: _unpack_sources(version, paths, tree))
             stamp.write_text(wanted)
     return tree
 
@@ -103,7 +97,7 @@ def unpack_sources(kernel: Kernel, tree: Path) -> None:
     """
     version = source_version(kernel)
     with locked(PACKAGES):
-        _with_fresh_lists(lambda: _unpack_sources(version, ("",), tree))
+        with_fresh_lists(lambda: _unpack_sources(version, ("",), tree))
 
 
 def source_version(kernel: Kernel) -> str:
@@ -121,46 +115,25 @@ def source_version(kernel: Kernel) -> str:
 def _unpack_sources(version: str, paths: Sequence[str], tree: Path) -> None:
     package = f"linux-source-6.1={version}"
     progress(f"downloading {package} and unpacking what is needed of it (half a minute)")
-    archives = _emptied(PACKAGES / "archives")
-    run(
-        ("apt-get", *_APT_OPTIONS, "download", package),
-        error=PackagesError,
-        what=f"download {package} (after make clean, the newest kernel is used)",
-        cwd=archives,
+    sources = PACKAGES / "sources"
+    unpack(
+        (package,),
+        sources,
+        archives=PACKAGES / "archives",
+        hint="after make clean, the newest kernel is used",
     )
-    for archive in archives.glob("*.deb"):
-        run(
-            ("dpkg-deb", "-x", archive, archives),
-            error=PackagesError,
-            what=f"unpack {archive.name}",
-        )
     names = (f"linux-source-6.1/{path}" for path in paths)
-    tarball = archives / "usr/src/linux-source-6.1.tar.xz"
+    tarball = sources / "usr/src/linux-source-6.1.tar.xz"
     run(
-        ("tar", "-xJf", tarball, "-C", _emptied(tree), "--strip-components=1", *names),
+        ("tar", "-xJf", tarball, "-C", emptied(tree), "--strip-components=1", *names),
         error=PackagesError,
         what=f"unpack the sources in {package}",
     )
-    shutil.rmtree(archives)
+    shutil.rmtree(sources)
 
 
 def _download(flavour: DebianFlavour) -> Kernel:
-    return _with_fresh_lists(lambda: _download_newest(flavour))
-
-
-def _with_fresh_lists(download: Callable[[], _T]) -> _T:
-    try:
-        return download()
-    except PackagesError:
-        # The package list is missing or too old: the version that it names may be gone.
-        progress("apt-get update")
-        as_root = () if os.geteuid() == 0 else ("sudo",)
-        run(
-            (*as_root, "apt-get", *_APT_OPTIONS, "update"),
-            error=PackagesError,
-            what="update the package list",
-        )
-        return download()
+    return with_fresh_lists(lambda: _download_newest(flavour))
 
 
 def _download_newest(flavour: DebianFlavour) -> Kernel:
@@ -173,28 +146,9 @@ def _download_newest(flavour: DebianFlavour) -> Kernel:
         "linux-kbuild-6.1",
     )
     progress(f"downloading and unpacking the packages of {kernel.release} (half a minute)")
-    archives = _emptied(PACKAGES / "archives")
-    run(
-        ("apt-get", *_APT_OPTIONS, "download", *names),
-        error=PackagesError,
-        what=f"download the packages of {kernel.release}",
-        cwd=archives,
-    )
-    for archive in sorted(archives.glob("*.deb")):
-        run(
-            ("dpkg-deb", "-x", archive, PACKAGES / "root"),
-            error=PackagesError,
-            what=f"unpack {archive.name}",
-        )
-    shutil.rmtree(archives)
+    unpack(names, PACKAGES / "root", archives=PACKAGES / "archives")
     _use_headers_in_place(kernel, version)
     return kernel
-
-
-def _emptied(directory: Path) -> Path:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    return directory
 
 
 def _newest(flavour: DebianFlavour) -> tuple[str, str]:

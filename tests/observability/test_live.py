@@ -1,0 +1,82 @@
+"""A guest under load, its daemon, and Prometheus: what is told, shown, and alerted about.
+
+all_alerts.py has the alerts that take longer to cause.
+"""
+
+import math
+import sys
+
+import pytest
+
+from optpolined.telemetry.requests import Ban
+from tests.observability.conftest import Scene
+from tests.observability.daemon import GUEST
+from tests.observability.dashboards import asked, dashboards
+from tests.observability.lens import RULE_FILES, expressions, without_thresholds
+from tests.observability.probe import Probe
+from tests.observability.prometheus import Tools
+from tests.unit.telemetry.test_metrics import SERIES_AT_MOST
+
+FAST = "[learning]\nepoch_milliseconds = 200\n"
+
+
+def test_promtool_finds_nothing_wrong_with_the_metrics(scene: Scene, tools: Tools) -> None:
+    scene.daemon.start(FAST)
+    scene.daemon.wait(lambda status: len(status.hottest) > 10)
+    assert tools.check("check", "metrics", stdin=scene.daemon.page()) == ""
+
+
+def test_foreign_bytes_at_a_site_are_alerted_about(scene: Scene) -> None:
+    """Somebody in the guest sets a kprobe on a promoted site, which can be put back no more."""
+    site = scene.daemon.sites("vfs_*", "promoted")[0].site
+    with Probe(scene.guest, site):
+        scene.daemon.ask(Ban(what=site))
+        alert = scene.prometheus.wait_fires("OptpolinedForeignText")
+    assert alert["labels"]["guest"] == GUEST
+    assert "reason" not in alert["labels"]
+
+
+def test_a_daemon_that_was_killed_is_missed_and_the_next_tells_what_it_put_back(
+    scene: Scene,
+) -> None:
+    scene.daemon.wait(lambda status: status.graces.count > 0)
+    scene.daemon.kill()
+    alert = scene.prometheus.wait_fires("OptpolinedDown")
+    assert alert["annotations"]["summary"] == f"Nobody manages the guest of {GUEST}."
+    scene.daemon.start(FAST)
+    alert = scene.prometheus.wait_fires("OptpolinedRecovered")
+    assert int(float(alert["value"])) == scene.daemon.status().recoveries > 0
+    scene.prometheus.wait(
+        "resolves OptpolinedDown", lambda: scene.prometheus.firing("OptpolinedDown") is None
+    )
+
+
+def test_every_expression_of_the_dashboards_gives_numbers(scene: Scene) -> None:
+    """Since the start of the run, for what happens now and then must not happen just now."""
+    scene.daemon.wait(lambda status: len(status.hottest) > 10)
+    assert scene.prometheus.label_values("guest", "optpolined_up") == [GUEST]
+    for dashboard in dashboards():
+        for where, expr in asked(dashboard, GUEST):
+            found = scene.prometheus.since_start(expr)
+            numbers = [float(value) for series in found for _, value in series["values"]]
+            assert any(map(math.isfinite, numbers)), f"{dashboard.name}: {where}: {expr}"
+
+
+def test_every_rule_looks_at_something_that_is_there(scene: Scene) -> None:
+    for rules in RULE_FILES:
+        for name, expr in expressions(rules).items():
+            for part in without_thresholds(expr):
+                assert scene.prometheus.since_start(part), f"{name}: {part}"
+
+
+def test_a_scrape_is_bounded(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its time is told, and asserted nowhere: machines are shared."""
+    (series,) = scene.prometheus.instant("max_over_time(scrape_samples_scraped[10m])")
+    (seconds,) = scene.prometheus.instant("avg_over_time(scrape_duration_seconds[10s])")
+    sites = scene.daemon.status().found
+    assert int(series["value"][1]) <= SERIES_AT_MOST
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\n{sites} sites: a scrape has {series['value'][1]} series and takes "
+            f"{float(seconds['value'][1]) * 1e3:.1f} ms\n"
+        )
