@@ -7,8 +7,9 @@
     gained = difference(before, now).by_record()
 
 Counts only rise, and wrap at 32 bits, so what was gained is the difference modulo 2**32; an epoch
-is short against the 2**32 calls that a CPU would need to come round.  The one thing that goes back
-is a record that the host clears: tell ``forget``.
+is short against the 2**32 calls that a CPU would need to come round.  What goes back is a record
+that was cleared: tell ``forget`` where the host has done that.  Otherwise it is taken to have been
+where it lost a target, or would have to have gained half of 2**32.
 """
 
 import struct
@@ -59,6 +60,7 @@ _HITS: Final = _OTHER + 1
 # A target's low half extends by sign to an address of the top 2 GiB, where all of the kernel's
 # code is; without the sign it cannot be one.
 _SIGN: Final = np.uint32(1 << 31)
+_HALF: Final = np.uint32(1 << 31)
 _HIGH_HALF: Final = np.uint64(0xFFFF_FFFF_0000_0000)
 _LOW_HALF: Final = np.uint64(0xFFFF_FFFF)
 _TOP: Final = 1 << 64
@@ -235,12 +237,12 @@ def difference(previous: Records, current: Records) -> Difference:
             old[_COUNTS][moved] = 0
         # A slot is claimed, then counted in.  Read in the wrong order, a count without its target
         # is left for the next time.
-        gained = new[_COUNTS] - old[_COUNTS]
+        gained = _risen(old[_COUNTS], new[_COUNTS])
         gained[targets == 0] = 0
         nowhere = np.where(targets < _SIGN, gained, 0)
         gained -= nowhere
-        other[changed] += new[_OTHER] - old[_OTHER] + nowhere.sum(axis=0, dtype=np.uint64)
-        hits[changed] += new[_HITS] - old[_HITS]
+        other[changed] += _risen(old[_OTHER], new[_OTHER]) + nowhere.sum(axis=0, dtype=np.uint64)
+        hits[changed] += _risen(old[_HITS], new[_HITS])
         merged.add(changed, targets, gained)
     unique, calls = merged.sums()
     return Difference(
@@ -294,6 +296,12 @@ def _changed(before: Records, now: Records) -> tuple[npt.NDArray[np.intp], _U32,
     # Eight words a record: eight truth values, which are one word again.
     changed = np.flatnonzero((old != new).view(np.uint64))
     return changed, _by_word(old[changed]), _by_word(new[changed])
+
+
+def _risen(old: _U32, new: _U32) -> _U32:
+    """What counters gained; one that went back was cleared, and counts from zero."""
+    gained = new - old
+    return np.where(gained < _HALF, gained, new)
 
 
 def _by_word(records: _U64) -> _U32:

@@ -2,6 +2,7 @@
 
 import struct
 import time
+from collections import Counter
 from types import MappingProxyType
 
 import numpy as np
@@ -22,6 +23,7 @@ from optpolined.kernel.counters import (
     difference,
     each_cpu,
     forget,
+    full_address,
 )
 from optpolined.kernel.errors import CountersError
 from optpolined.kernel.header import Header
@@ -187,6 +189,13 @@ def test_counts_wrap() -> None:
     assert difference(before, now).by_record() == {0: RecordGain({TARGET: 3}, 1, 1)}
 
 
+def test_a_count_that_goes_back_was_cleared() -> None:
+    before, now = records(1, 1), records(1, 1)
+    put(before, 0, 0, (HOT, 1000), other=9, hits=70)
+    put(now, 0, 0, (HOT, 40), other=3, hits=2)
+    assert difference(before, now).by_record() == {0: RecordGain({TARGET: 40}, 3, 2)}
+
+
 def test_a_record_that_lost_a_target_counts_from_zero() -> None:
     before, now = records(1, 2), records(1, 2)
     put(before, 0, 0, (HOT, 100), (COLD, 50), other=9, hits=9)
@@ -273,6 +282,35 @@ def test_hostile_records_never_raise(before: np.ndarray, now: np.ndarray) -> Non
     assert pairs == sorted(set(pairs))
     gained.by_record()
     clean(snapshots[0])
+
+
+_FEW = st.sampled_from([0, 5, HOT, COLD, HOT + 16, HOT + 32, COLD + 16, COLD + 32, COLD + 48])
+
+
+@given(
+    st.lists(
+        st.lists(st.lists(st.tuples(_FEW, st.integers(0, 9)), max_size=7), min_size=2, max_size=2),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_calls_are_summed_over_cpus_and_slots(cpus: list[list[list[tuple[int, int]]]]) -> None:
+    now = records(len(cpus), 2)
+    wanted: dict[int, Counter[int]] = {0: Counter(), 1: Counter()}
+    others = [0, 0]
+    for cpu, found in enumerate(cpus):
+        for record, slots in enumerate(found):
+            put(now, cpu, record, *slots)
+            for called, number in slots:
+                if called >> 31:
+                    wanted[record][full_address(called)] += number
+                elif called:
+                    others[record] += number
+    gained = difference(records(len(cpus), 2), now).by_record()
+    for record in (0, 1):
+        gain = gained.get(record, RecordGain({}, 0, 0))
+        assert gain.calls == +wanted[record]
+        assert gain.other == others[record]
 
 
 def busy(cpus: int, count: int, share: float) -> tuple[Records, Records]:

@@ -68,9 +68,9 @@ def test_no_target_is_named_that_was_not_counted_at_that_site(
     state = strategy.initial(SITES)
     counted: dict[GuestVirtual, set[GuestVirtual]] = {address: set() for address in SITES}
     standing: dict[GuestVirtual, Form] = {}
-    for snapshot in snapshots:
+    for epoch, snapshot in enumerate(snapshots):
         # What the strategy asked for stands there, so that its states are reached.
-        answered = replace(snapshot, installed=strategy.wanted(state))
+        answered = replace(snapshot, epoch=epoch, installed=strategy.wanted(state))
         for address in answered.sites.keys() & counted.keys():
             calls = answered.sites[address].calls
             counted[address] |= {name for name, number in calls.items() if number > 0}
