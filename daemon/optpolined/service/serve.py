@@ -20,7 +20,7 @@ from optpolined.service.rules import Rules
 from optpolined.service.session import Session
 from optpolined.service.stops import STOP_BUCKETS_SECONDS
 from optpolined.telemetry.metrics import StatusCollector, serve_metrics
-from optpolined.telemetry.notify import Notifier
+from optpolined.telemetry.notify import Notifier, summary
 from optpolined.telemetry.report import Report
 from optpolined.telemetry.server import serve_status, status_socket
 from optpolined.telemetry.status import Status
@@ -122,6 +122,7 @@ def _attach(job: Job) -> Report | None:
         daemon = Daemon(job, link, session, attach_seconds=seconds)
         try:
             with _published(job, daemon):
+                job.notifier.status(summary(daemon.status))
                 job.notifier.ready()
                 daemon.run()
                 daemon.detach()
