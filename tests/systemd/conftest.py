@@ -13,11 +13,12 @@ __all__ = ("Service",)
 _UNIT = "optpolined@vm1"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Service:
-    """The daemon of the guest vm1, as systemd sees it."""
+    """The daemon of the guest vm1, as systemd sees it; what it says is what it said in one test."""
 
     machine: Machine
+    cursor: str = ""
 
     @property
     def state(self) -> str:
@@ -32,10 +33,6 @@ class Service:
         return int(self.property("MainPID"))
 
     @property
-    def restarts(self) -> int:
-        return int(self.property("NRestarts"))
-
-    @property
     def guest(self) -> str:
         """Whether the guest runs, as QEMU says."""
         return self.machine.run("/usr/libexec/qmp-status")
@@ -43,27 +40,30 @@ class Service:
     def property(self, name: str) -> str:
         return self.machine.run(f"systemctl show {_UNIT} -P {name}")
 
-    def start(self) -> None:
-        """Start it, where it does not run; returns when it is ready."""
-        self.machine.run(f"systemctl start {_UNIT}", timeout_seconds=600)
-        assert self.state == "active"
+    def start(self) -> int:
+        """Start it, where it does not run; returns its process when calls are made direct."""
+        self.machine.run(f"systemctl start {_UNIT}", 600)
+        self.machine.until(lambda: self.status.startswith("running: "), "calls are made direct")
+        return self.pid
 
-    def stop(self) -> None:
-        self.machine.run(f"systemctl stop {_UNIT}; systemctl reset-failed {_UNIT}", 600)
+    def comes_back(self, pid: int) -> None:
+        """Wait until systemd has started another one than process ``pid``, and it is ready."""
+        self.machine.until(
+            lambda: self.state == "active" and self.pid not in (0, pid), "is started again", 600
+        )
 
-    def messages(self) -> list[str]:
-        """What daemon, ExecStopPost and systemd said of it, oldest first."""
-        return [str(entry["MESSAGE"]) for entry in self.machine.journal("-u", _UNIT)]
+    def events(self, *matches: str) -> list[dict[str, object]]:
+        """What the daemon, ExecStopPost, and systemd said of the unit, oldest first."""
+        unit = () if matches else ("-u", _UNIT)
+        return self.machine.journal(f"--after-cursor='{self.cursor}'", *unit, *matches)
+
+    def messages(self, *matches: str) -> list[str]:
+        return [str(event["MESSAGE"]) for event in self.events(*matches)]
 
     def forget(self) -> None:
-        """Begin the journal anew."""
-        self.machine.run("journalctl -q --rotate && journalctl -q --vacuum-time=1s; sleep 1")
-
-    def comes_back(self, restarts: int) -> None:
-        """Wait until systemd has started it again, and it is ready."""
-        self.machine.until(
-            lambda: self.restarts > restarts and self.state == "active", "is started again"
-        )
+        """Leave out what was said before."""
+        (last,) = self.machine.journal("-n", "1")
+        self.cursor = str(last["__CURSOR"])
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +77,8 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture
 def service(machine: Machine) -> Iterator[Service]:
-    """Not started; stopped afterwards, whatever became of it."""
+    """Started or not; whatever a test does to the daemon, the guest runs afterwards."""
     made = Service(machine)
     made.forget()
     yield made
-    made.stop()
     assert made.guest == "running"

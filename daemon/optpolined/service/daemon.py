@@ -123,6 +123,8 @@ class Daemon:
         """
         requests = self._job.hub.requests
         requests.open()
+        self._tell(self._at_work())
+        self._job.notifier.ready()
         try:
             while not self._job.is_over and not self._has_migrated():
                 self._one_epoch()

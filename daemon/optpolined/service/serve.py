@@ -165,7 +165,6 @@ def _attach(job: Job) -> Report | None:
         try:
             job.hub.open()
             job.attached()
-            job.notifier.ready()
             daemon.run()
             daemon.detach()
         except GuardedError as error:
