@@ -15,11 +15,11 @@ from pathlib import Path
 _LOG = Path("build/test-guest.log")
 _GUESTS = (
     *("--numprocesses=2", "--dist=loadfile", "--verbose", "--durations=10"),
-    *("tests/guest", "tests/observability/test_live.py"),
+    *("tests/guest", "tests/observability/test_prometheus_live.py"),
 )
 _OTHERS = (
     *("tests/unit", "tests/browser", "tests/model", "tests/hostile"),
-    "tests/observability/test_rules.py",
+    "tests/observability/test_prometheus_rules.py",
 )
 _LOOK_SECONDS = 0.2
 
