@@ -155,7 +155,7 @@ bench-scrape: setup
 	@$(BIN)/python -m tests.bench.scrape
 
 docs: setup
-	@$(BIN)/python -m docs.build
+	@$(BIN)/python -m configs.manual.build
 
 dashboards: setup
 	@$(BIN)/python -m configs.grafana.generate
@@ -186,7 +186,7 @@ lock:
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--custom-compile-command 'make lock' --output-file requirements-bench.lock -
 
-include install.mk
+include configs/install.mk
 
 clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

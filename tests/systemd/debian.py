@@ -36,7 +36,7 @@ _BUSYBOX = Path("/bin/busybox")
 _SUITE = "bookworm"
 _PACKAGES = ("dbus", "python3", "qemu-system-x86", "systemd", "systemd-sysv")
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
-_INSTALLED = ("configs", "daemon", "guest/module", "install.mk", "requirements-run.lock")
+_INSTALLED = ("configs", "daemon", "guest/module", "requirements-run.lock")
 """What `make install` reads."""
 
 _MOUNTS = ("mnt/debian", "mnt/ours", "mnt/new")

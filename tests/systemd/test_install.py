@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 
 PREFIX = Path("opt/optpolined")
+OTHERS = (
+    *("share/man/man1/optpolinectl.1*", "share/man/man5/optpolined.toml.5*"),
+    *("share/bash-completion/completions/optpolinectl", "share/zsh/*/_optpolinectl"),
+    *("share/*/prometheus/*.yml", "share/*/grafana/**/*.json"),
+)
 
 
 def make(target: str, root: Path) -> None:
@@ -38,7 +43,12 @@ def test_everything_is_put_in_place_and_taken_away_again(tmp_path: Path) -> None
         assert shown.returncode == 0, shown.stderr
         assert "usage:" in shown.stdout
         assert (prefix / f"lib/optpolined/optpolined/{module}.py").exists()
-    assert (prefix / "share/doc/optpolined/examples/vm1.toml").exists()
+    package = Path("daemon/optpolined")
+    ours = {path.relative_to(package) for path in package.rglob("*") if path.is_file()}
+    there = prefix / "lib/optpolined/optpolined"
+    assert [path for path in ours if path.suffix != ".pyc" and not (there / path).exists()] == []
+    for place in ("share/doc/optpolined/examples/vm1.toml", *OTHERS):
+        assert list(prefix.glob(place)), place
     assert list(tmp_path.glob("usr/src/optpoline-*/dkms.conf"))
     make("uninstall", tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -1,4 +1,4 @@
-"""Writes build/man and build/completions; `python -m docs.build`.
+"""Writes build/man and build/completions; `python -m configs.manual.build`.
 
 build/man/NAME.SECTION            to share/man/manSECTION
 build/completions/COMMAND.bash    to share/bash-completion/completions/COMMAND
@@ -11,9 +11,9 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from docs.completions import completions
-from docs.keys import keys_page
-from docs.pages import command_page
+from configs.manual.completions import completions
+from configs.manual.keys import keys_page
+from configs.manual.pages import command_page
 from optpolined import cli, ctl
 from optpolined.calibrate import command as calibrate
 from optpolined.lab import command as replay

@@ -9,8 +9,8 @@ from importlib.metadata import version
 
 from argparse_manpage.manpage import Manpage
 
-from docs.parsers import commands
-from docs.roff import MANUAL, as_it_is, escaped
+from configs.manual.parsers import commands
+from configs.manual.roff import MANUAL, as_it_is, escaped
 
 __all__ = ("command_page",)
 

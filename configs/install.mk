@@ -37,13 +37,13 @@ export INSTALLED_COMMAND
 
 .PHONY: install uninstall
 
-install: setup $(if $(wildcard docs/build.py),docs)
+install: setup docs
 	@echo 'install: Python packages into $(DESTDIR)$(LIB_DIR) (half a minute)'
 	@rm -rf '$(DESTDIR)$(LIB_DIR)'
 	@$(BIN)/pip install -qq --disable-pip-version-check --require-hashes --no-deps --no-compile \
 		--only-binary :all: --target '$(DESTDIR)$(LIB_DIR)' -r requirements-run.lock \
 		--python-version $$($(INSTALL_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-	@cd daemon && find optpolined -name '*.py' -o -name py.typed | while read -r file; do \
+	@cd daemon && find optpolined -type f ! -name '*.py[co]' | while read -r file; do \
 		$(PUT) "$$file" "$(DESTDIR)$(LIB_DIR)/$$file"; \
 	done
 	@$(INSTALL_PYTHON) -m compileall -q -s '$(DESTDIR)' '$(DESTDIR)$(LIB_DIR)'

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from docs.roff import escaped, header
+from configs.manual.roff import escaped, header
 
 __all__ = ("keys_page",)
 

@@ -5,7 +5,7 @@ from enum import Enum
 
 import shtab
 
-from docs.parsers import actions
+from configs.manual.parsers import actions
 
 __all__ = ("completions",)
 

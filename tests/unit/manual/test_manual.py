@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from docs.build import build
-from docs.parsers import actions, commands
+from configs.manual.build import build
+from configs.manual.parsers import actions, commands
 from optpolined.config import GuestConfig
 from optpolined.ctl import make_parser
 
