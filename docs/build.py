@@ -1,9 +1,10 @@
 """Writes build/man and build/completions; `python -m docs.build`.
 
-build/man/NAME.SECTION                      to /usr/share/man/manSECTION
-build/completions/bash/COMMAND              to /usr/share/bash-completion/completions
-build/completions/zsh/_COMMAND              to /usr/share/zsh/vendor-completions
-build/completions/tcsh/COMMAND.tcsh         to be sourced
+build/man/NAME.SECTION            to share/man/manSECTION
+build/completions/COMMAND.bash    to share/bash-completion/completions/COMMAND
+build/completions/_COMMAND        to share/zsh/site-functions
+build/completions/COMMAND.fish    to share/fish/vendor_completions.d
+build/completions/COMMAND.tcsh    to be sourced
 """
 
 import sys
@@ -34,8 +35,8 @@ def build(directory: Path) -> list[Path]:
     pages["optpolined.toml.5"] = keys_page(_EXAMPLE.read_text(encoding="utf-8"))
     files = {directory / "man" / name: text for name, text in pages.items()}
     for parser in (_joined(daemon, instead), control):
-        for place, text in completions(parser).items():
-            files[directory / "completions" / place] = text
+        for name, text in completions(parser).items():
+            files[directory / "completions" / name] = text
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -1,5 +1,6 @@
 """A real terminal for what is to be seen in one: tmux."""
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -45,8 +46,12 @@ class Terminal:
         self._run("send-keys", *keys)
 
     def screen(self) -> str:
-        """What is to be seen, also after the command has ended."""
+        """What is to be seen."""
         return self._run("capture-pane", "-p")
+
+    def all_lines(self) -> str:
+        """What was printed, also what has moved out of the window."""
+        return self._run("capture-pane", "-p", "-S", "-")
 
     def exit_code(self) -> int | None:
         """Of the command; ``None`` while it runs."""
@@ -72,6 +77,12 @@ class Terminal:
         return code
 
     def _run(self, *arguments: str) -> str:
+        # Not the environment of C, in which Python's readline has put a size of the terminal.
         return subprocess.run(
-            [*self._tmux, *arguments], check=True, capture_output=True, text=True, timeout=60
+            [*self._tmux, *arguments],
+            env=dict(os.environ),
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
         ).stdout

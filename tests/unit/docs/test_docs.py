@@ -96,7 +96,7 @@ def test_every_setting_is_on_its_page(built: Path) -> None:
 
 def completed(built: Path, *words: str, guests: Path | None = None) -> set[str]:
     """What bash proposes for the last of ``words``."""
-    script = (built / "completions" / "bash" / words[0]).read_text()
+    script = (built / "completions" / f"{words[0]}.bash").read_text()
     if guests is not None:
         script = script.replace("/etc/optpolined", str(guests))
     quoted = " ".join(f"'{word}'" for word in words)
@@ -135,13 +135,14 @@ def test_bash_completes_the_guests_that_have_a_file(built: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["optpolined", "optpolinectl"])
 @pytest.mark.parametrize(
-    ("shell", "place"), [("zsh", "zsh/_{}"), ("tcsh", "tcsh/{}.tcsh"), ("bash", "bash/{}")]
+    ("shell", "file"),
+    [("zsh", "_{}"), ("tcsh", "{}.tcsh"), ("bash", "{}.bash"), ("fish", "{}.fish")],
 )
-def test_each_shell_reads_its_completions(built: Path, name: str, shell: str, place: str) -> None:
+def test_each_shell_reads_its_completions(built: Path, name: str, shell: str, file: str) -> None:
     if not shutil.which(shell):
         pytest.skip(f"no {shell} here")
-    file = built / "completions" / place.format(name)
-    check = ["-f", "-c", f"source {file}"] if shell == "tcsh" else ["-n", str(file)]
+    path = built / "completions" / file.format(name)
+    check = ["-f", "-c", f"source {path}"] if shell == "tcsh" else ["-n", str(path)]
     result = subprocess.run([shell, *check], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 

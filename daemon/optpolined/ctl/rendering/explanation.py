@@ -1,5 +1,6 @@
 """One site in depth: why is it so; readable on 80 columns."""
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 
@@ -15,6 +16,9 @@ from optpolined.telemetry.sites import Event, Explanation, Listing, Part, SiteRo
 __all__ = ("explained",)
 
 _INDENT = (0, 0, 0, 2)
+
+_NAMED = re.compile(r"0x[0-9a-f]+ <(.+?)>")
+"""An address that has a name; there is room for one of them."""
 
 
 def explained(explanation: Explanation) -> RenderableType:
@@ -83,8 +87,8 @@ def _listing(listing: Listing) -> RenderableType:
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
     for line in listing.lines:
-        code = line.code.replace(" ", "")
-        table.add_row(styled(line.address.removeprefix("0x")), styled(code), styled(line.text))
+        code, text = line.code.replace(" ", ""), _NAMED.sub(r"\1", line.text)
+        table.add_row(styled(line.address.removeprefix("0x")), styled(code), styled(text))
     return Padding(table, _INDENT)
 
 

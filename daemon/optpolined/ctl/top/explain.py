@@ -6,7 +6,7 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import Screen
+from textual.screen import ModalScreen
 from textual.widgets import Footer, Static
 
 from optpolined.ctl.rendering.explanation import explained
@@ -16,9 +16,10 @@ from optpolined.ctl.top.looking import Source, explain
 __all__ = ("ExplainScreen",)
 
 
-class ExplainScreen(Screen[None]):
-    """Why a site is as it is, as of now."""
+class ExplainScreen(ModalScreen[None]):
+    """Why a site is as it is, as of now; the keys of the table mean nothing here."""
 
+    DEFAULT_CSS = "ExplainScreen { background: $background; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,e", "dismiss", "back", key_display="esc"),
         Binding("r", "ask", "look again"),
