@@ -3,6 +3,7 @@
     attach -> observe -> learn -> plan -> poke -> verify -> report   (and again)
 
     cli.py, config.py    the command and the settings
+    ctl/                 the command optpolinectl: asks a daemon, or cleans up after a dead one
     service/             the reconcile loop, and the guest as the other rooms see it
     lab/                 traces of what learning saw, and strategies compared on them
     qemu/                QMP, gdbstub, process memory; knows nothing of optpolines

@@ -134,7 +134,7 @@ def static_call(directory: Path, *arguments: str) -> subprocess.CompletedProcess
 def listed(directory: Path) -> dict[str, str]:
     result = static_call(directory, "list", "--json")
     assert result.returncode == 0, result.stderr
-    return {row["key"]: row["target"] for row in json.loads(result.stdout)}
+    return {row["key"]: row["target"] for row in json.loads(result.stdout)["static_calls"]}
 
 
 def point(seed: Seed, directory: Path, key: str, old: str, new: str) -> None:

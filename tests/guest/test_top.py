@@ -6,7 +6,6 @@ What the terminal showed is kept in build/top.txt and build/explain.txt.
 import json
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from guest.image.boot import Guest
 from tests.guest.harness import load_state
 from tests.guest.terminal import Terminal
 from tests.guest.test_command import COMMAND
-from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back
+from tests.guest.test_neighbours import Running, text_was_put_back
 
 CONTROL = COMMAND.with_name("optpolinectl")
 BUILD = Path("build")
@@ -140,24 +139,3 @@ def test_explain_shows_the_call_the_block_its_compares_and_why(
     assert re.search(r"jmp .*learning stub of r", shown[block:history])
     assert re.search(r"decided +promoted: \d+ targets? takes? \d+%", shown[history:])
     assert re.search(r"changed +\S+", shown[history:])
-
-
-def test_a_site_can_be_reverted_and_learns_again(where: list[str]) -> None:
-    """The way of an operator who suspects one site."""
-    listed = control(
-        "sites", "--state", "promoted", "--order", "calls", "--top", "2", "--json", *where
-    )
-    site = json.loads(listed)["sites"][-1]["site"]
-    assert json.loads(control("revert", site, "--json", *where))["outcome"] == "done"
-
-    def stands() -> tuple[bool, bool]:
-        """Whether it counts as reverted, and whether it is as it was built."""
-        told = json.loads(control("explain", site, "--json", *where))["explanation"]
-        as_built = all(part["original"] == part["standing"] for part in told["parts"])
-        return told["row"]["reason"].startswith("reverted by hand"), as_built
-
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while stands() != (True, True):
-        assert time.monotonic() < deadline
-    assert json.loads(control("relearn", site, "--json", *where))["outcome"] == "done"
-    assert not stands()[0]
