@@ -131,7 +131,7 @@ def static_call(directory: Path, *arguments: str) -> subprocess.CompletedProcess
     )
 
 
-def listed(directory: Path) -> dict[str, str]:
+def listed(directory: Path) -> dict[str, str | None]:
     result = static_call(directory, "list", "--json")
     assert result.returncode == 0, result.stderr
     return {row["key"]: row["target"] for row in json.loads(result.stdout)["static_calls"]}
@@ -145,7 +145,7 @@ def point(seed: Seed, directory: Path, key: str, old: str, new: str) -> None:
     assert f": {PLACES[key]} places changed" in result.stdout
     seed.allow(key, new)
     seed.wait_only(key, new)
-    assert listed(directory)[key] == ("" if new == "none" else f"{new} [optseed]")
+    assert listed(directory)[key] == (None if new == "none" else f"{new} [optseed]")
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def test_each_target_in_turn_while_they_are_called(
     seed: Seed, start: Callable[[], Running], text: Callable[[], bool], tmp_path: Path
 ) -> None:
     running = start()
-    assert listed(tmp_path) == {NUMBER: f"{NUMBER}_0 [optseed]", EVENT: ""}
+    assert listed(tmp_path) == {NUMBER: f"{NUMBER}_0 [optseed]", EVENT: None}
     shown = static_call(tmp_path, "list").stdout
     assert f"{EVENT} [optseed] -> NULL, 1 sites\n" in shown
     assert f"{NUMBER} [optseed] -> {NUMBER}_0 [optseed], 2 sites\n" in shown
