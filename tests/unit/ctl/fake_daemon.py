@@ -131,7 +131,7 @@ STATUS_NOW = Status(
 def answer(request: Request) -> Answer:
     """As a daemon would with three sites."""
     match request:
-        case Explain(site=HOT.site):
+        case Explain(site=HOT.site | HOT.address):
             return Answer(outcome="done", says="", explanation=EXPLANATION)
         case Explain(site=site):
             return Answer(outcome="refused", says=f"the guest has no function {site}")

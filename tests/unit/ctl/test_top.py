@@ -191,7 +191,7 @@ def test_the_selected_site_is_explained(key: str) -> None:
         await screen.press("escape")
         await screen.until(lambda: not isinstance(screen.app.screen, ExplainScreen))
         await screen.press("down", key)
-        await screen.until(lambda: f"no function {MISSED.site}" in screen.explanation())
+        await screen.until(lambda: f"no function {MISSED.address}" in screen.explanation())
 
     on_screen(play, Source())
 
@@ -205,6 +205,27 @@ def test_the_cursor_stays_on_its_site_when_others_get_hotter() -> None:
         source.answers = lambda _: Answer(outcome="done", says="", sites=(COLD, HOT, MISSED))
         await screen.until(lambda: screen.sites() == [COLD.site, HOT.site, MISSED.site])
         assert screen.app.query_one(DataTable).cursor_row == 2
+
+    on_screen(play, source)
+
+
+def test_who_has_scrolled_down_stays_there() -> None:
+    source = Source()
+    many = [SiteRow(f"site_{place}+0x0", "0x1", "cold", "", "original") for place in range(100)]
+    source.answers = lambda _: Answer(outcome="done", says="", sites=tuple(many))
+
+    async def play(screen: Screen) -> None:
+        await screen.until(lambda: len(screen.sites()) == 100)
+        table = screen.app.query_one(DataTable)
+        await screen.press("pagedown", "pagedown", "pagedown")
+        await screen.until(lambda: table.scroll_offset.y > 30)
+        where, cursor = table.scroll_offset, table.cursor_row
+        many[0] = HOT
+        await screen.until(lambda: screen.sites()[0] == HOT.site)
+        await asyncio.sleep(0.2)
+        assert (table.scroll_offset, table.cursor_row) == (where, cursor)
+        del many[50:]
+        await screen.until(lambda: len(screen.sites()) == 50)
 
     on_screen(play, source)
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.coordinate import Coordinate
 from textual.widgets import DataTable, Footer, Input, Static
 
 from optpolined.ctl.rendering.sites import STATE_STYLES, target_names
@@ -52,6 +53,7 @@ class Top(App[None]):
         self._view = View()
         self._seen = Seen(says="asking")
         self._shown: tuple[SiteRow, ...] = ()
+        self._sorted_by: Order | None = None
         self._paused = False
         self._wake = asyncio.Event()
         # Kept, not looked up: another screen may lie on ours, and at the end ours is taken down
@@ -121,8 +123,8 @@ class Top(App[None]):
     def action_explain(self) -> None:
         """Explain the selected site."""
         if self._shown:
-            site = self._shown[self._table.cursor_row].site
-            self.push_screen(ExplainScreen(self._source, site))
+            row = self._shown[self._table.cursor_row]
+            self.push_screen(ExplainScreen(self._source, row))
 
     def on_data_table_row_selected(self) -> None:
         """Enter, or a click on the row under the cursor."""
@@ -139,18 +141,32 @@ class Top(App[None]):
 
     def _draw(self) -> None:
         self._head.update(head(self._seen, self._view, paused=self._paused))
-        table, rows = self._table, self._seen.rows
+        table, rows, before = self._table, self._seen.rows, self._shown
         selected = table.cursor_row
-        followed = self._shown[selected].site if 0 < selected < len(self._shown) else None
-        table.clear(columns=True)
-        for name in _COLUMNS:
-            table.add_column(Text(f"{name} v" if name == _BY[self._view.order] else name))
-        for row in rows:
-            table.add_row(*_cells(row))
+        followed = before[selected].site if 0 < selected < len(before) else None
+        if self._sorted_by != self._view.order:
+            before = ()
+            self._sort()
+        for place, row in enumerate(rows):
+            if place >= len(before):
+                table.add_row(*_cells(row))
+            elif row != before[place]:
+                for column, cell in enumerate(_cells(row)):
+                    table.update_cell_at(Coordinate(place, column), cell, update_width=True)
+        for key in list(table.rows)[len(rows) :]:
+            table.remove_row(key)
         self._shown = rows
         if followed is not None:
             places = (place for place, row in enumerate(rows) if row.site == followed)
-            table.move_cursor(row=next(places, selected), scroll=False)
+            table.move_cursor(row=next(places, selected))
+
+    def _sort(self) -> None:
+        """Begin an empty table that says what it is sorted by."""
+        self._sorted_by = self._view.order
+        self._table.clear(columns=True)
+        for name in _COLUMNS:
+            is_key = name == _BY[self._sorted_by]
+            self._table.add_column(Text(f"{name} v" if is_key else name))
 
 
 def _cells(row: SiteRow) -> tuple[Text, ...]:

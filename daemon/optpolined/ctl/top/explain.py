@@ -12,6 +12,7 @@ from textual.widgets import Footer, Static
 from optpolined.ctl.rendering.explanation import explained
 from optpolined.ctl.rendering.text import styled
 from optpolined.ctl.top.looking import Source, explain
+from optpolined.telemetry.sites import SiteRow
 
 __all__ = ("ExplainScreen",)
 
@@ -25,11 +26,11 @@ class ExplainScreen(ModalScreen[None]):
         Binding("r", "ask", "look again"),
     ]
 
-    def __init__(self, source: Source, site: str) -> None:
+    def __init__(self, source: Source, row: SiteRow) -> None:
         super().__init__()
         self._source = source
-        self._site = site
-        self._shown = Static(styled(f"asking about {site}"), markup=False)
+        self._address = row.address  # which is its own, also where its name is not
+        self._shown = Static(styled(f"asking about {row.site}"), markup=False)
 
     def compose(self) -> ComposeResult:
         with VerticalScroll():
@@ -44,7 +45,7 @@ class ExplainScreen(ModalScreen[None]):
         self.run_worker(self._ask(), exclusive=True)
 
     async def _ask(self) -> None:
-        answer = await asyncio.to_thread(explain, self._source, self._site)
+        answer = await asyncio.to_thread(explain, self._source, self._address)
         if answer.explanation is None:
             self._shown.update(styled(answer.says, "red"))
         else:
