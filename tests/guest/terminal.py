@@ -55,10 +55,8 @@ class Terminal:
 
     def exit_code(self) -> int | None:
         """Of the command; ``None`` while it runs."""
-        dead, _, code = self._run("display", "-p", "#{pane_dead} #{pane_dead_status}").partition(
-            " "
-        )
-        return int(code) if dead == "1" else None
+        code = self._run("display", "-p", "#{pane_dead_status}").strip()
+        return int(code) if code else None
 
     def wait_for(self, wanted: Callable[[str], bool]) -> str:
         """Wait until the screen is as wanted; what it then shows."""
