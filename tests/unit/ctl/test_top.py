@@ -271,12 +271,13 @@ def test_q_ends_it() -> None:
 def test_names_from_the_guest_are_neither_markup_nor_control_characters() -> None:
     evil = "[red]x[/] \x1b[2J [@click=app.quit]q[/] [/]"
     shown = "[red]x[/] ?[2J [@click=app.quit]q[/] [/]"
+    cut = f"{shown[:33]}…"
     source = Source()
     row = SiteRow(evil, "0x1", evil, evil, evil)
     source.answers = lambda _: Answer(outcome="done", says=evil, sites=(row,))
 
     async def play(screen: Screen) -> None:
-        await screen.until(lambda: screen.sites() == [shown])
+        await screen.until(lambda: screen.sites() == [cut])
         assert shown in screen.head()
 
     on_screen(play, source)

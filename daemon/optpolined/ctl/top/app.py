@@ -24,6 +24,9 @@ _COLUMNS = ("calls/s", "missed/s", "state", "site", "direct calls to")
 _BY: dict[Order, str] = {"calls": "calls/s", "misses": "missed/s", "address": "site"}
 """The column that an order sorts by."""
 
+_SITE_COLUMNS = 34
+"""What a longer name must do with, so that targets can be seen beside it."""
+
 
 class Top(App[None]):
     """Shows the sites of one guest until ``q``."""
@@ -170,10 +173,12 @@ class Top(App[None]):
 
 
 def _cells(row: SiteRow) -> tuple[Text, ...]:
+    site = styled(row.site)
+    site.truncate(_SITE_COLUMNS, overflow="ellipsis")
     return (
         Text(rate(row.calls_per_second), justify="right"),
         Text(rate(row.misses_per_second), justify="right"),
         styled(row.state, STATE_STYLES.get(row.state, "")),
-        styled(row.site),
+        site,
         styled(target_names(row.targets)),
     )
