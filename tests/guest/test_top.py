@@ -55,11 +55,11 @@ def control(*arguments: str) -> str:
 
 def site_column(screen: str) -> list[str]:
     """The sites in the table, from the top."""
-    return re.findall(r"^ *[\d,]+ +[\d,]+ +[a-z]+ +(\S+\+0x[0-9a-f]+)", screen, re.MULTILINE)
+    return re.findall(r"^ *[\d,]+ +[\d,]+ +[a-z]+ +(\S+)", screen, re.MULTILINE)
 
 
 def calls_column(screen: str) -> list[int]:
-    rows = re.findall(r"^ *([\d,]+) +[\d,]+ +[a-z]+ +\S+\+0x", screen, re.MULTILINE)
+    rows = re.findall(r"^ *([\d,]+) +[\d,]+ +[a-z]+ +\S", screen, re.MULTILINE)
     return [int(row.replace(",", "")) for row in rows]
 
 
