@@ -1,6 +1,5 @@
 """The rules over a learner: what is asked for while it runs, another policy, the table of sites."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,14 +34,13 @@ from optpolined.telemetry.requests import (
     Pin,
     Relearn,
     Request,
-    Requests,
     Revert,
     Thaw,
     Unpin,
 )
-from optpolined.telemetry.server import serve_status, status_socket
 from optpolined.telemetry.sites import SiteRow
 from optpolined.telemetry.status import Status
+from tests.unit.ctl.fake_daemon import served as serve_answers
 from tests.unit.service.test_rules import SITES, SYMBOLS, TARGETS, at
 
 WITHHELD = at(0x320)
@@ -194,22 +192,9 @@ def test_a_standstill_holds_until_it_is_taken_back(guest: Guest) -> None:
 @contextmanager
 def served(guest: Guest, directory: Path) -> Iterator[None]:
     """A daemon's socket, and a loop behind it."""
-    requests, end = Requests(), threading.Event()
-
-    def loop() -> None:
-        while not end.wait(0.01):
-            while (asked := requests.take()) is not None:
-                asked.answer(guest.ask(asked.request))
-
-    thread = threading.Thread(target=loop)
-    thread.start()
     status = Status("vm1", ruled=guest.governor.ruled())
-    try:
-        with serve_status(status_socket(directory, "vm1"), lambda: status, requests):
-            yield
-    finally:
-        end.set()
-        thread.join()
+    with serve_answers(directory, guest.ask, lambda: status):
+        yield
 
 
 def test_the_command_asks_for_all_of_it(

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optpolined import ctl
 from optpolined.telemetry.errors import BadRequestError, NoAnswerError
 from optpolined.telemetry.requests import (
     Answer,
@@ -293,36 +292,6 @@ def test_an_idle_client_does_not_keep_the_daemon_from_its_end(tmp_path: Path) ->
             connection.sendall(TAKE)
             assert told(connection)[0]["outcome"] == "done"
         assert has_ended(connection)
-
-
-@pytest.mark.parametrize(("outcome", "code"), [("done", 0), ("failed", 1), ("refused", 2)])
-def test_the_command_prints_the_answer_and_exits_by_it(
-    path: Path, requests: Requests, capsys: pytest.CaptureFixture[str], outcome: str, code: int
-) -> None:
-    directory = path.parent
-    (directory / "vm1.toml").write_text(
-        f'runtime_directory = "{directory}"\n[qemu]\nqmp_socket = "/run/vm1.qmp"\n'
-    )
-    answer = Answer.model_validate({"outcome": outcome, "says": "as it is"})
-    with loop(requests, lambda _: answer):
-        arguments = ["take-stub", "--guest", "vm1", "--config-dir", str(directory)]
-        assert ctl.main(arguments) == code
-    output = capsys.readouterr()
-    assert (output.out, output.err) == (
-        ("as it is\n", "") if outcome == "done" else ("", "optpolinectl: as it is\n")
-    )
-
-
-def test_without_a_daemon_the_command_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "vm1.toml").write_text(
-        f'runtime_directory = "{tmp_path}"\n[qemu]\nqmp_socket = "/run/vm1.qmp"\n'
-    )
-    assert ctl.main(["release-stub", "--guest", "vm1", "--config-dir", str(tmp_path)]) == 1
-    complaint = capsys.readouterr().err
-    assert complaint.count("\n") == 1
-    assert "start `optpolined --guest vm1`" in complaint
 
 
 def test_what_answers_with_something_else_is_no_daemon(tmp_path: Path) -> None:
