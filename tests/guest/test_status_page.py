@@ -30,9 +30,11 @@ PICTURES: Sequence[tuple[str, int, Theme]] = (
     ("status-phone", PHONE, "light"),
     ("status-phone-dark", PHONE, "dark"),
 )
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 150
 PROMOTED_MIN = 30
 MOMENTS_MIN = 5
+CALM_SECONDS = 2.0
+"""An answer that comes so soon says that the loop is not in the middle of much."""
 
 
 def tell(url: str, path: str, **query: object) -> Any:
@@ -74,13 +76,18 @@ def managed(guest: Guest, directory: Path) -> Iterator[str]:
 
 
 def is_known(url: str) -> bool:
-    """Whether sites are promoted, and the chart has a line."""
+    """Whether sites are promoted, the chart has a line, and the loop has no long work to do."""
     try:
         status, moments = tell(url, "/api/status"), tell(url, "/api/history")
+        promoted = sum(status["targets_histogram"].values())
+        learning = status["states"].get("learning", 0)
+        if promoted < PROMOTED_MIN or learning > promoted or len(moments) < MOMENTS_MIN:
+            return False
+        began = time.monotonic()
+        tell(url, "/api/sites", order="calls", top=200)
+        return time.monotonic() - began < CALM_SECONDS
     except OSError:
         return False
-    promoted = sum(status["targets_histogram"].values())
-    return promoted >= PROMOTED_MIN and len(moments) >= MOMENTS_MIN
 
 
 def test_the_page_and_the_api_tell_of_a_real_guest(guest: Guest, tmp_path: Path) -> None:
@@ -124,7 +131,6 @@ def check_page(page: Page, site: dict[str, Any], picture: Path) -> None:
     block = page.locator("#explain .block .code")
     for target in site["targets"]:
         expect(block).to_contain_text(target["name"])
-    expect(block).to_contain_text("__x86_indirect_thunk_")
     expect(page.locator("#explain .part")).to_contain_text("__x86_indirect_thunk_")
     assert page.locator("#explain .past tbody tr").count() > 0
     assert not scrolls_sideways(page)

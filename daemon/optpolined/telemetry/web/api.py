@@ -8,6 +8,7 @@ QEMU failed, 503 the reconcile loop did not answer in time.
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from http import HTTPStatus
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import parse_qs
@@ -164,6 +165,11 @@ class Api:
         return StaticCalls(says=answer.says, static_calls=answer.static_calls)
 
     def _schema(self, _: NoQuery) -> dict[str, Any]:
+        return self._schemas
+
+    @cached_property
+    def _schemas(self) -> dict[str, Any]:
+        """Made once, and only where somebody asks."""
         return {path: endpoint.schema() for path, endpoint in self.endpoints.items()}
 
     def _ask(self, question: Question, refused: HTTPStatus) -> Answer:
