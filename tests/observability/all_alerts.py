@@ -100,6 +100,14 @@ def test_everything_is_reverted_and_frozen(scene: Scene) -> None:
     scene.daemon.wait(at_work)
 
 
+def test_an_arena_that_is_too_small(scene: Scene) -> None:
+    scene.daemon.end()
+    with_arena(scene.guest, 4096)
+    scene.daemon.start(FAST + FEW_SITES)
+    alert = scene.prometheus.wait_fires("OptpolinedArenaFull", 120)
+    assert " hot sites find no room" in alert["annotations"]["description"]
+
+
 def test_a_guest_whose_memory_makes_no_sense(scene: Scene) -> None:
     """Somebody writes to the module's header, again and again."""
     side = GuestConfig(
@@ -113,15 +121,6 @@ def test_a_guest_whose_memory_makes_no_sense(scene: Scene) -> None:
             with liar.says(liar.field("modules_count"), b"\xff" * 4):
                 scene.daemon.wait(lambda status: status.phase is Phase.ATTACHING)
     scene.prometheus.wait_fires("OptpolinedReadErrors")
-    scene.daemon.wait(at_work)
-    scene.daemon.end()
-
-
-def test_an_arena_that_is_too_small(scene: Scene) -> None:
-    with_arena(scene.guest, 4096)
-    scene.daemon.start(FAST + FEW_SITES)
-    alert = scene.prometheus.wait_fires("OptpolinedArenaFull", 120)
-    assert " hot sites find no room" in alert["annotations"]["description"]
     scene.daemon.end()
 
 

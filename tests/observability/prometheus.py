@@ -18,12 +18,12 @@ from typing import Any, Self
 import yaml
 
 from guest.image.archives import unpack, with_fresh_lists
-from guest.image.paths import locked
+from guest.image.paths import PACKAGES, locked
 from tests.observability.lens import CONFIGS, seen_through
 
 __all__ = ("Prometheus", "Tools", "free_port", "provide")
 
-BUILD = Path("build/prometheus")
+BUILD = PACKAGES.parent / "prometheus"
 PATIENCE_SECONDS = 60
 
 
@@ -54,9 +54,7 @@ def provide() -> Tools:
     tools = Tools(tree / "usr/bin/prometheus", tree / "usr/bin/promtool")
     with locked(BUILD):
         if not (BUILD / "unpacked").exists():
-            with_fresh_lists(
-                lambda: unpack(("prometheus",), tree, archives=(BUILD / "archives").resolve())
-            )
+            with_fresh_lists(lambda: unpack(("prometheus",), tree, archives=BUILD / "archives"))
             (BUILD / "unpacked").touch()
     return tools
 
@@ -153,6 +151,10 @@ class Prometheus:
         found = self.firing(alert)
         assert found is not None
         return found
+
+    def wait_gives(self, expr: str) -> None:
+        """Wait until ``expr`` gives something."""
+        self.wait(f"gives {expr}", lambda: bool(self.instant(expr)))
 
     def wait(self, what: str, condition: Callable[[], bool], seconds: float = 60) -> None:
         """Wait until something is so."""

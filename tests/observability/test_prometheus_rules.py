@@ -85,6 +85,13 @@ def test_every_alert_has_a_unit_test_that_fires_it_and_one_that_does_not() -> No
         assert not all(of_it), rule["alert"]
 
 
+def test_every_alert_is_made_to_fire_on_a_guest() -> None:
+    tests = (Path(__file__).with_name(name) for name in ("test_live.py", "all_alerts.py"))
+    caused = "".join(path.read_text("utf-8") for path in tests)
+    for rule in ALERTS:
+        assert f'"{rule["alert"]}"' in caused, rule["alert"]
+
+
 def test_the_dashboards_are_those_that_the_code_makes() -> None:
     written = {path.name: path.read_text("utf-8") for path in DIRECTORY.iterdir()}
     assert written == generate(), "run `make dashboards`"

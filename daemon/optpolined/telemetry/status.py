@@ -27,7 +27,7 @@ __all__ = (
     "Versions",
 )
 
-STOP_BUCKETS_SECONDS = (5e-5, 1e-4, 2e-4, 4e-4, 7e-4, 1e-3, 1.5e-3, 2e-3, 5e-3, 1e-2, 5e-2)
+STOP_BUCKETS_SECONDS = (5e-5, 1e-4, 2e-4, 4e-4, 7e-4, 1e-3, 1.5e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
 """Upper bounds, without infinity."""
 EPOCH_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 GRACE_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

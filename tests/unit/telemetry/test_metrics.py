@@ -55,7 +55,7 @@ STATUS = Status(
         denied_per_second=7.5,
         waiting=6,
     ),
-    stops=StopSummary(6, 0.0061, (1, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 2)),
+    stops=StopSummary(6, 0.0061, (1, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 2)),
     stop_budget_seconds=0.001,
     recoveries=9,
     rescues=1,
