@@ -115,7 +115,7 @@ def extend(
 
 def targets_of(chain: Sequence[Share]) -> tuple[GuestVirtual, ...]:
     """The targets alone; each stands once."""
-    return tuple(dict(chain))
+    return next(zip(*chain, strict=True), ())
 
 
 def estimate(chain: Sequence[Share], direct: float) -> tuple[Share, ...]:
@@ -151,7 +151,7 @@ def contest(
     """
     # Of equally weak ones the last in the chain goes.  No challenger goes again: the next one is no
     # hotter.
-    kept, names = list(chain), dict(chain)
+    kept, names = list(chain), targets_of(chain)
     free = most - len(kept)
     came = []
     for challenger in shares:
