@@ -41,12 +41,13 @@ class Backoff(NamedTuple):
     def strike(self, epoch: int, pauses: Pauses) -> "Backoff":
         """Trouble again."""
         level = self.level
-        if level:
-            span = max(pauses.calm, 2 * (self.last - self.born))
-            calm = max(0, epoch - self.ready_at(pauses))
-            level -= (1 + calm // span).bit_length() - 1
-            if level <= 0:
-                return Backoff(self.last, epoch, 1)
+        if not level:
+            return Backoff(self.born, epoch, 1)
+        span = max(pauses.calm, 2 * (self.last - self.born))
+        calm = max(0, epoch - self.ready_at(pauses))
+        level -= (1 + calm // span).bit_length() - 1
+        if level <= 0:
+            return Backoff(self.last, epoch, 1)
         # One doubling beyond the longest pause and more would have to be calmed for nothing.
         highest = (pauses.longest // pauses.first).bit_length() + 1
         return Backoff(self.born, epoch, min(level + 1, highest))

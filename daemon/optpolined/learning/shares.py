@@ -18,6 +18,7 @@ __all__ = (
     "estimate",
     "extend",
     "look",
+    "targets_of",
 )
 
 _COUNT_MAX = 1 << 64
@@ -112,6 +113,11 @@ def extend(
     return tuple(chain)
 
 
+def targets_of(chain: Sequence[Share]) -> tuple[GuestVirtual, ...]:
+    """The targets alone; each stands once."""
+    return next(zip(*chain, strict=True), ())
+
+
 def estimate(chain: Sequence[Share], direct: float) -> tuple[Share, ...]:
     """The shares of a chain whose hits are known only as a sum: in proportion as before."""
     total = sum(map(_part, chain))
@@ -143,10 +149,9 @@ def contest(
     A challenger of at least ``worth`` takes a free place.  In a full chain it takes the place of
     the weakest target where it beats that by ``margin``; with ``None`` nobody loses his place.
     """
-    # Sorting is stable: of equally weak ones the last in the chain goes.  No challenger goes again,
-    # for the next one is no hotter.
-    kept = sorted(chain, key=_part, reverse=True)
-    names = {target for target, _ in chain}
+    # Of equally weak ones the last in the chain goes.  No challenger goes again: the next one is no
+    # hotter.
+    kept, names = list(chain), targets_of(chain)
     free = most - len(kept)
     came = []
     for challenger in shares:

@@ -14,6 +14,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.learning.backoff import Backoff
 from optpolined.learning.errors import StateError
+from optpolined.learning.shares import targets_of
 from optpolined.learning.strategy import Share
 
 __all__ = (
@@ -131,7 +132,7 @@ def stands(site: SiteState, standing: Form) -> bool:
     return (
         isinstance(standing, Chain)
         and standing.counts_hits is (site.window is not None)
-        and standing.targets == tuple([target for target, _ in belief.chain])
+        and standing.targets == targets_of(belief.chain)
     )
 
 
@@ -140,7 +141,7 @@ def form_of(site: SiteState) -> Form:
     belief = site.belief
     if belief is None:
         return ORIGINAL if site.window is None else LEARNING
-    return Chain(tuple([target for target, _ in belief.chain]), site.window is not None)
+    return Chain(targets_of(belief.chain), site.window is not None)
 
 
 _JSON = TypeAdapter(HysteresisState)
