@@ -38,7 +38,7 @@ def test_the_manager_is_told_from_the_way_in_to_the_way_out(guest: Guest, tmp_pa
     write_config(guest, tmp_path)
     address = guest.directory / "notify"
     environment = os.environ | {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "2000000"}
-    command = [COMMAND, "--guest", "test", "--config-dir", tmp_path]
+    command: list[str | Path] = [COMMAND, "--guest", "test", "--config-dir", tmp_path]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.settimeout(_PATIENCE_SECONDS)
         listener.bind(str(address))
