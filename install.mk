@@ -43,7 +43,7 @@ install: setup $(if $(wildcard docs/build.py),docs)
 	@$(BIN)/pip install -qq --disable-pip-version-check --require-hashes --no-deps --no-compile \
 		--only-binary :all: --target '$(DESTDIR)$(LIB_DIR)' -r requirements-run.lock \
 		--python-version $$($(INSTALL_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-	@cd daemon && find optpolined -name '*.py' -o -name py.typed | while read -r file; do \
+	@cd daemon && find optpolined -type f ! -name '*.pyc' | while read -r file; do \
 		$(PUT) "$$file" "$(DESTDIR)$(LIB_DIR)/$$file"; \
 	done
 	@$(INSTALL_PYTHON) -m compileall -q -s '$(DESTDIR)' '$(DESTDIR)$(LIB_DIR)'

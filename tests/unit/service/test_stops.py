@@ -61,7 +61,7 @@ def test_a_quantile_of_nothing_is_zero() -> None:
 
 def test_each_stop_is_a_sign_of_life() -> None:
     signs: list[int] = []
-    stopper = Stopper(Stub(), lambda: 0.0, lambda: signs.append(1))
+    stopper = Stopper(Stub(), lambda: 0.0, alive=lambda: signs.append(1))
     for _ in range(3):
         with stopper.stopped():
             pass
