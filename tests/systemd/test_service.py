@@ -38,10 +38,8 @@ def test_the_status_line_and_the_journal_say_what_it_does(
     machine: Machine, service: Service
 ) -> None:
     service.start()
-    assert re.fullmatch(
-        r"running: [\d,]+ sites, [\d,]+ promoted, [\d,]+ direct calls/s, [\d,]+ missed/s",
-        service.status,
-    )
+    said = r"running: [\d,]+ sites, [\d,]+ promoted, \d+% of calls direct"
+    assert re.fullmatch(said, service.status)
     direct = [
         event
         for event in machine.journal("GUEST=vm1", "PRIORITY=7", "CODE_FUNC=log_changes")
