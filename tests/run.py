@@ -18,8 +18,9 @@ _GUESTS = (
     *("tests/guest", "tests/observability/test_prometheus_live.py"),
 )
 _OTHERS = (
+    *("-m", "not long"),
     *("tests/unit", "tests/browser", "tests/model", "tests/hostile"),
-    "tests/observability/test_prometheus_rules.py",
+    *("tests/observability/test_prometheus_rules.py", "tests/systemd"),
 )
 _LOOK_SECONDS = 0.2
 

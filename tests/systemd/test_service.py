@@ -29,7 +29,8 @@ def test_it_is_ready_when_the_guest_is_attached_to_and_not_before(
     machine.until(lambda: service.state != "activating", "attached to")
     assert service.state == "active"
     (attached,) = service.events("GUEST=vm1", "PRIORITY=6")
-    assert re.fullmatch(r"attached in .* s: \d{4} sites, \d+ eligible", str(attached["MESSAGE"]))
+    said = r"attached in [\d.]+ s: \d{4} sites, \d+ eligible"
+    assert re.fullmatch(said, str(attached["MESSAGE"]))
     assert attached["_SYSTEMD_UNIT"] == f"{UNIT}.service"
     assert attached["LOGGER"] == "optpolined.service.serve"
 
@@ -38,10 +39,8 @@ def test_the_status_line_and_the_journal_say_what_it_does(
     machine: Machine, service: Service
 ) -> None:
     service.start()
-    assert re.fullmatch(
-        r"running: [\d,]+ sites, [\d,]+ promoted, [\d,]+ direct calls/s, [\d,]+ missed/s",
-        service.status,
-    )
+    said = r"running: [\d,]+ sites, [\d,]+ promoted, \d+% of calls direct"
+    assert re.fullmatch(said, service.status)
     direct = [
         event
         for event in machine.journal("GUEST=vm1", "PRIORITY=7", "CODE_FUNC=log_changes")
@@ -67,9 +66,9 @@ def test_a_reload_changes_the_policy_without_detaching(machine: Machine, service
         machine.until(
             lambda: any("read again" in text for text in service.messages()), "read again"
         )
-        sites = machine.run("optpolinectl sites 'vfs_*' --guest vm1").splitlines()
-        assert sites
-        assert all("banned by 'vfs_*'" in site for site in sites)
+        printed = machine.run("optpolinectl sites 'vfs_*' --state banned --guest vm1")
+        assert "vfs_" in printed
+        assert "banned by 'vfs_*'" in printed
         machine.run(f"echo nonsense >>{CONFIG}")
         machine.run(f"systemctl reload {UNIT}")
         machine.until(lambda: bool(service.events("REASON=bad_configuration")), "a wrong file")

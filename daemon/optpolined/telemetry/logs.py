@@ -127,7 +127,8 @@ class Calm(logging.Handler):
 
     Of a kind are the records of one call; the same are those about the same site and reason, or
     with the same text where the call gave none.  How many were held back is said at the end of the
-    minute, as soon as anything is logged, or when the program ends.
+    minute, as soon as anything is logged, or when the program ends.  Who asks for records of level
+    debug gets all of them.
     """
 
     def __init__(
@@ -146,6 +147,9 @@ class Calm(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass ``record`` on, or count it."""
+        if record.levelno <= logging.DEBUG:
+            self._inner.handle(record)
+            return
         now = self._clock()
         self._sum_up(now)
         kind = self._kinds.setdefault((record.name, str(record.msg)), _Kind(now + self._seconds))

@@ -130,7 +130,7 @@ def one_line(text: str) -> str:
 
 def summary(status: Status) -> str:
     """The status in a line."""
-    return (
-        f"{status.phase.value}: {status.eligible:,} sites, {status.promoted:,} promoted, "
-        f"{status.direct_per_second:,.0f} direct calls/s, {status.missed_per_second:,.0f} missed/s"
-    )
+    said = f"{status.phase.value}: {status.eligible:,} sites, {status.promoted:,} promoted"
+    if status.coverage is None:
+        return said
+    return f"{said}, {status.coverage:.0%} of calls direct"

@@ -57,3 +57,12 @@ def test_statistics_count_by_bucket() -> None:
 
 def test_a_quantile_of_nothing_is_zero() -> None:
     assert StopStatistics().quantiles(0.99) == [0.0]
+
+
+def test_each_stop_is_a_sign_of_life() -> None:
+    signs: list[int] = []
+    stopper = Stopper(Stub(), lambda: 0.0, alive=lambda: signs.append(1))
+    for _ in range(3):
+        with stopper.stopped():
+            pass
+    assert len(signs) == 3

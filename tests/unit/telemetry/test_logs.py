@@ -35,7 +35,7 @@ class Kept(logging.Handler):
 
 
 def record(text: str, *values: object, **extra: str) -> logging.LogRecord:
-    made = logging.LogRecord("optpolined.test", logging.DEBUG, "", 1, text, values, None)
+    made = logging.LogRecord("optpolined.test", logging.WARNING, "", 1, text, values, None)
     made.__dict__.update(extra)
     return made
 
@@ -84,6 +84,16 @@ def test_a_storm_about_ten_thousand_sites_is_some_lines() -> None:
     clock.now = 61.0
     calm.handle(record("something else"))
     assert kept.lines[10:] == ["0xa left alone (and 9989 more of this kind)", "something else"]
+
+
+def test_who_asks_for_everything_gets_it() -> None:
+    kept = Kept()
+    calm = Calm(kept, clock=Clock())
+    for _ in range(30):
+        asked_for = record("changed", site="0x10")
+        asked_for.levelno = logging.DEBUG
+        calm.handle(asked_for)
+    assert len(kept.lines) == 30
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30), st.floats(0, 100))))
@@ -161,7 +171,7 @@ def test_a_field_cannot_be_forged_by_what_the_guest_says(
     handler.handle(record("x\nGUEST=other", site="y\nPRIORITY=0"))
     fields = entry(journal)
     assert fields["GUEST"] == "vm1"
-    assert fields["PRIORITY"] == "7"
+    assert fields["PRIORITY"] == "4"
 
 
 def test_a_traceback_is_a_field_of_its_own(journal: socket.socket, handler: JournalHandler) -> None:

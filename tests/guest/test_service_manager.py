@@ -1,0 +1,66 @@
+"""What a service manager hears of the daemon of a real guest; tests/systemd has a real one."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from guest.image.boot import Guest
+from tests.guest.harness import write_config
+from tests.guest.test_command import COMMAND
+
+_PATIENCE_SECONDS = 120
+
+
+class Manager:
+    """Listens where NOTIFY_SOCKET points to."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self.heard: list[str] = []
+
+    def until(self, holds: Callable[[str], bool]) -> None:
+        """Listen until a line holds."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not any(holds(line) for line in self._next()):
+            assert time.monotonic() < deadline, self.heard
+
+    def _next(self) -> list[str]:
+        lines = self._listener.recv(4096).decode().split("\n")
+        self.heard += lines
+        return lines
+
+
+def test_the_manager_is_told_from_the_way_in_to_the_way_out(guest: Guest, tmp_path: Path) -> None:
+    write_config(guest, tmp_path)
+    address = guest.directory / "notify"
+    environment = os.environ | {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "2000000"}
+    command: list[str | Path] = [COMMAND, "--guest", "test", "--config-dir", tmp_path]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.settimeout(_PATIENCE_SECONDS)
+        listener.bind(str(address))
+        manager = Manager(listener)
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as daemon:
+            try:
+                manager.until(lambda line: line == "READY=1")
+                assert "STATUS=attaching" in manager.heard
+                assert any(line.startswith("STATUS=learning: 7,") for line in manager.heard)
+                guardian = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text()
+                told = Path(f"/proc/{guardian.strip()}/environ").read_bytes()
+                assert b"NOTIFY_SOCKET" not in told
+                for _ in range(3):
+                    manager.until(lambda line: line == "WATCHDOG=1")
+                daemon.send_signal(signal.SIGHUP)
+                manager.until(lambda line: line == "RELOADING=1")
+                manager.until(lambda line: line == "READY=1")
+                daemon.terminate()
+                manager.until(lambda line: line == "STOPPING=1")
+                manager.until(lambda line: line.startswith("EXTEND_TIMEOUT_USEC="))
+                manager.until(lambda line: line.startswith("STATUS=detached: "))
+                assert daemon.wait(_PATIENCE_SECONDS) == 0
+            finally:
+                daemon.kill()
+                address.unlink()
