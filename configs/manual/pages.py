@@ -5,12 +5,12 @@ colon.
 """
 
 from argparse import ArgumentParser, HelpFormatter
-from importlib.metadata import version
 
 from argparse_manpage.manpage import Manpage
 
 from configs.manual.parsers import commands
 from configs.manual.roff import MANUAL, as_it_is, escaped
+from optpolined import __version__
 
 __all__ = ("command_page",)
 
@@ -48,7 +48,7 @@ def command_page(parser: ArgumentParser) -> str:
         parser,
         {
             "project_name": MANUAL,
-            "version": version("optpolined"),
+            "version": __version__,
             "manual_title": MANUAL,
         },
         format="single-commands-section",

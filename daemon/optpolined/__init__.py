@@ -15,3 +15,5 @@
 
 Imports go from the top of this list downwards, never up.
 """
+
+__version__ = "0.1.0"

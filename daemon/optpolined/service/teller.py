@@ -4,8 +4,8 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 
+from optpolined import __version__
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Chain, Form
 from optpolined.config import GuestConfig
@@ -65,7 +65,7 @@ class Teller:
         return Status(
             guest=self.guest,
             phase=phase,
-            versions=Versions(version("optpolined"), ABI_VERSION, self.link.qemu),
+            versions=Versions(__version__, ABI_VERSION, self.link.qemu),
             kernel=self.link.attachment.vmcoreinfo.osrelease,
             accelerator=self.link.accelerator,
             vcpus=self.link.vcpus,
