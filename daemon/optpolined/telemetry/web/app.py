@@ -61,11 +61,12 @@ class App:
 
     def __init__(self, sources: Sources, *, on_loopback: bool) -> None:
         self._on_loopback = on_loopback
-        self._routes: Mapping[str, Route] = {
+        told: Mapping[str, Route] = {
             "/metrics": partial(_metrics, sources.registry),
             **{path: partial(_tell, at) for path, at in Api(sources).endpoints.items()},
-            **_static(),
         }
+        self._routes = {**_static(), **told}
+        self._named = ", ".join(("/", *told))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
@@ -90,9 +91,7 @@ class App:
             )
         route = self._routes.get(environ["PATH_INFO"])
         if route is None:
-            raise NotServedError(
-                HTTPStatus.NOT_FOUND, f"nothing here; there are {', '.join(self._routes)}"
-            )
+            raise NotServedError(HTTPStatus.NOT_FOUND, f"nothing here; there are {self._named}")
         if environ["REQUEST_METHOD"] not in _METHODS:
             raise NotServedError(
                 HTTPStatus.METHOD_NOT_ALLOWED,
