@@ -1,7 +1,7 @@
 """Each alert, fired by causing its condition for real: `make test-observability`.
 
-Those of test_live.py are not repeated.  lens.py says how the durations in the rules are shortened
-for that.  The tests build on each other, in this order.
+Those of test_prometheus_live.py are not repeated.  lens.py says how the durations in the rules are
+shortened for that.  The tests build on each other, in this order.
 """
 
 import os

@@ -45,4 +45,6 @@ def scene(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sc
             yield Scene(guest, daemon, prometheus)
         assert load_state(guest)["errors"] == 0
         assert all(errors == 0 for _, errors in bench_calls(guest).values())
-        assert "BUG" not in guest.run("dmesg")
+        # A QEMU that stood stopped for 20 s looks to its guest like a CPU that hangs.
+        log = guest.run("dmesg").replace("BUG: soft lockup", "")
+        assert "BUG" not in log
