@@ -41,7 +41,8 @@ A, B = target(0), target(1)
 class Live:
     """A daemon at work in a world that makes the calls of a trace, CPU by CPU.
 
-    The first site learns by its key; the last one comes late, and goes and comes back.
+    The first site learns by its key; the last one comes late, goes and comes back, and is
+    made to learn again.
 
     :param said: What is said before which epochs.
     """
@@ -88,9 +89,9 @@ class Live:
         last = self.sites[-1]
         first: dict[GuestVirtual, Key | None] = {**dict.fromkeys(self.sites[:-1]), site(0): KEY}
         late: dict[GuestVirtual, Key | None] = {last: None}
-        came = {0: first, 4: late, 20: late}.get(place, {})
-        went = [last] if place == 15 else []
-        for world in self.worlds if went else ():
+        came = {0: first, 4: late, 20: late, 26: late}.get(place, {})
+        went = [last] if place in (15, 26) else []
+        for world in self.worlds if place == 15 else ():
             world.forget(last)
         self.present.difference_update(went)
         self.present.update(came)
@@ -146,7 +147,7 @@ SAID: st.SearchStrategy[Said] = st.one_of(
     ),
 )
 TALKS = st.dictionaries(
-    st.sampled_from([0, 2, 5, 15, 16, 20, 31]), st.lists(SAID, max_size=3), max_size=4
+    st.sampled_from([0, 2, 5, 15, 16, 20, 26, 31]), st.lists(SAID, max_size=3), max_size=4
 )
 
 
