@@ -40,6 +40,11 @@ class Service:
     def property(self, name: str) -> str:
         return self.machine.run(f"systemctl show {_UNIT} -P {name}")
 
+    def must_be(self, state: str) -> None:
+        """Fail, with what was said, where it is in another state."""
+        found = self.state
+        assert found == state, "\n".join((found, *self.messages()[-40:]))
+
     def start(self) -> int:
         """Start it, where it does not run; returns its process when calls are made direct."""
         self.machine.run(f"systemctl start {_UNIT}", 600)

@@ -24,10 +24,10 @@ def test_it_is_ready_when_the_guest_is_attached_to_and_not_before(
     machine.run(f"systemctl start --no-block {UNIT}")
     machine.until(lambda: service.status == "attaching", "the daemon has begun")
     machine.run("sleep 5")
-    assert service.state == "activating"
+    service.must_be("activating")
     machine.run("systemctl kill -s CONT vm1")
     machine.until(lambda: service.state != "activating", "attached to")
-    assert service.state == "active"
+    service.must_be("active")
     (attached,) = service.events("GUEST=vm1", "PRIORITY=6")
     said = r"attached in [\d.]+ s: \d{4} sites, \d+ eligible"
     assert re.fullmatch(said, str(attached["MESSAGE"]))
@@ -72,7 +72,8 @@ def test_a_reload_changes_the_policy_without_detaching(machine: Machine, service
         machine.run(f"echo nonsense >>{CONFIG}")
         machine.run(f"systemctl reload {UNIT}")
         machine.until(lambda: bool(service.events("REASON=bad_configuration")), "a wrong file")
-        assert (service.state, service.pid) == ("active", pid)
+        service.must_be("active")
+        assert service.pid == pid
     finally:
         machine.run(f"cp /run/vm1.toml {CONFIG}")
         machine.run(f"systemctl reload {UNIT}")
