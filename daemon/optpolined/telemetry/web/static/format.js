@@ -18,8 +18,10 @@ export const seconds = (value) => {
   return value >= 1e-3 ? `${three.format(value * 1e3)} ms` : `${three.format(value * 1e6)} µs`;
 };
 
-export const bytes = (value) =>
-  value >= 1 << 20 ? `${three.format(value / (1 << 20))} MiB` : `${three.format(value / 1024)} KiB`;
+export const bytes = (value) => {
+  if (value < 1024) return `${value} B`;
+  return value >= 1 << 20 ? `${three.format(value / (1 << 20))} MiB` : `${three.format(value / 1024)} KiB`;
+};
 
 export const span = (value) => {
   const minutes = Math.floor(value / 60);
