@@ -278,5 +278,5 @@ def _host(monitor: _Hmp, address: GuestPhysical) -> HostVirtual | None:
 def _denied(pid: int) -> PermissionDeniedError:
     return PermissionDeniedError(
         f"the memory of process {pid} may not be read: run as root, or as QEMU's user with "
-        "CAP_SYS_PTRACE where kernel.yama.ptrace_scope is not 0"
+        "CAP_SYS_PTRACE"
     )
