@@ -12,6 +12,9 @@ __all__ = ("Terminal",)
 
 _PATIENCE_SECONDS = 60.0
 
+_RUN = '"$@"; echo $? >"$0"; exec sleep infinity'
+"""Keeps the window, and tells the exit code: tmux itself does not always notice an end."""
+
 
 class Terminal:
     """Runs a command in a window of so many columns and lines while the ``with`` block runs.
@@ -21,16 +24,13 @@ class Terminal:
 
     def __init__(self, socket: Path, command: Sequence[object], *, size: tuple[int, int]) -> None:
         self._tmux = ("tmux", "-S", str(socket), "-f", "/dev/null")
-        self._command = [str(word) for word in command]
+        self._code = socket.with_suffix(".code")
+        self._command = ("sh", "-c", _RUN, str(self._code), *map(str, command))
         self._size = size
 
     def __enter__(self) -> Self:
         columns, lines = self._size
-        self._run(
-            *("new-session", "-d", "-x", str(columns), "-y", str(lines)),
-            *(";", "set-option", "remain-on-exit", "on"),
-            *(";", "respawn-pane", "-k", *self._command),
-        )
+        self._run(*("new-session", "-d", "-x", str(columns), "-y", str(lines)), *self._command)
         return self
 
     def __exit__(
@@ -46,17 +46,13 @@ class Terminal:
         self._run("send-keys", *keys)
 
     def screen(self) -> str:
-        """What is to be seen."""
+        """What is to be seen, also after the command has ended."""
         return self._run("capture-pane", "-p")
-
-    def all_lines(self) -> str:
-        """What was printed, also what has moved out of the window."""
-        return self._run("capture-pane", "-p", "-S", "-")
 
     def exit_code(self) -> int | None:
         """Of the command; ``None`` while it runs."""
-        code = self._run("display", "-p", "#{pane_dead_status}").strip()
-        return int(code) if code else None
+        code = self._code.read_text(encoding="utf-8") if self._code.exists() else ""
+        return int(code) if code.endswith("\n") else None
 
     def wait_for(self, wanted: Callable[[str], bool]) -> str:
         """Wait until the screen is as wanted; what it then shows."""
