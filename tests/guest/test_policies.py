@@ -66,7 +66,7 @@ class Daemon:
     def site(self, function: str) -> dict[str, str]:
         """Where the one site of a function of optbench stands, and why."""
         said = json.loads(self.ctl("sites", f"optbench:optbench_{function}", "--json"))
-        (row,) = said["rows"]
+        (row,) = said["sites"]
         targets = [target["name"].partition(" ")[0] for target in row["targets"]]
         told = {key: row[key] for key in ("site", "state", "reason")}
         return told | {"targets": ", ".join(targets)}
