@@ -71,14 +71,15 @@ class Notifier:
     def alive(self) -> None:
         """Say that there is progress; to be called often, it costs a look at the clock.
 
-        Between the start and :meth:`ready`, and from :meth:`stopping` on, this moves the deadline.
+        Before :meth:`ready`, and from :meth:`stopping` on, this moves the deadline of the start, or
+        of the stop.  It is no ping then: with the first one systemd begins to wait for the next.
         """
         now = self._clock()
         if now < self._due:
             return
         self._due = now + self._interval_seconds
-        extension = "" if self._is_up else f"\nEXTEND_TIMEOUT_USEC={int(_EXTENSION_SECONDS * 1e6)}"
-        self._send(f"WATCHDOG=1{extension}")
+        extension = f"EXTEND_TIMEOUT_USEC={int(_EXTENSION_SECONDS * 1e6)}"
+        self._send("WATCHDOG=1" if self._is_up else extension)
 
     def ready(self) -> None:
         """Say that the start is over."""
