@@ -9,13 +9,13 @@ KERNEL ?= cloud
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-APT_PACKAGES := busybox-static e2fsprogs g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 make \
-	man-db mmdebstrap python3-venv qemu-system-x86 systemd tmux xz-utils
-BROWSER_PACKAGES := chromium
+APT_PACKAGES := busybox-static g++ gcc gcc-12-plugin-dev libc6-dev libelf1 lz4 make python3-venv \
+	qemu-system-x86 xz-utils
+TEST_PACKAGES := chromium e2fsprogs fish man-db mmdebstrap systemd tcsh tmux zsh
 KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 
-.PHONY: help setup apt image guest-kernel demo demo-seed browser docs dashboards
-.PHONY: test test-unit test-model model-deep test-hostile nightly test-guest test-browser
+.PHONY: help setup apt image guest-kernel demo demo-seed docs dashboards
+.PHONY: tools test test-unit test-model model-deep test-hostile nightly test-guest test-browser
 .PHONY: test-systemd test-observability test-crash soak
 .PHONY: bench bench-forms bench-learning bench-scrape lint lock clean
 
@@ -104,16 +104,17 @@ demo-seed: image
 	@$(BIN)/python -m guest.seed_demo
 
 # For the tests of the status page only: 100 MB to fetch, 400 MB installed.
-browser: setup
-	@$(MAKE) --no-print-directory apt APT_PACKAGES='$(BROWSER_PACKAGES)'
+# What the tests run beside our own: a browser, a terminal, shells, another Debian.
+tools: setup
+	@$(MAKE) --no-print-directory apt APT_PACKAGES='$(TEST_PACKAGES)'
 
-test: lint image browser
+test: lint image tools
 	@$(BIN)/python -m tests.run
 
-test-unit: image
+test-unit: image tools
 	@$(PYTEST) tests/unit
 
-test-browser: browser
+test-browser: tools
 	@$(PYTEST) tests/browser
 
 test-model: setup
@@ -128,13 +129,13 @@ test-hostile: setup
 nightly: setup
 	@HYPOTHESIS_PROFILE=nightly $(PYTEST) tests/hostile
 
-test-guest: image browser
+test-guest: image tools
 	@$(PYTEST) tests/guest
 
-test-systemd: image
+test-systemd: image tools
 	@$(PYTEST) tests/systemd
 
-test-observability: image
+test-observability: image tools
 	@$(PYTEST) tests/observability tests/observability/all_alerts.py
 
 test-crash: image

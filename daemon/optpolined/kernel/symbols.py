@@ -119,7 +119,7 @@ class Symbols:
 
     def entries(self, name: str) -> Sequence[Function]:
         """The functions of this name, the kernel's and its modules'."""
-        found = {function.start: function for function in self._functions if function.name == name}
+        found = {function.start: function for function in self._named.get(name, ())}
         for address in self.addresses(name):  # an alias
             function = self.function(address)
             if function is not None and function.start == address:
@@ -170,6 +170,9 @@ class Symbols:
         self._starts: npt.NDArray[np.uint64] = np.array(
             [function.start for function in self._functions], np.uint64
         )
+        self._named: dict[str, list[Function]] = {}
+        for function in self._functions:
+            self._named.setdefault(function.name, []).append(function)
 
 
 def _cut(symbols: Sequence[tuple[int, str]], end: int) -> list[Function]:

@@ -77,7 +77,7 @@ class Table:
     def _row(
         self, site: GuestVirtual, status: SiteStatus | None, forms: Mapping[GuestVirtual, Found]
     ) -> SiteRow:
-        name = self._session.survey.symbols.name(site)
+        name = self._names.site_name(site)
         if status is None:
             reason = self._session.survey.inventory.reasons.get(site, "")
             return SiteRow(name, f"{site:#x}", SKIPPED, reason, form_name(ORIGINAL))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pwd import getpwuid
 from tempfile import TemporaryDirectory
@@ -84,54 +85,53 @@ def open_directory() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("closed", ["the socket", "its folder"])
-def test_a_socket_that_one_may_not_open_says_who_may(open_directory: Path, closed: str) -> None:
+def test_a_socket_that_one_may_not_open_says_who_may(
+    open_directory: Path, closed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = open_directory / "run"
+    owner = getpwuid(os.geteuid()).pw_name
     with served(run):
         path = run / "vm1.status"
         (path if closed == "the socket" else run).chmod(0)
         for name in ("status", "freeze"):
-            result = as_somebody_else(name, "--guest", "vm1", "--config-dir", str(open_directory))
-            assert (result.returncode, result.stdout) == (1, "")
-            assert result.stderr.startswith(f"optpolinectl: {path}: ")
-            assert result.stderr.count("\n") == 1
-            owner = getpwuid(os.geteuid()).pw_name
-            assert f"may not open it; run this as {owner}: `sudo -u {owner} " in result.stderr
+            with somebody_else():
+                code = main([name, "--guest", "vm1", "--config-dir", str(open_directory)])
+            out, err = capsys.readouterr()
+            assert (code, out, err.count("\n")) == (1, "", 1)
+            assert err.startswith(f"optpolinectl: {path}: ")
+            assert f"may not open it; run this as {owner}: `sudo -u {owner} " in err
         run.chmod(0o700)
 
 
-def test_a_configuration_that_one_may_not_read_says_so(open_directory: Path) -> None:
+def test_a_configuration_that_one_may_not_read_says_so(
+    open_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (open_directory / "run").chmod(0)
+    (open_directory / "vm1.toml").chmod(0)
     for directory in (open_directory / "run", open_directory):
-        (open_directory / "vm1.toml").chmod(0)
-        result = as_somebody_else("status", "--guest", "vm1", "--config-dir", str(directory))
-        assert result.returncode == 2
-        assert result.stderr == (
-            f"optpolinectl: {directory}/vm1.toml: cannot be read: Permission denied\n"
-        )
+        with somebody_else():
+            code = main(["status", "--guest", "vm1", "--config-dir", str(directory)])
+        complaint = f"optpolinectl: {directory}/vm1.toml: cannot be read: Permission denied\n"
+        assert (code, *capsys.readouterr()) == (2, "", complaint)
     (open_directory / "run").chmod(0o700)
 
 
-def as_somebody_else(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as one whom the modes of files concern."""
-    become = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    result = subprocess.run(
-        [
-            *(("setpriv", *become) if os.geteuid() == 0 else ()),
-            *(
-                sys.executable,
-                "-c",
-                "import sys; from optpolined.ctl import main; sys.exit(main())",
-            ),
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    if "optpolinectl" not in result.stderr:
-        pytest.skip(f"nobody may not run Python here: {result.stderr.strip()}")
-    return result
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """Be one whom the modes of files concern; root is nobody meanwhile."""
+    if os.geteuid() != 0:
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
 
 
 @pytest.mark.parametrize(

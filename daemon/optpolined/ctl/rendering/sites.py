@@ -16,7 +16,6 @@ STATE_STYLES = {
     "relearning": "yellow",
     "missing": "red",
     "banned": "magenta",
-    "reverted": "magenta",
 }
 """Of the states that are worth a look."""
 
