@@ -136,7 +136,7 @@ test-systemd: image tools
 	@$(PYTEST) tests/systemd
 
 test-observability: image tools
-	@$(PYTEST) tests/observability tests/observability/all_alerts.py
+	@$(PYTEST) $(wildcard tests/observability/test_*.py) tests/observability/all_alerts.py
 
 test-crash: image
 	@$(BIN)/python -m tests.guest.crash
