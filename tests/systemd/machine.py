@@ -104,6 +104,7 @@ class Machine:
 
     def journal(self, *matches: str) -> list[dict[str, object]]:
         """The entries of the journal that match, oldest first, each as its fields."""
+        self.run("journalctl --sync")
         printed = self.run(f"journalctl -q --no-pager -o json {' '.join(matches)}")
         return [json.loads(line) for line in printed.splitlines()]
 

@@ -44,7 +44,7 @@ def test_the_status_line_and_the_journal_say_what_it_does(
     direct = [
         event
         for event in machine.journal("GUEST=vm1", "PRIORITY=7", "CODE_FUNC=log_changes")
-        if str(event["MESSAGE"]).endswith("directly")
+        if " to " in str(event["MESSAGE"])
     ]
     assert re.fullmatch(r"0xffffffff[0-9a-f]{8}", str(direct[0]["SITE"]))
 
@@ -54,7 +54,7 @@ def test_it_has_one_capability_and_no_way_to_more(machine: Machine, service: Ser
     status = dict(line.split(":\t", 1) for line in printed.splitlines())
     assert status["CapBnd"] == status["CapEff"] == f"{1 << 19:016x}", "CAP_SYS_PTRACE"
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
-    assert machine.try_run(f"systemd-analyze verify {UNIT}.service") == (0, "")
+    assert machine.run(f"systemd-analyze verify {UNIT}.service") == ""
 
 
 def test_a_reload_changes_the_policy_without_detaching(machine: Machine, service: Service) -> None:

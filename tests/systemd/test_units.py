@@ -22,7 +22,7 @@ def root(tmp_path: Path) -> Path:
     shutil.copytree("/" / SYSTEM_UNITS, tmp_path / SYSTEM_UNITS, symlinks=True)
     for unit in UNITS.iterdir():
         shutil.copy(unit, tmp_path / SYSTEM_UNITS)
-    for command in ("usr/bin/optpolined", "usr/bin/optpolinectl", "bin/kill"):
+    for command in ("usr/bin/optpolined", "usr/bin/optpolinectl", "bin/sh"):
         path = tmp_path / command
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(0o755)
