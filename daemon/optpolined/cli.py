@@ -25,6 +25,7 @@ from optpolined.lab.errors import LabError
 from optpolined.poke.protocol import Protocol
 from optpolined.service.attach import AttachRefusedError, NothingToGainError
 from optpolined.service.dryrun import dry_run
+from optpolined.service.orders import OrderBook
 from optpolined.service.recover_only import recover_only
 from optpolined.service.serve import Options, serve
 from optpolined.telemetry.live import LiveView
@@ -153,6 +154,7 @@ def _run(
         return EXIT_OK
     if options.recover_only:
         recovered = recover_only(config)
+        OrderBook(config.runtime_directory, options.guest).forget()  # there is to be no next daemon
         sys.stdout.write(f"{recovered}\n")
         return EXIT_OK if recovered.is_complete else EXIT_FAILED
     stop, hung_up = threading.Event(), threading.Event()

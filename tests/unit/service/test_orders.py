@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from optpolined import cli
 from optpolined.config import PolicyConfig
 from optpolined.service.orders import OrderBook, Orders, Standstill
+from optpolined.service.recover_only import Recovered
 from optpolined.service.rules import Rules
 from optpolined.telemetry.requests import Ban, Freeze, Pin, Revert
 from tests.unit.service.test_governor import Guest
@@ -70,3 +72,17 @@ def test_what_cannot_be_kept_holds_all_the_same(
     assert guest.ask(Freeze()).outcome == "done"
     assert guest.governor.standstill is Standstill.FROZEN
     assert "will not outlive this daemon" in caplog.text
+
+
+def test_who_only_recovers_leaves_no_orders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ordered(OrderBook(tmp_path, "vm1"))
+    text = f'runtime_directory = "{tmp_path}"\n[qemu]\nqmp_socket = "/run/qmp"\n'
+    (tmp_path / "vm1.toml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(
+        cli, "recover_only", lambda _: Recovered(3, (), running=True, was_held=True)
+    )
+    assert cli.main(["--guest", "vm1", "--config-dir", str(tmp_path), "--recover-only"]) == 0
+    assert "3 sites restored" in capsys.readouterr().out
+    assert OrderBook(tmp_path, "vm1").read() is None
