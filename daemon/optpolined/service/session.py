@@ -134,10 +134,7 @@ class Session:
     def _recover(self) -> None:
         """Put back what a daemon that died has left changed."""
         leftovers = self._leftovers()
-        ours = sum(left.standing is not Standing.FOREIGN for left in leftovers)
-        if ours:
-            _log.warning("%d sites stand changed that nobody looks after: putting them back", ours)
-        self.tally.recoveries += ours
+        self.tally.recoveries += sum(left.standing is not Standing.FOREIGN for left in leftovers)
         put_back(leftovers, self._entries, self.space, self._patient)
 
     def make_patcher(self, protocol: Protocol, machine: Machine | None = None) -> Patcher:
