@@ -217,7 +217,7 @@ def _of_loop(status: Status) -> Iterator[Metric]:
     )
     yield _counter(
         "recoveries",
-        "Sites put back that a daemon that died had left changed.",
+        "Sites put back that nobody looked after: of a daemon that died, or a guest that was lost.",
         status.recoveries,
     )
     yield _counter(
