@@ -179,8 +179,8 @@ class Status:
     graces: Durations = Durations()
     """Grace periods that the guest was asked for, by GRACE_BUCKETS_SECONDS."""
     recoveries: int = 0
-    """Sites put back that nobody looked after: a daemon that died had left them changed, or this one
-    when it lost the guest, or a snapshot held them."""
+    """Sites put back that nobody looked after: a daemon that died had left them changed, or this
+    one when it lost the guest, or a snapshot held them."""
     rescues: int = 0
     """How often the guest was resumed after a daemon that died had left it stopped."""
     read_errors: int = 0
