@@ -86,4 +86,4 @@ def service(machine: Machine) -> Iterator[Service]:
     made = Service(machine)
     made.forget()
     yield made
-    assert made.guest == "running"
+    machine.until(lambda: made.guest == "running", "the guest runs, but for short stops", 60)
