@@ -18,7 +18,8 @@ class Service:
     """The daemon of the guest vm1, as systemd sees it; what it says is what it said in one test."""
 
     machine: Machine
-    cursor: str = ""
+    since: int = 0
+    """In microseconds, as the journal has it."""
 
     @property
     def state(self) -> str:
@@ -59,8 +60,8 @@ class Service:
 
     def events(self, *matches: str) -> list[dict[str, object]]:
         """What the daemon, ExecStopPost, and systemd said of the unit, oldest first."""
-        unit = () if matches else ("-u", _UNIT)
-        return self.machine.journal(f"--after-cursor='{self.cursor}'", *unit, *matches)
+        said = self.machine.journal(*(matches or ("-u", _UNIT)))
+        return [event for event in said if _microseconds(event) > self.since]
 
     def messages(self, *matches: str) -> list[str]:
         return [str(event["MESSAGE"]) for event in self.events(*matches)]
@@ -68,7 +69,11 @@ class Service:
     def forget(self) -> None:
         """Leave out what was said before."""
         (last,) = self.machine.journal("-n", "1")
-        self.cursor = str(last["__CURSOR"])
+        self.since = _microseconds(last)
+
+
+def _microseconds(event: dict[str, object]) -> int:
+    return int(str(event["__REALTIME_TIMESTAMP"]))
 
 
 @pytest.fixture(scope="session")
