@@ -83,6 +83,7 @@ def test_who_only_recovers_leaves_no_orders(
     monkeypatch.setattr(
         cli, "recover_only", lambda _: Recovered(3, (), running=True, was_held=True)
     )
+    monkeypatch.setattr(cli, "configure_logging", lambda *_, **__: None)  # it is the process's
     assert cli.main(["--guest", "vm1", "--config-dir", str(tmp_path), "--recover-only"]) == 0
     assert "3 sites restored" in capsys.readouterr().out
     assert OrderBook(tmp_path, "vm1").read() is None
