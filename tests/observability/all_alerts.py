@@ -14,6 +14,7 @@ from optpolined.qemu.monitor import Monitor
 from optpolined.service.attach import connect
 from optpolined.telemetry.requests import ReleaseStub, Revert, TakeStub, Thaw
 from optpolined.telemetry.status import Phase, Status
+from tests.guest.harness import load_state
 from tests.guest.test_degraded import BUSY, with_arena
 from tests.guest.test_hostile_guest import Liar
 from tests.observability.conftest import Scene
@@ -82,12 +83,16 @@ def test_a_guest_that_somebody_paused(scene: Scene) -> None:
 
 
 def test_a_qemu_that_does_not_answer(scene: Scene) -> None:
+    """The guest's clock goes on: its workers, which would seem to be stuck, rest meanwhile."""
+    scene.guest.run("killall optload; sleep 1")
+    assert load_state(scene.guest)["errors"] == 0, scene.guest.run("cat /run/optload")
     os.kill(scene.guest.pid, signal.SIGSTOP)
     try:
         alert = scene.prometheus.wait_fires("OptpolinedStalled")
     finally:
         os.kill(scene.guest.pid, signal.SIGCONT)
     assert alert["labels"]["severity"] == "critical"
+    scene.guest.run("optload --state /run/optload >/dev/null 2>&1 &")
     scene.daemon.wait(at_work)
 
 

@@ -43,7 +43,7 @@ def scene(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sc
             Prometheus(tools, directory, {GUEST: daemon.port}) as prometheus,
         ):
             yield Scene(guest, daemon, prometheus)
-        assert load_state(guest)["errors"] == 0
+        assert load_state(guest)["errors"] == 0, guest.run("cat /run/optload")
         assert all(errors == 0 for _, errors in bench_calls(guest).values())
         # A QEMU that stood stopped for 20 s looks to its guest like a CPU that hangs.
         log = guest.run("dmesg").replace("BUG: soft lockup", "")
