@@ -19,15 +19,16 @@ from rich.console import Console
 
 from optpolined.calibrate import command as calibrate
 from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, load
+from optpolined.control.override_file import OrderBook
+from optpolined.daemon.dry_run import dry_run
+from optpolined.daemon.serve import Options, serve
 from optpolined.errors import OptpolinedError
 from optpolined.lab.command import main as replay
 from optpolined.lab.errors import LabError
-from optpolined.poke.protocol import Protocol
-from optpolined.service.attach import AttachRefusedError, NothingToGainError
-from optpolined.service.dryrun import dry_run
-from optpolined.service.orders import OrderBook
-from optpolined.service.recover_only import recover_only
-from optpolined.service.serve import Options, serve
+from optpolined.learning.trace.errors import TraceError
+from optpolined.patching.protocol.steps import Protocol
+from optpolined.session.link import AttachRefusedError, NothingToGainError
+from optpolined.session.recover_only import recover_only
 from optpolined.telemetry.live import LiveView
 from optpolined.telemetry.logs import configure_logging, goes_to_journal
 from optpolined.telemetry.notify import Notifier
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OK
     except OptpolinedError as error:
         _say_last(str(error), logging.ERROR, errors, notifier)
-        bad_input = isinstance(error, (ConfigError, AttachRefusedError, LabError))
+        bad_input = isinstance(error, (ConfigError, AttachRefusedError, LabError, TraceError))
         return EXIT_BAD_INPUT if bad_input else EXIT_FAILED
 
 

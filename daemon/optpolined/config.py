@@ -12,23 +12,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError
 
 from optpolined.errors import OptpolinedError
-from optpolined.learning.cost import Costs
-from optpolined.learning.errors import SettingError
-from optpolined.learning.settings import ContinuousSettings, EpochSettings, LearningSettings
-from optpolined.learning.shape import ShapeSettings
-from optpolined.learning.strategies import StrategyName
-from optpolined.poke.protocol import Protocol
+from optpolined.learning.config import LearningConfig, Section
+from optpolined.patching.protocol.steps import Protocol
 
 __all__ = (
     "ConfigError",
@@ -49,11 +37,7 @@ class ConfigError(OptpolinedError):
     """A setting is wrong; the message names the file, the key, the value and what is allowed."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class QemuConfig(_Section):
+class QemuConfig(Section):
     """Where the guest is."""
 
     qmp_socket: Path
@@ -66,7 +50,7 @@ class QemuConfig(_Section):
     """Read guest memory by short stops where /proc/PID/mem may not be read."""
 
 
-class PokeConfig(_Section):
+class PokeConfig(Section):
     """How sites are changed."""
 
     protocol: Protocol = Protocol.BREAKPOINT
@@ -76,31 +60,7 @@ class PokeConfig(_Section):
     grace_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 60.0
 
 
-def _checked(value: object, build: ValidatorFunctionWrapHandler) -> object:
-    """Settings that check themselves: tell pydantic, which knows the section, what they say."""
-    try:
-        return build(value)
-    except SettingError as error:
-        raise PydanticCustomError("setting", "{reason}", {"reason": str(error)}) from error
-
-
-_CHECKED = WrapValidator(_checked)
-
-
-class LearningConfig(_Section):
-    """When a target is worth it, and in which form."""
-
-    strategy: StrategyName = StrategyName.HYSTERESIS
-    epoch_milliseconds: Annotated[int, Field(ge=50, le=60_000)] = 500
-    audit_milliseconds: Annotated[int, Field(ge=100, le=60_000)] = 2000
-    hysteresis: Annotated[LearningSettings, _CHECKED] = LearningSettings()
-    continuous: Annotated[ContinuousSettings, _CHECKED] = ContinuousSettings()
-    epoch: Annotated[EpochSettings, _CHECKED] = EpochSettings()
-    shape: Annotated[ShapeSettings, _CHECKED] = ShapeSettings()
-    costs: Annotated[Costs, _CHECKED] = Costs()
-
-
-class PolicyConfig(_Section):
+class PolicyConfig(Section):
     """Which sites may be touched, and what is decided about some of them.
 
     Patterns are shell patterns over ``function`` (kernel text) or ``module:function``.
@@ -109,7 +69,7 @@ class PolicyConfig(_Section):
     mode: Literal["opt-out", "opt-in"] = "opt-out"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    pins: dict[str, str] = {}
+    pins: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
     """The only target of a site, whatever is learned: by the site's name, the target's."""
     bans: tuple[str, ...] = ()
     """Sites, by name, and patterns, whose sites stay as they were built."""
@@ -129,7 +89,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-class MetricsConfig(_Section):
+class MetricsConfig(Section):
     """The Prometheus endpoint."""
 
     listen_address: str = "127.0.0.1"
@@ -139,7 +99,7 @@ class MetricsConfig(_Section):
     """So many of the hottest promoted sites are told one by one."""
 
 
-class GuestConfig(_Section):
+class GuestConfig(Section):
     """One guest."""
 
     qemu: QemuConfig

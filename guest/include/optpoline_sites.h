@@ -28,7 +28,7 @@
  * by itself is the branch at "slow": from r8 on it has a cs prefix under
  * -mindirect-branch-cs-prefix.
  *
- * daemon/optpolined/kernel/optsites.py mirrors this file.  Change both, and the
+ * daemon/optpolined/kernel/sites/declarations.py mirrors this file.  Change both, and the
  * version.
  */
 #ifndef OPTPOLINE_SITES_H

@@ -12,7 +12,7 @@
  * offset + __per_cpu_offset[c], and code reaches its own CPU's copy as
  * %gs:offset.
  *
- * daemon/optpolined/kernel/abi.py mirrors this file; a test compares the
+ * daemon/optpolined/kernel/module/abi.py mirrors this file; a test compares the
  * mirror with the DWARF of the built module.  Change both, and the version.
  */
 #ifndef OPTPOLINE_ABI_H

@@ -11,9 +11,9 @@ from optpolined.codegen.assemble import Assembler, branch_target
 from optpolined.codegen.decode import BLOCK_BYTES_MAX, Decoder
 from optpolined.codegen.forms import Code, Form
 from optpolined.config import GuestConfig, LearningConfig, PolicyConfig, QemuConfig
-from optpolined.kernel.sites import Site
-from optpolined.service.attach import connect
-from optpolined.service.session import Session
+from optpolined.kernel.sites.scan import Site
+from optpolined.session.link import connect
+from optpolined.session.session import Session
 
 __all__ = ("Bench", "Tally", "attached", "settings", "tally")
 

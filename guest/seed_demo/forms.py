@@ -7,8 +7,8 @@ from guest.seed_demo.bench import Bench, Tally
 from guest.seed_demo.rows import Row, row
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, Chain, Form, Keyed, LearnKeys, Tree
-from optpolined.kernel.sites import Site
-from optpolined.service.inline import Found, standing_head
+from optpolined.kernel.sites.scan import Site
+from optpolined.patching.inline_sites import Found, standing_head
 
 __all__ = ("arena_reuse", "inline", "keyed_tree", "out_of_line", "static_calls", "tree_by_target")
 

@@ -12,8 +12,8 @@ from guest.image.boot import Guest
 from guest.image.errors import GuestError
 from guest.seed_demo.bench import Tally, attached, settings, tally
 from guest.seed_demo.rows import Row, row
+from optpolined.api.errors import NoAnswerError
 from optpolined.config import PolicyConfig
-from optpolined.telemetry.errors import NoAnswerError
 from optpolined.telemetry.server import read_status, status_socket
 
 __all__ = ("continuous_on_deliver_skb", "hysteresis", "opt_in_and_out")

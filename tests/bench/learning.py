@@ -23,10 +23,10 @@ import numpy.typing as npt
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Chain, Form
-from optpolined.kernel.counters import RECORD, Records, difference, full_address
+from optpolined.control.gc_pause import collector_rests
+from optpolined.kernel.module.counters import RECORD, Records, difference, full_address
 from optpolined.learning.hysteresis import Hysteresis
 from optpolined.learning.strategy import SiteEpoch, Snapshot, Strategy
-from optpolined.service.collector import collector_rests
 
 __all__ = ("Cost", "Guest", "costs", "dearest")
 
@@ -127,7 +127,7 @@ def costs(
 def _count(
     sites: Sequence[GuestVirtual], before: Records, after: Records
 ) -> dict[GuestVirtual, SiteEpoch]:
-    """What `service/session.py` makes of two snapshots."""
+    """What `session/session.py` makes of two snapshots."""
     return {
         sites[record]: SiteEpoch(gain.calls, gain.other, gain.hits)
         for record, gain in difference(before, after).by_record().items()

@@ -9,8 +9,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from prometheus_client import CollectorRegistry
 
-from optpolined.telemetry.requests import Answer, Question
-from optpolined.telemetry.status import Phase, Status
+from optpolined.api.requests import Answer, Question
+from optpolined.api.status import Phase, Status
 from optpolined.telemetry.web import Sources, serve_web
 from tests.browser.visit import DESK, PHONE, Theme, contrasts, scrolls_sideways, visit
 from tests.unit.telemetry.made_up import MARKUP, MadeUpGuest, served

@@ -20,14 +20,14 @@ from collections.abc import Callable
 
 from guest.image.boot import Guest
 from optpolined.config import GuestConfig
-from optpolined.kernel.header import read_status
-from optpolined.poke.protocol import Protocol
+from optpolined.kernel.module.header import read_status
+from optpolined.patching.poke_entries import Entries
+from optpolined.patching.protocol.steps import Protocol
 from optpolined.qemu.stopnote import noted_pids
-from optpolined.service.attach import connect
-from optpolined.service.entries import Entries
-from optpolined.service.recover_only import recover_only
-from optpolined.service.session import Session
-from optpolined.service.text import read_text
+from optpolined.session.link import connect
+from optpolined.session.recover_only import recover_only
+from optpolined.session.session import Session
+from optpolined.session.text import read_text
 from tests.guest.crash_child import Cut, Trace, cycle, fork
 from tests.guest.crash_watch import Watch, longest_after
 from tests.guest.harness import config_of

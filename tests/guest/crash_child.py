@@ -18,16 +18,15 @@ from typing import Any
 from unittest import mock
 
 from optpolined.config import GuestConfig
-from optpolined.kernel.abi import RequestOp
-from optpolined.kernel.arena import Arena
-from optpolined.kernel.counters import Counters
+from optpolined.kernel.module.abi import RequestOp
+from optpolined.kernel.module.counters import Counters
+from optpolined.patching.arena import Arena
+from optpolined.patching.counter_records import Records
+from optpolined.patching.patcher import Patcher
+from optpolined.patching.poke_entries import Entries
 from optpolined.qemu.sockets import connect_unix
-from optpolined.service.attach import Link, connect
-from optpolined.service.entries import Entries
-from optpolined.service.machine import GuestMachine
-from optpolined.service.patcher import Patcher
-from optpolined.service.records import Records
-from optpolined.service.requests import PatientGuest, open_mailbox
+from optpolined.session.link import Link, connect, machine_of
+from optpolined.session.mailbox import PatientGuest, open_mailbox
 from tests.guest.hot_cycle import Plan
 
 __all__ = ("Cut", "Trace", "cycle", "fork")
@@ -109,7 +108,7 @@ def _patcher(link: Link, config: GuestConfig, plan: Plan) -> Patcher:
     """A patcher of the guest, whose module is held."""
     space, header = link.attachment.space, link.attachment.header
     counters = Counters.from_header(space.read, header)
-    machine = GuestMachine.of(link, config, time.monotonic)
+    machine = machine_of(link, config, time.monotonic)
     mailbox = open_mailbox(link.attachment, machine)
     mailbox.request(RequestOp.HOLD)
     timeout = config.poke.grace_timeout_seconds

@@ -14,17 +14,17 @@ import capstone
 from guest.image.boot import Guest
 from guest.image.drivers import DRIVERS
 from optpolined.addresses import GuestVirtual
+from optpolined.api.status import Status
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.config import PolicyConfig
-from optpolined.kernel.sites import Site
-from optpolined.service.attach import connect
-from optpolined.service.daemon import Daemon
-from optpolined.service.hub import Hub
-from optpolined.service.job import Job
-from optpolined.service.orders import OrderBook
-from optpolined.service.rules import Rules
-from optpolined.service.session import Session
-from optpolined.telemetry.status import Status
+from optpolined.control.override_file import OrderBook
+from optpolined.control.overrides import Rules
+from optpolined.daemon.endpoints import Hub
+from optpolined.daemon.job import Job
+from optpolined.daemon.loop import Daemon
+from optpolined.kernel.sites.scan import Site
+from optpolined.session.link import connect
+from optpolined.session.session import Session
 from tests.guest.harness import config_of
 
 __all__ = ("Frame", "Head", "Held", "Work", "attached", "calls_of", "head", "other_functions")

@@ -9,9 +9,9 @@ from guest.image.boot import Guest
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL
 from optpolined.config import GuestConfig, PokeConfig, QemuConfig
-from optpolined.kernel.sites import Site
-from optpolined.service.attach import connect
-from optpolined.service.session import Session
+from optpolined.kernel.sites.scan import Site
+from optpolined.session.link import connect
+from optpolined.session.session import Session
 
 __all__ = (
     "bench_calls",

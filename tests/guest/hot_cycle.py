@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from guest.image.boot import Guest
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
-from optpolined.kernel.sites import Site
-from optpolined.service.session import Session
+from optpolined.kernel.sites.scan import Site
+from optpolined.session.session import Session
 from tests.guest.harness import bench_calls, load_state
 
 __all__ = ("Checks", "Plan", "checks", "load", "plan_hottest")

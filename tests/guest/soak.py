@@ -16,7 +16,7 @@ from pathlib import Path
 from guest.image.boot import Guest
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, Form
-from optpolined.service.session import Session
+from optpolined.session.session import Session
 from tests.guest.harness import config_of, open_session
 from tests.guest.hot_cycle import Plan, checks, load, plan_hottest
 

@@ -11,9 +11,9 @@ import pytest
 from guest.image.boot import Guest
 from guest.image.build import Image
 from guest.image.paths import Flavour
-from optpolined.kernel.modules import read_modules
-from optpolined.service.attach import connect
-from optpolined.service.survey import Survey
+from optpolined.kernel.module.module_list import read_modules
+from optpolined.session.link import connect
+from optpolined.session.survey import Survey
 from tests.guest.harness import config_of, load_state, open_session, write_config
 from tests.guest.test_command import COMMAND
 from tests.unit.kernel.dwarf import compiled, mirrored

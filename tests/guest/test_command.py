@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from guest.image.boot import Guest
+from optpolined.lab.actual_calls import find_truth
 from optpolined.lab.replay import replay_recorded
-from optpolined.lab.tracefile import read_traces
-from optpolined.lab.truth import find_truth
+from optpolined.learning.trace.file import read_traces
 from tests.guest.harness import load_state, write_config
 
 COMMAND = Path(sys.executable).with_name("optpolined")

@@ -14,11 +14,11 @@ import pytest
 
 from guest.image.boot import Guest
 from optpolined.codegen.forms import LEARNING
-from optpolined.poke.protocol import Write
+from optpolined.patching.protocol.steps import Write
 from optpolined.qemu.stopnote import noted_pids
-from optpolined.service.attach import connect
-from optpolined.service.recover_only import recover_only
-from optpolined.service.session import Session
+from optpolined.session.link import connect
+from optpolined.session.recover_only import recover_only
+from optpolined.session.session import Session
 from tests.guest.crash_watch import Watch
 from tests.guest.harness import config_of, write_config
 
@@ -27,7 +27,7 @@ DAEMON = """
 import sys, time
 from pathlib import Path
 from optpolined.config import load
-from optpolined.service.attach import connect
+from optpolined.session.link import connect
 with connect(load("test", [Path(sys.argv[1])])) as link:
     link.stub.stop()
     print("stopped", flush=True)

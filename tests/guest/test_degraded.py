@@ -9,10 +9,10 @@ import pytest
 
 from guest.image.boot import Guest
 from guest.image.errors import GuestCommandError
+from optpolined.api.status import Status
 from optpolined.config import GuestConfig, LearningConfig, PolicyConfig
-from optpolined.service.serve import Options, serve
-from optpolined.telemetry.report import Report
-from optpolined.telemetry.status import Status
+from optpolined.daemon.serve import Options, serve
+from optpolined.views.report import Report
 from tests.guest.harness import bench_calls, config_of, load_state, open_session, sites_called
 
 ARENA_BYTES = 4096

@@ -15,8 +15,8 @@ from guest.image.errors import GuestCommandError
 from guest.image.paths import Flavour
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
-from optpolined.kernel.sites import Site
-from optpolined.service.text import read_text
+from optpolined.kernel.sites.scan import Site
+from optpolined.session.text import read_text
 from tests.guest.driver_sites import (
     Frame,
     Head,

@@ -15,9 +15,9 @@ import pytest
 
 from guest.image.boot import Guest
 from optpolined.config import PolicyConfig
-from optpolined.service.attach import connect
-from optpolined.service.survey import Survey
-from optpolined.service.text import TextRegion
+from optpolined.session.link import connect
+from optpolined.session.survey import Survey
+from optpolined.session.text import TextRegion
 from tests.guest.harness import config_of, write_config
 from tests.guest.test_command import one_line, optpolined
 from tests.guest.test_neighbours import PATIENCE_SECONDS, Running

@@ -14,14 +14,14 @@ import pytest
 
 from guest.image.boot import Guest
 from optpolined.addresses import GuestPhysical, GuestVirtual
+from optpolined.api.errors import NoAnswerError
+from optpolined.api.status import Phase
 from optpolined.config import GuestConfig, QemuConfig
+from optpolined.patching.poke_entries import Entries
+from optpolined.patching.recovery import find_leftovers
 from optpolined.qemu.memory import RamRange, ram_ranges
-from optpolined.service.attach import Link, connect
-from optpolined.service.entries import Entries
-from optpolined.service.recovery import find_leftovers
-from optpolined.telemetry.errors import NoAnswerError
+from optpolined.session.link import Link, connect
 from optpolined.telemetry.server import read_status, status_socket
-from optpolined.telemetry.status import Phase
 from tests.guest.harness import load_state, write_config
 from tests.guest.test_command import COMMAND, one_line, optpolined
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from guest.image.boot import Guest
+from optpolined.api.status import Phase, Status
 from optpolined.config import PolicyConfig
-from optpolined.poke.recovery import Standing
+from optpolined.patching.poke_entries import Entries
+from optpolined.patching.protocol.standing import Standing
+from optpolined.patching.recovery import Leftover, find_leftovers
 from optpolined.qemu.monitor import Monitor
-from optpolined.service.attach import connect
-from optpolined.service.entries import Entries
-from optpolined.service.recovery import Leftover, find_leftovers
-from optpolined.service.survey import Survey
-from optpolined.service.text import TextRegion
-from optpolined.telemetry.status import Phase, Status
+from optpolined.session.link import connect
+from optpolined.session.survey import Survey
+from optpolined.session.text import TextRegion
 from tests.guest.harness import config_of, load_state, write_config
 from tests.guest.test_command import one_line, optpolined
 from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back

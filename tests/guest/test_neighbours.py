@@ -11,16 +11,16 @@ import pytest
 
 from guest.image.boot import Guest
 from guest.image.errors import GuestCommandError
+from optpolined.api.errors import NoAnswerError
+from optpolined.api.status import Phase as Doing
+from optpolined.api.status import Status
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain
-from optpolined.kernel.sites import Site
-from optpolined.poke.protocol import Phase, Protocol, steps
+from optpolined.kernel.sites.scan import Site
+from optpolined.patching.poke_entries import Entries
+from optpolined.patching.protocol.steps import Phase, Protocol, steps
 from optpolined.qemu.monitor import Monitor
-from optpolined.service.entries import Entries
-from optpolined.service.session import Session
-from optpolined.telemetry.errors import NoAnswerError
+from optpolined.session.session import Session
 from optpolined.telemetry.server import read_status
-from optpolined.telemetry.status import Phase as Doing
-from optpolined.telemetry.status import Status
 from tests.guest.harness import bench_calls, config_of, open_session, site_in, write_config
 from tests.guest.test_command import COMMAND
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from guest.image.boot import Guest
+from optpolined.api.requests import Explain, ListSites, Revert
+from optpolined.api.sites import Explanation, SiteRow
+from optpolined.api.status import Phase, Status
 from optpolined.config import PolicyConfig
-from optpolined.kernel.modules import read_modules
-from optpolined.service.attach import connect
-from optpolined.service.survey import Survey
-from optpolined.telemetry.requests import Explain, ListSites, Revert
+from optpolined.kernel.module.module_list import read_modules
+from optpolined.session.link import connect
+from optpolined.session.survey import Survey
 from optpolined.telemetry.server import ask
-from optpolined.telemetry.sites import Explanation, SiteRow
-from optpolined.telemetry.status import Phase, Status
 from tests.guest.harness import bench_calls, config_of
 from tests.guest.test_command import COMMAND
 from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back

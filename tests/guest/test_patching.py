@@ -9,10 +9,10 @@ import pytest
 from guest.image.boot import Guest
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
-from optpolined.poke.execute import Machine
-from optpolined.poke.protocol import Phase, Protocol, Write, steps
-from optpolined.service.attach import connect
-from optpolined.service.session import Session
+from optpolined.patching.protocol.execute import Machine
+from optpolined.patching.protocol.steps import Phase, Protocol, Write, steps
+from optpolined.session.link import connect
+from optpolined.session.session import Session
 from tests.guest.harness import (
     bench_calls,
     config_of,

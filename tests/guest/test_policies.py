@@ -15,10 +15,10 @@ from guest.image.boot import Guest
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Chain, Form
 from optpolined.config import LearningConfig
+from optpolined.lab.actual_calls import find_truth
 from optpolined.lab.replay import replay_recorded
-from optpolined.lab.trace import Trace
-from optpolined.lab.tracefile import read_traces
-from optpolined.lab.truth import find_truth
+from optpolined.learning.trace.file import read_traces
+from optpolined.learning.trace.model import Trace
 from optpolined.telemetry.server import status_socket
 from tests.guest.harness import bench_calls, write_config
 

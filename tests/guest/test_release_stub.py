@@ -13,11 +13,11 @@ import pytest
 
 from guest.image.boot import Guest
 from optpolined.addresses import GuestPhysical
+from optpolined.api.status import Phase, Status
 from optpolined.qemu import rsp
 from optpolined.qemu.gdbstub import GdbStub
 from optpolined.qemu.monitor import Monitor
 from optpolined.telemetry.server import read_status
-from optpolined.telemetry.status import Phase, Status
 from tests.guest.harness import load_state
 from tests.guest.test_command import COMMAND, optpolined
 from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back

@@ -9,9 +9,9 @@ from guest.seed_demo import forms
 from guest.seed_demo.bench import Bench, attached, settings
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Form
-from optpolined.service import patcher
-from optpolined.service.inline import Head
-from optpolined.service.session import Session
+from optpolined.patching import patcher
+from optpolined.patching.inline_sites import Head
+from optpolined.session.session import Session
 
 _WORKLOAD = (
     "for name in call_1 call_2_skewed tail_1 tail_2_skewed keyed_random keyed_tail keyed_lies "

@@ -16,7 +16,7 @@ from guest.image.boot import Guest
 from guest.image.build import Image
 from guest.image.errors import BuildError, GuestCommandError
 from guest.image.paths import FLAVOURS, Flavour
-from optpolined.kernel.optsites import RecordKind
+from optpolined.kernel.sites.declarations import RecordKind
 from optpolined.x86 import Register
 from tests.guest.harness import bench_calls
 

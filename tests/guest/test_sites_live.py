@@ -10,16 +10,16 @@ from guest.image.boot import Guest
 from guest.image.build import Image
 from guest.image.paths import Flavour
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.attach import Attachment, attach
-from optpolined.kernel.exclusions import (
+from optpolined.kernel.module.attachment import Attachment, attach
+from optpolined.kernel.sites.exclusions import (
     Exclusions,
     Reason,
     TextRange,
     discover,
     read_kprobe_blacklist,
 )
-from optpolined.kernel.sites import Scan, scan
-from optpolined.kernel.symbols import Function, Symbols
+from optpolined.kernel.sites.scan import Scan, scan
+from optpolined.kernel.symbols.symbols import Function, Symbols
 from optpolined.qemu.memory import ProcessMemory, ram_ranges
 from optpolined.qemu.monitor import Monitor
 from optpolined.qemu.process import QemuProcess

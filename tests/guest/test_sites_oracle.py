@@ -20,8 +20,8 @@ from guest.image.boot import Guest
 from guest.image.build import Image
 from guest.image.paths import FLAVOURS, Flavour
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.sites import Scan, scan
-from optpolined.kernel.symbols import Function
+from optpolined.kernel.sites.scan import Scan, scan
+from optpolined.kernel.symbols.symbols import Function
 from optpolined.x86 import THUNK_REGISTERS
 from tests.guest.retpoline_table import sites_in
 

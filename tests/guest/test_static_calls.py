@@ -13,10 +13,10 @@ import pytest
 
 from guest.image.boot import Guest
 from optpolined.config import GuestConfig, QemuConfig
-from optpolined.kernel.header import read_status
-from optpolined.poke.protocol import Write
-from optpolined.service.attach import connect
-from optpolined.service.text import read_text
+from optpolined.kernel.module.header import read_status
+from optpolined.patching.protocol.steps import Write
+from optpolined.session.link import connect
+from optpolined.session.text import read_text
 from tests.guest.harness import bench_calls, config_of, open_session
 from tests.guest.test_command import COMMAND, one_line, optpolined
 from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back

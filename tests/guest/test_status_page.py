@@ -18,8 +18,8 @@ from urllib.parse import urlencode
 from playwright.sync_api import Page, expect
 
 from guest.image.boot import Guest
+from optpolined.api.status import STATUS
 from optpolined.telemetry.history import HISTORY
-from optpolined.telemetry.status import STATUS
 from tests.browser.visit import DESK, PHONE, Theme, chromium, scrolls_sideways, visit
 from tests.guest.harness import write_config
 

@@ -8,18 +8,18 @@ from optpolined.codegen.assemble import Assembler
 from optpolined.codegen.decode import BLOCK_BYTES_MAX, Decoder
 from optpolined.config import PolicyConfig
 from optpolined.errors import OptpolinedError
-from optpolined.kernel.attach import Attachment
-from optpolined.kernel.counters import Counters, clean, difference
 from optpolined.kernel.errors import TranslationError
-from optpolined.kernel.guards import integrity_guard
-from optpolined.kernel.modules import read_modules
-from optpolined.poke.execute import Machine, PatientMachine
-from optpolined.poke.protocol import Write
-from optpolined.service.entries import Entries
-from optpolined.service.machine import GuestMachine
-from optpolined.service.recovery import blocks_in_use, find_leftovers, put_back
-from optpolined.service.stops import Stopper
-from optpolined.service.survey import Survey
+from optpolined.kernel.module.attachment import Attachment
+from optpolined.kernel.module.counters import Counters, clean, difference
+from optpolined.kernel.module.guards import integrity_guard
+from optpolined.kernel.module.module_list import read_modules
+from optpolined.patching.poke_entries import Entries
+from optpolined.patching.protocol.execute import Machine, PatientMachine
+from optpolined.patching.protocol.steps import Write
+from optpolined.patching.recovery import blocks_in_use, find_leftovers, put_back
+from optpolined.session.survey import Survey
+from optpolined.session.transport.stopped import GuestMachine
+from optpolined.session.transport.stops import Stopper
 from tests.hostile.hostile_memory import HostileMemory
 
 __all__ = ("attached_work", "count", "decode_blocks", "named", "recover", "survey")

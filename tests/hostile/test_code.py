@@ -12,8 +12,8 @@ from optpolined.codegen.assemble import Assembler, site_instruction
 from optpolined.codegen.decode import BLOCK_BYTES_MAX, Decoder
 from optpolined.codegen.errors import DecodeError
 from optpolined.codegen.forms import Chain, Key, Keyed, LearnKeys, Tree
-from optpolined.kernel import sites
-from optpolined.kernel.sites import Rejection, scan, with_originals
+from optpolined.kernel.sites import scan as scanner
+from optpolined.kernel.sites.scan import Rejection, scan, with_originals
 from optpolined.x86 import THUNK_REGISTERS, Register
 from tests.hostile.corruptions import WORDS, words
 from tests.hostile.examples import attack
@@ -153,7 +153,7 @@ def test_any_text_gives_whole_sites_in_linear_time(text: bytes, functions: list[
 def _count_decoded(patch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Count the bytes that the scanner decodes."""
     total = 0
-    original = sites._instructions
+    original = scanner._instructions
 
     def counted(*arguments: object) -> Iterator[tuple[int, int, str]]:
         nonlocal total
@@ -161,7 +161,7 @@ def _count_decoded(patch: pytest.MonkeyPatch) -> Callable[[], int]:
             total += instruction[1]
             yield instruction
 
-    patch.setattr(sites, "_instructions", counted)
+    patch.setattr(scanner, "_instructions", counted)
     return lambda: total
 
 

@@ -14,9 +14,6 @@ from itertools import pairwise
 import pytest
 
 from optpolined.addresses import GuestPhysical, GuestVirtual
-from optpolined.kernel import abi
-from optpolined.kernel.attach import attach
-from optpolined.kernel.counters import Counters
 from optpolined.kernel.errors import (
     CountersError,
     ModuleListError,
@@ -24,12 +21,15 @@ from optpolined.kernel.errors import (
     SymbolsError,
     TextError,
 )
-from optpolined.kernel.kallsyms import KERNEL_SYMBOLS_MAX, load_kallsyms
-from optpolined.kernel.modules import GuestModule, read_modules
+from optpolined.kernel.module import abi
+from optpolined.kernel.module.attachment import attach
+from optpolined.kernel.module.counters import Counters
+from optpolined.kernel.module.module_list import GuestModule, read_modules
+from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeTable
 from optpolined.kernel.paging import AddressSpace
-from optpolined.kernel.poketable import ENTRY_SIZE, PokeTable
-from optpolined.kernel.sites import SITES_MAX, scan, with_originals
-from optpolined.kernel.symbols import Symbols
+from optpolined.kernel.sites.scan import SITES_MAX, scan, with_originals
+from optpolined.kernel.symbols.kallsyms import KERNEL_SYMBOLS_MAX, load_kallsyms
+from optpolined.kernel.symbols.symbols import Symbols
 from optpolined.kernel.vmcoreinfo import Vmcoreinfo, parse_vmcoreinfo
 from optpolined.x86 import Register
 from tests.hostile.whole_guest import GUEST

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.abi import INLINE_BRANCH, RequestOp, SiteKind
 from optpolined.kernel.errors import TranslationError
-from optpolined.kernel.exclusions import TextRange, discover, read_kprobe_blacklist
-from optpolined.kernel.kallsyms import SYMBOL_NAME_MAX
-from optpolined.kernel.modules import MODULE_SYMBOLS_MAX, read_modules
-from optpolined.kernel.poketable import ENTRY_SIZE, home
-from optpolined.kernel.services import Mailbox, MailboxWrite
-from optpolined.kernel.symbols import Symbols
+from optpolined.kernel.module.abi import INLINE_BRANCH, RequestOp, SiteKind
+from optpolined.kernel.module.mailbox import Mailbox, MailboxWrite
+from optpolined.kernel.module.module_list import MODULE_SYMBOLS_MAX, read_modules
+from optpolined.kernel.module.poke_table import ENTRY_SIZE, home
+from optpolined.kernel.sites.exclusions import TextRange, discover, read_kprobe_blacklist
+from optpolined.kernel.symbols.kallsyms import SYMBOL_NAME_MAX
+from optpolined.kernel.symbols.symbols import Symbols
 from tests.hostile.corruptions import corruptions
 from tests.hostile.daemon_work import count, named, recover
 from tests.hostile.examples import attack

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from optpolined.addresses import GuestPhysical, GuestVirtual
 from optpolined.errors import OptpolinedError
-from optpolined.kernel import abi
-from optpolined.kernel.attach import Attachment, attach, roots
 from optpolined.kernel.errors import SymbolsError, VmcoreinfoError
-from optpolined.kernel.header import Header, parse_header
-from optpolined.kernel.kallsyms import load_kallsyms
+from optpolined.kernel.module import abi
+from optpolined.kernel.module.attachment import Attachment, attach, roots
+from optpolined.kernel.module.header import Header, parse_header
 from optpolined.kernel.paging import AddressSpace
+from optpolined.kernel.symbols.kallsyms import load_kallsyms
 from optpolined.kernel.vmcoreinfo import parse_vmcoreinfo, read_vmcoreinfo
 from tests.hostile.corruptions import WORDS, corruptions, words
 from tests.hostile.daemon_work import attached_work, named

@@ -3,7 +3,7 @@
 from hypothesis import given
 
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.attach import Attachment, attach
+from optpolined.kernel.module.attachment import Attachment, attach
 from tests.hostile.corruptions import corruptions
 from tests.hostile.daemon_work import attached_work, count, decode_blocks, named, recover, survey
 from tests.hostile.examples import attack

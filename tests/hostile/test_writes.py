@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from optpolined.addresses import GuestPhysical, GuestVirtual, HostVirtual
 from optpolined.kernel.errors import TranslationError
 from optpolined.kernel.paging import AddressSpace
-from optpolined.poke.protocol import Write
+from optpolined.patching.protocol.steps import Write
 from optpolined.qemu.gdbstub import GdbStub
 from optpolined.qemu.memory import ProcessMemory, RamRange
-from optpolined.service.machine import GuestMachine
-from optpolined.service.stops import Stopper
+from optpolined.session.transport.stopped import GuestMachine
+from optpolined.session.transport.stops import Stopper
 from tests.hostile.corruptions import changes_of
 from tests.hostile.examples import attack
 from tests.hostile.hostile_memory import Change

@@ -13,11 +13,11 @@ from typing import Final
 from optpolined.addresses import GuestPhysical, GuestVirtual
 from optpolined.codegen.assemble import Assembler, site_instruction
 from optpolined.codegen.forms import Chain
-from optpolined.kernel import abi
-from optpolined.kernel.abi import PokeState, SiteKind
-from optpolined.kernel.attach import Attachment, attach
+from optpolined.kernel.module import abi
+from optpolined.kernel.module.abi import PokeState, SiteKind
+from optpolined.kernel.module.attachment import Attachment, attach
+from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeEntry, PokeTable, encode
 from optpolined.kernel.paging import AddressSpace
-from optpolined.kernel.poketable import ENTRY_SIZE, PokeEntry, PokeTable, encode
 from optpolined.qemu.memory import PhysicalMemory
 from optpolined.x86 import INT3, Register
 from tests.unit.kernel.fake_guest import (

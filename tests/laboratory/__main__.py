@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from optpolined.lab.tracefile import TraceWriter
+from optpolined.learning.trace.file import TraceWriter
 from tests.laboratory.scenarios import SCENARIOS, name
 
 TRACES = Path(__file__).parents[1] / "traces"

@@ -11,9 +11,9 @@ import numpy as np
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING
-from optpolined.kernel.counters import RECORD, Records, each_cpu, forget
-from optpolined.lab.trace import ByCpu, Trace, TraceEpoch, TraceHeader
+from optpolined.kernel.module.counters import RECORD, Records, each_cpu, forget
 from optpolined.learning.strategy import SiteEpoch
+from optpolined.learning.trace.model import ByCpu, Trace, TraceEpoch, TraceHeader
 
 __all__ = ("SCENARIOS", "Rates", "alternation", "make", "name", "site", "target")
 

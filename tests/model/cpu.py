@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from itertools import product
 
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel import abi
-from optpolined.kernel.arena import UNIT
-from optpolined.kernel.poketable import ENTRY_SIZE, home
+from optpolined.kernel.module import abi
+from optpolined.kernel.module.poke_table import ENTRY_SIZE, home
+from optpolined.patching.arena import UNIT
 from optpolined.x86 import INT3
 from tests.model.instructions import compute, learn
 from tests.model.listing import Listing, Op

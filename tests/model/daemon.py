@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import site_instruction
 from optpolined.codegen.forms import ORIGINAL, Form
-from optpolined.kernel.abi import SiteKind
-from optpolined.kernel.sites import Site
-from optpolined.poke.protocol import Protocol
-from optpolined.service.entries import Entries
-from optpolined.service.patcher import Patcher
-from optpolined.service.records import Records
-from optpolined.service.recovery import find_leftovers, put_back
+from optpolined.kernel.module.abi import SiteKind
+from optpolined.kernel.sites.scan import Site
+from optpolined.patching.counter_records import Records
+from optpolined.patching.patcher import Patcher
+from optpolined.patching.poke_entries import Entries
+from optpolined.patching.protocol.steps import Protocol
+from optpolined.patching.recovery import find_leftovers, put_back
 from optpolined.x86 import Register
 from tests.model.machine import NOBODY, Guest, WatchedArena
 from tests.model.rules import Kind, Violation

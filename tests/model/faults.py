@@ -11,13 +11,16 @@ from unittest.mock import patch
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, Chain, Form
-from optpolined.kernel.abi import SiteKind
-from optpolined.kernel.inline import InlinePart
-from optpolined.kernel.poketable import PokeEntry
-from optpolined.kernel.sites import Site
-from optpolined.poke import protocol, recovery
-from optpolined.poke.inline import InlineChange, classify_inline, inline_steps
-from optpolined.poke.protocol import (
+from optpolined.kernel.module.abi import SiteKind
+from optpolined.kernel.module.poke_table import PokeEntry
+from optpolined.kernel.sites.inline_part import InlinePart
+from optpolined.kernel.sites.scan import Site
+from optpolined.patching import inline_sites, patcher
+from optpolined.patching.protocol import standing
+from optpolined.patching.protocol import steps as protocol_steps
+from optpolined.patching.protocol.inline_change import InlineChange, classify_inline, inline_steps
+from optpolined.patching.protocol.standing import Standing
+from optpolined.patching.protocol.steps import (
     Change,
     Grace,
     Phase,
@@ -28,8 +31,6 @@ from optpolined.poke.protocol import (
     Write,
     steps,
 )
-from optpolined.poke.recovery import Standing
-from optpolined.service import inline, patcher
 from optpolined.x86 import INT3, Register
 from tests.model.daemon import Wanted, record_offset
 from tests.model.forms import (
@@ -50,10 +51,10 @@ PhasedWrites = Iterable[tuple[Phase, Write]]
 
 _TRAP = bytes([INT3])
 
-_right_writes = protocol._breakpoint_writes
+_right_writes = protocol_steps._breakpoint_writes
 _right_entry = patcher._entry
-_right_classify = recovery.classify
-_right_inline_entries = inline._entries
+_right_classify = standing.classify
+_right_inline_entries = inline_sites._entries
 _right_classify_inline = classify_inline
 
 
@@ -189,10 +190,10 @@ def _leaves_inline_interrupted(*args: Any, **options: Any) -> Standing:
     return Standing.ORIGINAL if standing is Standing.INTERRUPTED else standing
 
 
-_WRITES = "optpolined.poke.protocol._breakpoint_writes"
-_ENTRY = "optpolined.service.patcher._entry"
-_INLINE_ENTRIES = "optpolined.service.inline._entries"
-_PLAN = "optpolined.service.patcher.inline_steps"
+_WRITES = "optpolined.patching.protocol.steps._breakpoint_writes"
+_ENTRY = "optpolined.patching.patcher._entry"
+_INLINE_ENTRIES = "optpolined.patching.inline_sites._entries"
+_PLAN = "optpolined.patching.patcher.inline_steps"
 
 
 def faults() -> Iterator[Fault]:
@@ -276,12 +277,12 @@ def _in_the_handler() -> Iterator[Fault]:
 
 def _in_recovery() -> Iterator[Fault]:
     dies = _promotion(dies=True)
-    left = (("optpolined.service.recovery.classify", _leaves_interrupted),)
+    left = (("optpolined.patching.recovery.classify", _leaves_interrupted),)
     yield Fault("half-way is left alone", Kind.TEXT, dies, left)
     first = _inline(Chain((F1,)), dies=True)
     unnoted = ((_PLAN, _branch_before_entries),)
     yield Fault("branch rewritten before it is noted", Kind.TEXT, first, unnoted)
-    left = (("optpolined.service.recovery.classify_inline", _leaves_inline_interrupted),)
+    left = (("optpolined.patching.recovery.classify_inline", _leaves_inline_interrupted),)
     yield Fault("an inline part half-way is left alone", Kind.TEXT, first, left)
     anywhere = (("optpolined.kernel.paging.AddressSpace.is_contiguous", lambda *_: True),)
     split = _promotion(SPLIT, dies=True)

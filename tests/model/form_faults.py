@@ -6,11 +6,11 @@ from typing import Any
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen import source
 from optpolined.codegen.forms import Form, Key, Keyed, LearnKeys
-from optpolined.kernel.staticcalls import StaticPlace, static_instruction
-from optpolined.poke import protocol
-from optpolined.poke.protocol import Change, Phase, Write
-from optpolined.poke.recovery import Standing
-from optpolined.service.patcher import Patcher
+from optpolined.kernel.sites.static_calls import StaticPlace, static_instruction
+from optpolined.patching.patcher import Patcher
+from optpolined.patching.protocol import steps
+from optpolined.patching.protocol.standing import Standing
+from optpolined.patching.protocol.steps import Change, Phase, Write
 from optpolined.x86 import INT3, Register
 from tests.model.faults import Fault, PhasedWrites, without_breakpoint
 from tests.model.keyed_forms import BASE_KEY, KEYED_CALL, held, keyed_reuse
@@ -21,7 +21,7 @@ from tests.model.world import F1, F2, F3
 
 _TRAP = bytes([INT3])
 
-_right_writes = protocol._breakpoint_writes
+_right_writes = steps._breakpoint_writes
 _right_note = source._note
 _right_counted_in = Patcher._counted_in
 
@@ -69,8 +69,8 @@ def _static(*targets: Target, code: StaticCode | None = None, **options: Any) ->
 
 
 def _of_static_calls() -> Iterator[Fault]:
-    writes = "optpolined.poke.protocol._breakpoint_writes"
-    slow_path = "optpolined.service.static_calls.StaticCalls._slow_path"
+    writes = "optpolined.patching.protocol.steps._breakpoint_writes"
+    slow_path = "optpolined.patching.static_calls.StaticCalls._slow_path"
     live = _static(F3, rules=Rules(live=True))
     early = ((writes, _tail_before_breakpoint),)
     yield Fault("static call's tail changed before its head is 0xCC", Kind.TORN, live, early)
@@ -82,10 +82,10 @@ def _of_static_calls() -> Iterator[Fault]:
     yield Fault("slow path of a trampoline is the trampoline", Kind.ENDLESS, _static(F2), ring)
     pushless = _static(F2, rules=Rules(handler=Handler(pushes=False)))
     yield Fault("push forgotten at a static call", Kind.STACK, pushless)
-    nop = (("optpolined.service.static_calls.static_instruction", _nothing_is_a_nop),)
+    nop = (("optpolined.patching.static_calls.static_instruction", _nothing_is_a_nop),)
     tail = StaticCode([JMP], F1, has_return_thunk=False)
     yield Fault("nothing is a nop at a tail call", Kind.TORN, _static(None, code=tail), nop)
-    blind = (("optpolined.service.recovery.classify_static", lambda *_, **__: Standing.ORIGINAL),)
+    blind = (("optpolined.patching.recovery.classify_static", lambda *_, **__: Standing.ORIGINAL),)
     yield Fault("a static call half-way is left alone", Kind.TEXT, _static(F2, dies=True), blind)
 
 
@@ -139,7 +139,7 @@ def _of_keys() -> Iterator[Fault]:
         yield Fault(name, Kind.REGISTERS, learning, ((note, replacement), unverified))
     swapped = ((note, _pops_in_push_order), unverified)
     yield Fault("registers come back in the wrong order", Kind.STACK, learning, swapped)
-    table = (("optpolined.service.patcher.Patcher._counted_in", _table_is_record),)
+    table = (("optpolined.patching.patcher.Patcher._counted_in", _table_is_record),)
     yield Fault("keys noted over the site's record", Kind.REGISTERS, learning, table)
     nobody = Rules(grace_waits_for_running=False, grace_waits_for_sleeping=False)
     yield Fault("keyed block freed without grace period", Kind.FREED, keyed_reuse(nobody))

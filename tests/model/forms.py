@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
-from optpolined.kernel.abi import SiteKind
-from optpolined.kernel.sites import Site
-from optpolined.poke.protocol import Protocol
+from optpolined.kernel.module.abi import SiteKind
+from optpolined.kernel.sites.scan import Site
+from optpolined.patching.protocol.steps import Protocol
 from optpolined.x86 import Register
 from tests.model.daemon import Wanted, originals, thunk_site
 from tests.model.explore import Crew

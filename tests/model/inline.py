@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.abi import SiteKind
-from optpolined.kernel.inline import InlinePart, inline_part
-from optpolined.kernel.optsites import Declaration, RecordKind
-from optpolined.kernel.sites import Site
+from optpolined.kernel.module.abi import SiteKind
+from optpolined.kernel.sites.declarations import Declaration, RecordKind
+from optpolined.kernel.sites.inline_part import InlinePart, inline_part
+from optpolined.kernel.sites.scan import Site
 from optpolined.x86 import Register
 from tests.model.daemon import thunk_site
 from tests.model.world import HEADER_OF_MODEL

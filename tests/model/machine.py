@@ -6,9 +6,9 @@ from enum import Enum
 from typing import NamedTuple
 
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.arena import UNIT, Arena, GraceToken
-from optpolined.poke.execute import PatientMachine
-from optpolined.poke.protocol import Write
+from optpolined.patching.arena import UNIT, Arena, GraceToken
+from optpolined.patching.protocol.execute import PatientMachine
+from optpolined.patching.protocol.steps import Write
 from tests.model.world import ARENA, ARENA_UNITS, REGIONS, Memory
 
 Owners = tuple[int, ...]

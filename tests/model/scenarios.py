@@ -8,9 +8,9 @@ import pytest
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import site_instruction
 from optpolined.codegen.forms import Key
-from optpolined.kernel.abi import SiteKind
-from optpolined.kernel.sites import Site
-from optpolined.poke.protocol import Protocol
+from optpolined.kernel.module.abi import SiteKind
+from optpolined.kernel.sites.scan import Site
+from optpolined.patching.protocol.steps import Protocol
 from tests.model.cpu import Cpu
 from tests.model.daemon import Wanted, program, record_offset, recovery
 from tests.model.explore import Crew, Explorer

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Original
-from optpolined.kernel.abi import SiteKind
-from optpolined.kernel.optsites import TRAMPOLINE_PREFIX, Declaration, RecordKind
-from optpolined.kernel.staticcalls import StaticPlace, static_instruction
-from optpolined.kernel.symbols import Symbols
-from optpolined.poke.protocol import Protocol
-from optpolined.service.entries import Entries
-from optpolined.service.recovery import find_leftovers, put_back
-from optpolined.service.static_calls import StaticCalls, find_static_calls
+from optpolined.kernel.module.abi import SiteKind
+from optpolined.kernel.sites.declarations import TRAMPOLINE_PREFIX, Declaration, RecordKind
+from optpolined.kernel.sites.static_calls import StaticPlace, static_instruction
+from optpolined.kernel.symbols.symbols import Symbols
+from optpolined.patching.poke_entries import Entries
+from optpolined.patching.protocol.steps import Protocol
+from optpolined.patching.recovery import find_leftovers, put_back
+from optpolined.patching.static_calls import StaticCalls, find_static_calls
 from optpolined.x86 import INT3
 from tests.model.explore import Crew
 from tests.model.listing import Listing

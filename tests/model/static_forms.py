@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from optpolined.codegen.forms import ORIGINAL
-from optpolined.poke.protocol import Protocol
+from optpolined.patching.protocol.steps import Protocol
 from tests.model.explore import Crew
 from tests.model.rules import Rules
 from tests.model.scenarios import Scenario

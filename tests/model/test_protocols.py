@@ -3,9 +3,9 @@
 import pytest
 
 from optpolined.codegen.forms import Chain
-from optpolined.kernel.sites import Site
-from optpolined.poke.protocol import Protocol
-from optpolined.service.static_calls import StaticCallError
+from optpolined.kernel.sites.scan import Site
+from optpolined.patching.protocol.steps import Protocol
+from optpolined.patching.static_calls import StaticCallError
 from tests.model.forms import INLINE_SPLIT, SPLIT, scenarios
 from tests.model.keyed_forms import keyed_scenarios
 from tests.model.rules import Violation

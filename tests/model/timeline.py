@@ -8,7 +8,7 @@ alone, so equal memories share the rest of their history.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from optpolined.poke.protocol import Write
+from optpolined.patching.protocol.steps import Write
 from tests.model.machine import Act, Guest, Ledger
 from tests.model.rules import Rules, Violation
 from tests.model.world import TEXT, TEXT_SIZE, Memory, describe, offset_of

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from optpolined.addresses import GuestPhysical, GuestVirtual
-from optpolined.kernel.arena import UNIT
-from optpolined.kernel.header import Header, parse_header
+from optpolined.kernel.module.header import Header, parse_header
+from optpolined.kernel.module.poke_table import ENTRY_SIZE
 from optpolined.kernel.paging import AddressSpace
-from optpolined.kernel.poketable import ENTRY_SIZE
+from optpolined.patching.arena import UNIT
 from optpolined.x86 import Register
 from tests.unit.kernel.fake_guest import (
     HEADER,

@@ -8,12 +8,12 @@ import os
 import signal
 import time
 
+from optpolined.api.requests import ReleaseStub, Revert, TakeStub, Thaw
+from optpolined.api.status import Phase, Status
 from optpolined.config import GuestConfig, QemuConfig
 from optpolined.qemu.memory import ram_ranges
 from optpolined.qemu.monitor import Monitor
-from optpolined.service.attach import connect
-from optpolined.telemetry.requests import ReleaseStub, Revert, TakeStub, Thaw
-from optpolined.telemetry.status import Phase, Status
+from optpolined.session.link import connect
 from tests.guest.harness import load_state
 from tests.guest.test_degraded import BUSY, with_arena
 from tests.guest.test_hostile_guest import Liar

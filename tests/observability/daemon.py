@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Self
 
 from guest.image.boot import Guest
-from optpolined.telemetry.errors import NoAnswerError
-from optpolined.telemetry.requests import Answer, ListSites, Request
+from optpolined.api.errors import NoAnswerError
+from optpolined.api.requests import Answer, ListSites, Request
+from optpolined.api.sites import SiteRow
+from optpolined.api.status import Phase, Status
 from optpolined.telemetry.server import ask, read_status, status_socket
-from optpolined.telemetry.sites import SiteRow
-from optpolined.telemetry.status import Phase, Status
 from tests.guest.harness import write_config
 from tests.guest.test_command import COMMAND
 from tests.observability.prometheus import free_port

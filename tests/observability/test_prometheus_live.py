@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from optpolined.telemetry.requests import Ban
+from optpolined.api.requests import Ban
 from tests.observability.conftest import Scene
 from tests.observability.daemon import GUEST
 from tests.observability.dashboards import asked, dashboards

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from configs.grafana.generate import DIRECTORY, generate
+from optpolined.api.status import Status
 from optpolined.telemetry.metrics import StatusCollector
-from optpolined.telemetry.status import Status
 from tests.observability.dashboards import asked, dashboards
 from tests.observability.lens import (
     CONFIGS,

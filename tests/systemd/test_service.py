@@ -32,7 +32,7 @@ def test_it_is_ready_when_the_guest_is_attached_to_and_not_before(
     said = r"attached in [\d.]+ s: \d{4} sites, \d+ eligible"
     assert re.fullmatch(said, str(attached["MESSAGE"]))
     assert attached["_SYSTEMD_UNIT"] == f"{UNIT}.service"
-    assert attached["LOGGER"] == "optpolined.service.serve"
+    assert attached["LOGGER"] == "optpolined.daemon.serve"
 
 
 def test_the_status_line_and_the_journal_say_what_it_does(

@@ -4,7 +4,7 @@
 
     parser.py      the options; pure, so that completions and man pages are made from them
     commands.py    options to what came of them
-    daemon.py      the daemon at the other end of its socket
+    client.py      the daemon at the other end of its socket
     rendering/     an answer as text, as tables, as JSON
     top/           the live view
 
@@ -16,14 +16,14 @@ import os
 import sys
 from collections.abc import Sequence
 
+from optpolined.api.errors import BadRequestError
+from optpolined.api.requests import Answer
 from optpolined.config import ConfigError
 from optpolined.ctl.commands import run
 from optpolined.ctl.parser import make_parser
 from optpolined.ctl.rendering.output import Output
 from optpolined.errors import OptpolinedError
-from optpolined.service.errors import AttachRefusedError
-from optpolined.telemetry.errors import BadRequestError
-from optpolined.telemetry.requests import Answer
+from optpolined.session.errors import AttachRefusedError
 
 __all__ = ("main", "make_parser")
 

@@ -5,11 +5,8 @@ from collections.abc import Callable, Mapping
 
 from pydantic import ValidationError
 
-from optpolined.config import DEFAULT_DIRECTORIES, GuestConfig, load
-from optpolined.ctl.daemon import Daemon
-from optpolined.service.rescue import rescue
-from optpolined.telemetry.errors import BadRequestError
-from optpolined.telemetry.requests import (
+from optpolined.api.errors import BadRequestError
+from optpolined.api.requests import (
     Answer,
     Ban,
     Explain,
@@ -27,7 +24,10 @@ from optpolined.telemetry.requests import (
     Unban,
     Unpin,
 )
-from optpolined.telemetry.status import Status
+from optpolined.api.status import Status
+from optpolined.config import DEFAULT_DIRECTORIES, GuestConfig, load
+from optpolined.ctl.client import Daemon
+from optpolined.session.rescue import rescue
 
 __all__ = ("run",)
 

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import NoReturn, TypeAlias, get_args
 
+from optpolined.api.requests import SITES_MAX, ListSites
 from optpolined.config import DEFAULT_DIRECTORIES
-from optpolined.telemetry.requests import SITES_MAX, ListSites
 
 __all__ = ("make_parser",)
 

@@ -1,9 +1,10 @@
 """What the guest's memory says: page tables, our module, symbols, sites, counters.
 
-    attach.attach(memory, registers) --> Attachment(header, space, vmcoreinfo)
-        symbols.Symbols.load(...)         names and functions of the kernel, and of ...
-        modules.read_modules(...)         ... the modules
-        services.Mailbox(...)             what the module does for the host
+    module/attachment.attach(memory, registers) --> Attachment(header, space, vmcoreinfo)
+        module/module_list.read_modules(...)  the modules that are loaded
+        module/mailbox.Mailbox(...)           what our module does for the host
+        symbols/symbols.Symbols.load(...)     names and functions of the kernel and of modules
+        sites/scan.scan(...)                  the sites in their text
 
 Everything reads through a ``PhysicalMemory`` and writes nothing.  The guest writes what is read
 here: every count, size, offset and loop that comes from it is bounded, and what makes no sense is

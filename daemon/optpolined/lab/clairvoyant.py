@@ -11,8 +11,8 @@ epoch, nobody should try.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from optpolined.lab.ledger import Spread, spread
-from optpolined.lab.truth import EpochTruth
+from optpolined.lab.actual_calls import EpochTruth
+from optpolined.lab.score import Spread, spread
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategy import Share
 

@@ -13,16 +13,17 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
-from optpolined.config import LearningConfig
+from optpolined.lab.actual_calls import find_truth
 from optpolined.lab.clairvoyant import foresee
 from optpolined.lab.errors import LabError, ReplayError
 from optpolined.lab.replay import Outcome, is_recorded, replay, replay_recorded
 from optpolined.lab.table import Comparison, as_json, table
-from optpolined.lab.trace import Trace
-from optpolined.lab.tracefile import read_traces
-from optpolined.lab.truth import find_truth
+from optpolined.learning.config import LearningConfig
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategies import StrategyName
+from optpolined.learning.trace.errors import TraceError
+from optpolined.learning.trace.file import read_traces
+from optpolined.learning.trace.model import Trace
 
 __all__ = ("main", "make_parser", "with_settings")
 
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     errors = Console(stderr=True)
     try:
         _run(options, errors)
-    except LabError as error:
+    except (LabError, TraceError) as error:
         errors.print(f"optpolined: {error}", highlight=False, soft_wrap=True, markup=False)
         return 2
     return 0

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Form, LearnKeys
-from optpolined.config import LearningConfig
-from optpolined.lab.ledger import Ledger
-from optpolined.lab.trace import Trace, TraceEpoch, summed
-from optpolined.lab.truth import EpochTruth
-from optpolined.lab.world import World
-from optpolined.learning.pupil import Pupil
+from optpolined.lab.actual_calls import EpochTruth
+from optpolined.lab.score import Ledger
+from optpolined.lab.simulated_guest import World
+from optpolined.learning.config import LearningConfig
+from optpolined.learning.runner import Pupil
 from optpolined.learning.shape import KeyTable
 from optpolined.learning.strategies import StrategyName
+from optpolined.learning.trace.model import Trace, TraceEpoch, summed
 
 __all__ = ("Outcome", "is_recorded", "replay", "replay_recorded")
 

@@ -7,8 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from optpolined.lab.clairvoyant import Clairvoyant
-from optpolined.lab.ledger import Ledger
 from optpolined.lab.replay import Outcome
+from optpolined.lab.score import Ledger
 
 __all__ = ("Comparison", "Row", "as_json", "row", "table")
 

@@ -2,7 +2,7 @@
 
 Pure functions from counter snapshots to decisions: no I/O, no clock, no randomness.  All
 strategies stand behind one protocol (strategy.py); audit.py measures what any of them achieved.
-Hysteresis is the default; continuous.py and epoch.py are its rivals, after two patches from the
+Hysteresis is the default; continuous.py and periodic.py are its rivals, after two patches from the
 kernel list.  They decide which targets a site gets; shape.py decides, by the costs of cost.py,
 which form these take.
 

@@ -4,8 +4,8 @@ from enum import StrEnum
 from typing import Any
 
 from optpolined.learning.continuous import Continuous
-from optpolined.learning.epoch import Epoch
 from optpolined.learning.hysteresis import Hysteresis
+from optpolined.learning.periodic import Epoch
 from optpolined.learning.settings import ContinuousSettings, EpochSettings, LearningSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategy import Strategy

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from optpolined.telemetry.sites import DOCUMENTED
-from optpolined.telemetry.status import Status
+from optpolined.api.sites import DOCUMENTED
+from optpolined.api.status import Status
 
 __all__ = ("HISTORY", "INTERVAL_SECONDS", "History", "Moment")
 

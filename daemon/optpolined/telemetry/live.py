@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from optpolined.telemetry.status import Status
+from optpolined.api.status import Status
 
 __all__ = ("LiveView",)
 

@@ -18,7 +18,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from optpolined.telemetry.status import (
+from optpolined.api.status import (
     EPOCH_BUCKETS_SECONDS,
     GRACE_BUCKETS_SECONDS,
     STOP_BUCKETS_SECONDS,

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Self
 
-from optpolined.telemetry.status import Status
+from optpolined.api.status import Status
 
 __all__ = ("Notifier", "one_line", "summary")
 

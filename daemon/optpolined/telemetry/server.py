@@ -18,9 +18,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from optpolined.telemetry.errors import BadRequestError, NoAnswerError
-from optpolined.telemetry.requests import Answer, Request, Requests, parse_request
-from optpolined.telemetry.status import STATUS, Status
+from optpolined.api.errors import BadRequestError, NoAnswerError
+from optpolined.api.requests import Answer, Request, Requests, parse_request
+from optpolined.api.status import STATUS, Status
 
 __all__ = ("ask", "read_status", "serve_status", "status_socket")
 

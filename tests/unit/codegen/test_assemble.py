@@ -13,7 +13,7 @@ from optpolined.codegen.assemble import (
 )
 from optpolined.codegen.errors import AssembleError, DecodeError, ReachError
 from optpolined.codegen.forms import LEARNING, Chain
-from optpolined.kernel.abi import Record
+from optpolined.kernel.module.abi import Record
 from optpolined.x86 import THUNK_REGISTERS, Register
 
 AT = GuestVirtual(0xFFFFFFFFC0200000)

@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from optpolined.telemetry.requests import Answer, Explain, ListSites, Request, Requests
-from optpolined.telemetry.server import serve_status, status_socket
-from optpolined.telemetry.sites import (
+from optpolined.api.requests import Answer, Explain, ListSites, Request, Requests
+from optpolined.api.sites import (
     Event,
     Explanation,
     Instruction,
@@ -16,7 +15,8 @@ from optpolined.telemetry.sites import (
     SiteRow,
     Target,
 )
-from optpolined.telemetry.status import Phase, RuledSite, Status, StopSummary
+from optpolined.api.status import Phase, RuledSite, Status, StopSummary
+from optpolined.telemetry.server import serve_status, status_socket
 
 HOT = SiteRow(
     site="vfs_read+0x9e",

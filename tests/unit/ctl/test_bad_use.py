@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from optpolined.api.requests import Answer
 from optpolined.ctl import main
-from optpolined.telemetry.requests import Answer
 from tests.unit.ctl.conftest import Command, write_config
 from tests.unit.ctl.fake_daemon import served
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from optpolined.telemetry.requests import (
+from optpolined.api.requests import (
     Answer,
     Ban,
     Explain,
@@ -23,8 +23,8 @@ from optpolined.telemetry.requests import (
     Unban,
     Unpin,
 )
-from optpolined.telemetry.sites import StaticCallRow
-from optpolined.telemetry.status import STATUS
+from optpolined.api.sites import StaticCallRow
+from optpolined.api.status import STATUS
 from tests.unit.ctl.conftest import Command
 from tests.unit.ctl.fake_daemon import COLD, EXPLANATION, HOT, MISSED, STATUS_NOW, served
 

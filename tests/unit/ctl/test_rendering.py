@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
+from optpolined.api.requests import Answer
+from optpolined.api.sites import Explanation, SiteRow, Target
+from optpolined.api.status import Status
 from optpolined.ctl.rendering.explanation import explained
 from optpolined.ctl.rendering.figures import figure_lines
 from optpolined.ctl.rendering.sites import site_line, site_table
 from optpolined.ctl.rendering.text import printable
 from optpolined.ctl.top.head import head
-from optpolined.ctl.top.looking import Seen, View
-from optpolined.telemetry.requests import Answer
-from optpolined.telemetry.sites import Explanation, SiteRow, Target
-from optpolined.telemetry.status import Status
+from optpolined.ctl.top.source import Seen, View
 from tests.unit.ctl.conftest import Command
 from tests.unit.ctl.fake_daemon import EXPLANATION, HOT, MISSED, STATUS_NOW, served
 

@@ -12,14 +12,14 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input, Static
 
+from optpolined.api.errors import NoAnswerError
+from optpolined.api.requests import Answer, ListSites, Request
+from optpolined.api.sites import SiteRow
+from optpolined.api.status import STATUS, Status
 from optpolined.config import load
-from optpolined.ctl.daemon import Daemon
+from optpolined.ctl.client import Daemon
 from optpolined.ctl.top.app import Top
 from optpolined.ctl.top.explain import ExplainScreen
-from optpolined.telemetry.errors import NoAnswerError
-from optpolined.telemetry.requests import Answer, ListSites, Request
-from optpolined.telemetry.sites import SiteRow
-from optpolined.telemetry.status import STATUS, Status
 from tests.unit.ctl.fake_daemon import COLD, HOT, MISSED, STATUS_NOW, answer, served
 
 PATIENCE_SECONDS = 30.0

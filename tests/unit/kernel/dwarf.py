@@ -7,7 +7,7 @@ from pathlib import Path
 from elftools.dwarf.die import DIE
 from elftools.elf.elffile import ELFFile
 
-from optpolined.kernel import abi
+from optpolined.kernel.module import abi
 
 ENUMS = {
     "optp_site_kind": {f"OPTP_SITE_{kind.name}": int(kind) for kind in abi.SiteKind},

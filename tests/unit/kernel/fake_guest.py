@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass, field
 
 from optpolined.addresses import GuestPhysical, GuestVirtual
-from optpolined.kernel import abi
+from optpolined.kernel.module import abi
 from optpolined.kernel.paging import AddressSpace
 from optpolined.qemu.errors import OutOfRamError
 from optpolined.x86 import THUNK_REGISTERS

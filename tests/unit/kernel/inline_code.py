@@ -2,7 +2,7 @@
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import site_instruction
-from optpolined.kernel.abi import SiteKind
+from optpolined.kernel.module.abi import SiteKind
 from optpolined.x86 import Register
 
 __all__ = ("emitted",)

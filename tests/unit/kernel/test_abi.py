@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from optpolined.kernel import abi
+from optpolined.kernel.module import abi
 from tests.unit.kernel.dwarf import compiled, mirrored
 
 MODULE = Path(__file__).parents[3] / "guest" / "module"

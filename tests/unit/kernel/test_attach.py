@@ -6,8 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optpolined.addresses import GuestPhysical, GuestVirtual
-from optpolined.kernel import abi
-from optpolined.kernel.attach import Root, attach, find_header, read_status, roots
 from optpolined.kernel.errors import (
     AbiMismatchError,
     AttachError,
@@ -17,7 +15,9 @@ from optpolined.kernel.errors import (
     PagingOffError,
     VmcoreinfoError,
 )
-from optpolined.kernel.header import HEADER_SIZE, parse_header
+from optpolined.kernel.module import abi
+from optpolined.kernel.module.attachment import Root, attach, find_header, read_status, roots
+from optpolined.kernel.module.header import HEADER_SIZE, parse_header
 from optpolined.kernel.vmcoreinfo import parse_vmcoreinfo, read_vmcoreinfo
 from optpolined.x86 import Register
 from tests.unit.kernel.fake_guest import (

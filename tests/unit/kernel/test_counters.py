@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from optpolined.addresses import GuestPhysical, GuestVirtual
-from optpolined.kernel.abi import RECORD_SLOTS, Record
-from optpolined.kernel.counters import (
+from optpolined.kernel.errors import CountersError
+from optpolined.kernel.module.abi import RECORD_SLOTS, Record
+from optpolined.kernel.module.counters import (
     RECORD,
     Counters,
     Int3Stats,
@@ -25,8 +26,7 @@ from optpolined.kernel.counters import (
     forget,
     full_address,
 )
-from optpolined.kernel.errors import CountersError
-from optpolined.kernel.header import Header
+from optpolined.kernel.module.header import Header
 
 CPUS = (0xFFFF888007C00000, 0xFFFF888007E00000)
 CHUNKS = (0x2C000, 0xFFFFFFFFFFFF8000)  # of the second, the sum with a CPU's offset wraps

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.abi import SiteKind
 from optpolined.kernel.errors import BlacklistError, SymbolsError
-from optpolined.kernel.exclusions import (
+from optpolined.kernel.module.abi import SiteKind
+from optpolined.kernel.sites.exclusions import (
     REASONS,
     Exclusions,
     Reason,
@@ -16,7 +16,7 @@ from optpolined.kernel.exclusions import (
     discover,
     read_kprobe_blacklist,
 )
-from optpolined.kernel.sites import Site
+from optpolined.kernel.sites.scan import Site
 from optpolined.x86 import Register
 
 TEXT = 0xFFFFFFFF81000000

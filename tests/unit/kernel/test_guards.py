@@ -3,8 +3,8 @@
 import pytest
 
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.guards import integrity_guard, text_guard
-from optpolined.kernel.modules import GuestModule
+from optpolined.kernel.module.guards import integrity_guard, text_guard
+from optpolined.kernel.module.module_list import GuestModule
 
 LOCKED_DOWN = GuestVirtual(0xFFFFFFFF82E00000)
 

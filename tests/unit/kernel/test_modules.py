@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optpolined.addresses import GuestPhysical, GuestVirtual
-from optpolined.kernel import abi
 from optpolined.kernel.errors import HeaderError, KernelError, ModuleGoneError, ModuleListError
-from optpolined.kernel.header import read_header
-from optpolined.kernel.modules import (
+from optpolined.kernel.module import abi
+from optpolined.kernel.module.header import read_header
+from optpolined.kernel.module.module_list import (
     MODULE_SYMBOLS_MAX,
     GuestModule,
     read_module_names,

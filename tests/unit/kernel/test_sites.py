@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.abi import SiteKind
-from optpolined.kernel.sites import Rejection, Scan, scan, with_originals
+from optpolined.kernel.module.abi import SiteKind
+from optpolined.kernel.sites.scan import Rejection, Scan, scan, with_originals
 from optpolined.x86 import Register
 
 BASE = GuestVirtual(0xFFFFFFFF81000000)

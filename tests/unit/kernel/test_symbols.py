@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.errors import SymbolsError
-from optpolined.kernel.kallsyms import SYMBOL_NAME_MAX, load_kallsyms
-from optpolined.kernel.modules import GuestModule
-from optpolined.kernel.modulesyms import ModuleSymbols, module_symbols
-from optpolined.kernel.symbols import Function, Symbols
+from optpolined.kernel.module.module_list import GuestModule
+from optpolined.kernel.symbols.kallsyms import SYMBOL_NAME_MAX, load_kallsyms
+from optpolined.kernel.symbols.module_symbols import ModuleSymbols, module_symbols
+from optpolined.kernel.symbols.symbols import Function, Symbols
 from optpolined.kernel.vmcoreinfo import Vmcoreinfo, parse_vmcoreinfo
 from tests.unit.kernel.fake_guest import KERNEL_TEXT, FakeGuest
 

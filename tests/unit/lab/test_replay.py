@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Key, LearnKeys
 from optpolined.config import LearningConfig
-from optpolined.lab.ledger import Ledger, spread, stop_seconds
+from optpolined.control.recorder import Recorder
+from optpolined.lab.actual_calls import EpochTruth, find_truth
 from optpolined.lab.replay import is_recorded, replay, replay_recorded
-from optpolined.lab.trace import Said, Trace, TraceHeader, summed
-from optpolined.lab.tracefile import TraceWriter, read_traces
-from optpolined.lab.truth import EpochTruth, find_truth
-from optpolined.lab.world import World
+from optpolined.lab.score import Ledger, spread, stop_seconds
+from optpolined.lab.simulated_guest import World
 from optpolined.learning.cost import Costs
-from optpolined.learning.policy import Ruling
-from optpolined.learning.pupil import Pupil
+from optpolined.learning.overridden import Ruling
+from optpolined.learning.runner import Pupil
 from optpolined.learning.settings import EpochSettings, LearningSettings
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import SiteEpoch
-from optpolined.service.recorder import Recorder
+from optpolined.learning.trace.file import TraceWriter, read_traces
+from optpolined.learning.trace.model import Said, Trace, TraceHeader, summed
 from optpolined.x86 import Register
 from tests.laboratory.scenarios import alternation, make, site, target
 

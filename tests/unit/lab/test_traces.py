@@ -9,14 +9,14 @@ import pytest
 
 from optpolined.codegen.forms import Original
 from optpolined.config import LearningConfig
+from optpolined.lab.actual_calls import EpochTruth, find_truth
 from optpolined.lab.clairvoyant import foresee
 from optpolined.lab.replay import Outcome, replay, replay_recorded
-from optpolined.lab.trace import Trace
-from optpolined.lab.tracefile import TraceWriter, read_traces
-from optpolined.lab.truth import EpochTruth, find_truth
 from optpolined.learning.settings import LearningSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategies import StrategyName
+from optpolined.learning.trace.file import TraceWriter, read_traces
+from optpolined.learning.trace.model import Trace
 from tests.laboratory.scenarios import SCENARIOS, alternation, name, site
 
 FILES = Path(__file__).parents[2] / "traces"

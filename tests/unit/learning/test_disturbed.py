@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Chain, Form
-from optpolined.kernel.counters import RECORD, Records, difference, forget
+from optpolined.kernel.module.counters import RECORD, Records, difference, forget
 from optpolined.learning.hysteresis import Hysteresis
 from optpolined.learning.state import HysteresisState
 from optpolined.learning.strategy import Decision, SiteEpoch, Snapshot

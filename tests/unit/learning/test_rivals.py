@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.learning.continuous import Continuous
-from optpolined.learning.epoch import Epoch
 from optpolined.learning.hysteresis import Hysteresis
+from optpolined.learning.periodic import Epoch
 from optpolined.learning.settings import ContinuousSettings, EpochSettings, LearningSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategies import StrategyName, make_strategy

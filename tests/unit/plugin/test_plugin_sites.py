@@ -5,8 +5,8 @@ from typing import cast
 import pytest
 
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.optsites import read_declarations
 from optpolined.kernel.paging import AddressSpace
+from optpolined.kernel.sites.declarations import read_declarations
 from tests.unit.plugin.plugin_tools import (
     INCLUDE,
     INLINE_CALL,

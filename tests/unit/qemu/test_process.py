@@ -34,7 +34,7 @@ class Peer:
         return f"Host virtual address for 0x{address:x} (pc.ram) is 0x{0x1000 + address:x}\r\n"
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 0, 1 << 30])
+@pytest.mark.parametrize("pid", [os.getpid(), 0, 1 << 30], ids=["ours", "none", "absent"])
 def test_a_process_that_is_not_qemu_is_refused(pid: int) -> None:
     with pytest.raises(ProcessError, match=f"process {pid}, which is not QEMU"):
         QemuProcess.find(Peer(pid))

@@ -13,9 +13,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry
 
-from optpolined.telemetry.history import INTERVAL_SECONDS, Moment
-from optpolined.telemetry.requests import Answer, Explain, ListSites, ListStaticCalls, Question
-from optpolined.telemetry.sites import (
+from optpolined.api.requests import Answer, Explain, ListSites, ListStaticCalls, Question
+from optpolined.api.sites import (
     Event,
     Explanation,
     Instruction,
@@ -25,7 +24,7 @@ from optpolined.telemetry.sites import (
     StaticCallRow,
     Target,
 )
-from optpolined.telemetry.status import (
+from optpolined.api.status import (
     ArenaUse,
     Durations,
     HotSite,
@@ -34,6 +33,7 @@ from optpolined.telemetry.status import (
     StopSummary,
     Versions,
 )
+from optpolined.telemetry.history import INTERVAL_SECONDS, Moment
 from optpolined.telemetry.web import Sources, serve_web
 
 __all__ = ("MARKUP", "NOW", "MadeUpGuest", "served")

@@ -1,7 +1,7 @@
 """The last hour: a moment in ten seconds."""
 
+from optpolined.api.status import Phase, Status
 from optpolined.telemetry.history import HISTORY, INTERVAL_SECONDS, History
-from optpolined.telemetry.status import Phase, Status
 
 
 def test_a_moment_is_kept_in_each_interval_and_an_hour_in_all() -> None:

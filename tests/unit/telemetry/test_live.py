@@ -4,8 +4,8 @@ from io import StringIO
 
 from rich.console import Console
 
+from optpolined.api.status import HotSite, Phase, Status
 from optpolined.telemetry.live import LiveView
-from optpolined.telemetry.status import HotSite, Phase, Status
 
 
 def show(*statuses: Status, terminal: bool) -> str:

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from optpolined.telemetry.metrics import StatusCollector
-from optpolined.telemetry.status import (
+from optpolined.api.status import (
     EPOCH_BUCKETS_SECONDS,
     ArenaUse,
     Durations,
@@ -19,6 +18,7 @@ from optpolined.telemetry.status import (
     StopSummary,
     Versions,
 )
+from optpolined.telemetry.metrics import StatusCollector
 
 STATUS = Status(
     guest="vm1",

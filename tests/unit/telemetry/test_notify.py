@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from optpolined.api.status import Phase, Status
 from optpolined.telemetry.notify import Notifier, one_line, summary
-from optpolined.telemetry.status import Phase, Status
 
 
 class Manager:

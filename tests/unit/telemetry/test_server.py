@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from optpolined import ctl
-from optpolined.telemetry.requests import Requests
+from optpolined.api.requests import Requests
+from optpolined.api.status import HotSite, Phase, Status
 from optpolined.telemetry.server import read_status, serve_status, status_socket
-from optpolined.telemetry.status import HotSite, Phase, Status
 
 STATUS = Status(
     "vm1",

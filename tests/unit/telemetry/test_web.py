@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
+from optpolined.api.requests import Answer, Explain, ListSites, Question
+from optpolined.api.sites import Explanation
+from optpolined.api.status import STATUS, STOP_BUCKETS_SECONDS, Status
 from optpolined.telemetry.history import HISTORY, History
-from optpolined.telemetry.requests import Answer, Explain, ListSites, Question
-from optpolined.telemetry.sites import Explanation
-from optpolined.telemetry.status import STATUS, STOP_BUCKETS_SECONDS, Status
 from optpolined.telemetry.web import Sources, serve_web
-from optpolined.telemetry.web.api import ASKING_MAX, TOP_MAX
 from optpolined.telemetry.web.app import App
+from optpolined.telemetry.web.rest import ASKING_MAX, TOP_MAX
 from tests.unit.telemetry.made_up import MARKUP, MadeUpGuest
 
 PATIENCE_SECONDS = 20

@@ -9,9 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from optpolined.api.sites import Event, Explanation, Listing, Part, SiteRow
 from optpolined.ctl.rendering.sites import STATE_STYLES
 from optpolined.ctl.rendering.text import printable, rate, styled
-from optpolined.telemetry.sites import Event, Explanation, Listing, Part, SiteRow
 
 __all__ = ("explained",)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from optpolined.telemetry.status import Status, StopSummary
+from optpolined.api.status import Status, StopSummary
 
 __all__ = ("Figure", "calls", "counts", "figure_lines", "figures", "milliseconds")
 

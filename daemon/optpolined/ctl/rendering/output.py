@@ -5,12 +5,12 @@ import sys
 
 from rich.console import Console, RenderableType
 
+from optpolined.api.requests import Answer
+from optpolined.api.status import STATUS, Status
 from optpolined.ctl.rendering.explanation import explained
 from optpolined.ctl.rendering.figures import figure_lines
 from optpolined.ctl.rendering.sites import site_line, site_table, static_call_line
 from optpolined.ctl.rendering.text import printable
-from optpolined.telemetry.requests import Answer
-from optpolined.telemetry.status import STATUS, Status
 
 __all__ = ("Output",)
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from rich.table import Table
 
+from optpolined.api.sites import SiteRow, StaticCallRow, Target
 from optpolined.ctl.rendering.text import rate, styled
-from optpolined.telemetry.sites import SiteRow, StaticCallRow, Target
 
 __all__ = ("STATE_STYLES", "site_line", "site_table", "static_call_line", "target_names")
 

@@ -11,10 +11,10 @@ A thread asks, so that the screen answers keys while the daemon is busy; one loo
 import sys
 import time
 
-from optpolined.ctl.daemon import Daemon
+from optpolined.api.requests import Answer
+from optpolined.ctl.client import Daemon
 from optpolined.ctl.top.app import Top
-from optpolined.ctl.top.looking import View, as_line, look
-from optpolined.telemetry.requests import Answer
+from optpolined.ctl.top.source import View, as_line, look
 
 __all__ = ("run_top",)
 

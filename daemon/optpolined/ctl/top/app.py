@@ -11,12 +11,12 @@ from textual.binding import Binding, BindingType
 from textual.coordinate import Coordinate
 from textual.widgets import DataTable, Footer, Input, Static
 
+from optpolined.api.sites import SiteRow
 from optpolined.ctl.rendering.sites import STATE_STYLES, target_names
 from optpolined.ctl.rendering.text import rate, styled
 from optpolined.ctl.top.explain import ExplainScreen
 from optpolined.ctl.top.head import head
-from optpolined.ctl.top.looking import FILTER_MAX, Order, Seen, Source, View, look
-from optpolined.telemetry.sites import SiteRow
+from optpolined.ctl.top.source import FILTER_MAX, Order, Seen, Source, View, look
 
 __all__ = ("Top",)
 

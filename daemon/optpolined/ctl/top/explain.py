@@ -9,10 +9,10 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Static
 
+from optpolined.api.sites import SiteRow
 from optpolined.ctl.rendering.explanation import explained
 from optpolined.ctl.rendering.text import styled
-from optpolined.ctl.top.looking import Source, explain
-from optpolined.telemetry.sites import SiteRow
+from optpolined.ctl.top.source import Source, explain
 
 __all__ = ("ExplainScreen",)
 

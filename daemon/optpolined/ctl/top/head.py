@@ -2,10 +2,10 @@
 
 from rich.text import Text
 
+from optpolined.api.status import Status
 from optpolined.ctl.rendering.figures import calls, counts, milliseconds
 from optpolined.ctl.rendering.text import styled
-from optpolined.ctl.top.looking import Seen, View
-from optpolined.telemetry.status import Status
+from optpolined.ctl.top.source import Seen, View
 
 __all__ = ("head",)
 

@@ -1,7 +1,7 @@
 """Status, sites and metrics over HTTP, read-only, and a page that shows them.
 
 sources.py   where it comes from
-api.py       questions and their answers, in JSON
+rest.py      questions and their answers, in JSON
 app.py       requests to replies: routes, hosts, headers
 server.py    sockets and threads
 static/      the page

@@ -19,8 +19,8 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from optpolined.telemetry.errors import NotServedError
-from optpolined.telemetry.web.api import Api, Endpoint
+from optpolined.api.errors import NotServedError
+from optpolined.telemetry.web.rest import Api, Endpoint
 from optpolined.telemetry.web.sources import Sources
 
 __all__ = ("App",)

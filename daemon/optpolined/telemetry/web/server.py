@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from waitress import wasyncore
 from waitress.server import create_server
 
-from optpolined.telemetry.web.api import ASKING_MAX
 from optpolined.telemetry.web.app import App
+from optpolined.telemetry.web.rest import ASKING_MAX
 from optpolined.telemetry.web.sources import Sources
 
 __all__ = ("serve_web",)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
+from optpolined.api.requests import Answer, Question
+from optpolined.api.status import Status
 from optpolined.telemetry.history import Moment
-from optpolined.telemetry.requests import Answer, Question
-from optpolined.telemetry.status import Status
 
 __all__ = ("Sources",)
 

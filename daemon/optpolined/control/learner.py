@@ -1,0 +1,116 @@
+"""What the strategy wants, in forms that sites can really have."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import Form, Key, LearnKeys
+from optpolined.control.gc_pause import collector_rests
+from optpolined.control.recorder import Recorder
+from optpolined.learning.config import LearningConfig
+from optpolined.learning.overridden import Ruling
+from optpolined.learning.runner import Pupil
+from optpolined.learning.strategy import Decision, Share, SiteEpoch, SiteStatus, Snapshot
+from optpolined.patching.inline_sites import Found, Unsettled
+from optpolined.session.session import Session
+from optpolined.session.survey import ModuleChange
+
+__all__ = ("Learner",)
+
+
+class Learner:
+    """The strategy of one guest, fed from its counters, and recorded where that is asked for."""
+
+    def __init__(
+        self, config: LearningConfig, session: Session, recorder: Recorder | None = None
+    ) -> None:
+        self._session = session
+        self._recorder = recorder
+        self._pupil = Pupil(config)
+        self._follow(session.survey.inventory.eligible, ())
+
+    @property
+    def wanted(self) -> Mapping[GuestVirtual, Form]:
+        """The form that each site is to have; ``ORIGINAL`` where absent."""
+        return self._pupil.wanted
+
+    @property
+    def states(self) -> Mapping[GuestVirtual, str]:
+        """The name of each site's state."""
+        return self._pupil.states
+
+    @property
+    def shares(self) -> Mapping[GuestVirtual, Sequence[Share]]:
+        """The shares by which the targets of a site were chosen last."""
+        return self._pupil.shares
+
+    @property
+    def decision(self) -> Decision:
+        """What the last epoch changed."""
+        return self._pupil.decision
+
+    def relearn(self, site: GuestVirtual) -> None:
+        """Forget what was learned of a site, as if its module had gone and come back."""
+        self._follow((site,), (site,))
+
+    def follow(self, change: ModuleChange) -> None:
+        """Sites came and went with their modules."""
+        self._follow(change.came, change.went)
+
+    def _follow(self, came: Iterable[GuestVirtual], went: Iterable[GuestVirtual]) -> None:
+        eligible = self._session.survey.inventory.eligible
+        keys: dict[GuestVirtual, Key | None] = {site: eligible[site].key for site in came}
+        self._pupil.follow(keys, went)
+        if self._recorder is not None:
+            self._recorder.follow(keys, went)
+
+    def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
+        """Decide about these sites, and no others, by what somebody said."""
+        self._pupil.rule(rulings)
+        if self._recorder is not None:
+            self._recorder.rule(rulings)
+
+    def adopt(self, config: LearningConfig) -> None:
+        """Go on with other settings."""
+        self._pupil.adopt(config)
+        if self._recorder is not None:
+            self._recorder.adopt(config)
+
+    def status(self) -> Mapping[GuestVirtual, SiteStatus]:
+        """Where every site stands; its wanted form in the strategy's words."""
+        return self._pupil.status()
+
+    def told(self, forms: Mapping[GuestVirtual, Found]) -> dict[GuestVirtual, Form]:
+        """What stands at the sites, in the strategy's words; without what is nobody's form."""
+        return self._pupil.told(_settled(forms))
+
+    def snapshot(self, epoch: int, seconds: float, forms: Mapping[GuestVirtual, Found]) -> Snapshot:
+        """Count, and give one epoch as the strategy is to see it; ``forms`` stood for all of it.
+
+        :raise TranslationError: the counters are not mapped any more.
+        """
+        by_cpu: dict[int, dict[GuestVirtual, SiteEpoch]] = {}
+        counts = self._session.count(None if self._recorder is None else by_cpu)
+        tables = {
+            site: self._session.key_targets(site)
+            for site, form in forms.items()
+            if isinstance(form, LearnKeys)
+        }
+        settled = _settled(forms)
+        if self._recorder is not None:
+            self._recorder.saw(epoch, seconds, by_cpu, tables, settled)
+        return self._pupil.snapshot(epoch, seconds, counts, tables, settled)
+
+    def decide(self, snapshot: Snapshot) -> None:
+        """Let the strategy decide; ``wanted`` and ``states`` follow."""
+        with collector_rests():
+            made = self._pupil.decide(snapshot)
+        if self._recorder is not None:
+            self._recorder.decided(made)
+
+
+def _settled(forms: Mapping[GuestVirtual, Found]) -> dict[GuestVirtual, Form]:
+    return {
+        site: form
+        for site, form in forms.items()
+        if form is not None and not isinstance(form, Unsettled)
+    }

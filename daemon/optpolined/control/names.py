@@ -1,0 +1,143 @@
+"""Sites and functions by the names that people give them.
+
+A site is ``function+0x1f``, as the status prints it; a function of a module is
+``function [module]`` or ``module:function``.  An address in hexadecimal names either.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from optpolined.addresses import GuestVirtual
+from optpolined.errors import OptpolinedError
+from optpolined.kernel.sites.scan import Site
+from optpolined.kernel.symbols.symbols import Function, Symbols
+
+__all__ = ("NameRefusedError", "Names", "is_site_name")
+
+_ADDRESS = re.compile(r"0x[0-9a-f]{1,16}", re.IGNORECASE)
+_NAME = re.compile(
+    r"(?:(?P<before>[\w-]+):)?(?P<function>[\w.$]+)(?:\+(?P<offset>0x[0-9a-fA-F]{1,8}|\d{1,9}))?"
+    r"(?: \[(?P<after>[\w-]+)\])?"
+)
+_SHOWN = 8
+
+
+class NameRefusedError(OptpolinedError):
+    """A name that means nothing in this guest, or more than one thing; the message says which."""
+
+
+def is_site_name(text: str) -> bool:
+    """Whether ``text`` can name one site, rather than the functions that hold sites."""
+    return bool(_ADDRESS.fullmatch(text)) or "+" in text
+
+
+class Names:
+    """The names of one guest as it is now.
+
+    ``sites`` are those that may be patched, ``reasons`` say why others are left alone, and
+    ``is_target`` tells the functions that may be called directly.
+    """
+
+    def __init__(
+        self,
+        symbols: Symbols,
+        sites: Mapping[GuestVirtual, Site],
+        reasons: Mapping[GuestVirtual, str],
+        is_target: Callable[[GuestVirtual], bool],
+    ) -> None:
+        self.sites = sites
+        self._symbols = symbols
+        self._reasons = reasons
+        self._is_target = is_target
+
+    def site(self, text: str) -> GuestVirtual:
+        """The site that ``text`` names.
+
+        :raise NameRefusedError: there is none, or more than one, or it is left alone.
+        """
+        if _ADDRESS.fullmatch(text):
+            return self._known(text, [GuestVirtual(int(text, 16))])
+        functions, offset = self._functions(text)
+        if offset is not None:
+            return self._known(text, [GuestVirtual(at.start + offset) for at in functions])
+        inside = [
+            site
+            for site in (*self.sites, *self._reasons)
+            if any(0 <= site - at.start < at.size for at in functions)
+        ]
+        return self._known(text, inside)
+
+    def target(self, text: str) -> GuestVirtual:
+        """The function that ``text`` names.
+
+        :raise NameRefusedError: no function, or more than one, or our own module's.
+        """
+        if _ADDRESS.fullmatch(text):
+            found = [GuestVirtual(int(text, 16))]
+        else:
+            functions, offset = self._functions(text)
+            found = [GuestVirtual(at.start + (offset or 0)) for at in functions]
+        if len(found) > 1:
+            raise NameRefusedError(f"the guest has {len(found)} functions {text}: {_list(found)}")
+        if not self._is_target(found[0]):
+            raise NameRefusedError(f"{text}: no function that may be called begins there")
+        return found[0]
+
+    def name(self, address: GuestVirtual) -> str:
+        """The name of a function that means this one again; else its address."""
+        return self._own_name(address, self._symbols.name(address))
+
+    def site_name(self, address: GuestVirtual) -> str:
+        """The name of a site that means this one again; else its address."""
+        name = self._symbols.name(address)
+        if "+" not in name:
+            function, _, module = name.partition(" ")
+            name = f"{function}+0x0{module and ' '}{module}"
+        return self._own_name(address, name)
+
+    def _site_list(self, sites: Sequence[GuestVirtual]) -> str:
+        more = ", ..." if len(sites) > _SHOWN else ""
+        return ", ".join(map(self.site_name, sites[:_SHOWN])) + more
+
+    def _own_name(self, address: GuestVirtual, name: str) -> str:
+        try:
+            functions, offset = self._functions(name)
+        except NameRefusedError:
+            return f"{address:#x}"
+        meant = [at.start + (offset or 0) for at in functions]
+        return name if meant == [address] else f"{address:#x}"
+
+    def _functions(self, text: str) -> tuple[Sequence[Function], int | None]:
+        parts = _NAME.fullmatch(text)
+        if parts is None:
+            raise NameRefusedError(
+                f"{text!r}: name it function+0x1f, or by its address in hexadecimal"
+            )
+        module, offset = parts["before"] or parts["after"], parts["offset"]
+        found = [
+            function
+            for function in self._symbols.entries(parts["function"])
+            if module is None or function.module == module
+        ]
+        if not found:
+            where = f" in the module {module}" if module else ""
+            raise NameRefusedError(f"the guest has no function {parts['function']}{where}")
+        return found, None if offset is None else int(offset, 0)
+
+    def _known(self, text: str, places: Sequence[GuestVirtual]) -> GuestVirtual:
+        """The one of ``places`` that is a site."""
+        found = [place for place in places if place in self.sites]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            shown = self._site_list(found)
+            raise NameRefusedError(f"{text} may be any of {len(found)} sites: {shown}")
+        refused = {self._reasons[place] for place in places if place in self._reasons}
+        if refused:
+            raise NameRefusedError(f"{text} is left alone: {', '.join(sorted(refused))}")
+        raise NameRefusedError(f"{text}: there is no indirect call there that goes through a thunk")
+
+
+def _list(addresses: Sequence[GuestVirtual]) -> str:
+    more = ", ..." if len(addresses) > _SHOWN else ""
+    return ", ".join(f"{address:#x}" for address in addresses[:_SHOWN]) + more

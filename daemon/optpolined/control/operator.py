@@ -1,0 +1,105 @@
+"""Sees to it that the strategy's decisions obey the rules that people made."""
+
+from collections.abc import Callable, Collection
+
+from optpolined.addresses import GuestVirtual
+from optpolined.api.requests import Ban, Freeze, Pin, Relearn, Revert, Thaw, Unban, Unpin
+from optpolined.api.status import RuledSite
+from optpolined.config import PolicyConfig
+from optpolined.control.learner import Learner
+from optpolined.control.names import Names
+from optpolined.control.override_file import Orders, Standstill
+from optpolined.control.overrides import Rules
+from optpolined.learning.overridden import Ruling
+from optpolined.session.survey import ModuleChange, Survey
+
+__all__ = ("Governor", "Order")
+
+_SHOWN = 64
+
+Order = Pin | Unpin | Ban | Unban | Relearn | Freeze | Thaw | Revert
+"""What people decide about sites."""
+
+
+class Governor:
+    """The rules over one guest while it is attached."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        survey: Survey,
+        learner: Learner,
+        names: Names,
+        keep: Callable[[Orders], None] = lambda _: None,
+    ) -> None:
+        """:param keep: Called with all orders, after each that is new."""
+        self._rules = rules
+        self._keep = keep
+        self._survey = survey
+        self._learner = learner
+        self._names = names
+        self._rulings: dict[GuestVirtual, Ruling] = {}
+        self.follow()
+
+    @property
+    def standstill(self) -> Standstill:
+        """Whether nothing is to be learned now."""
+        return self._rules.standstill
+
+    def follow(self) -> None:
+        """Rule over the sites that there are now."""
+        self._rulings = self._rules.rulings(self._names)
+        self._learner.rule(self._rulings)
+
+    def change(self, order: Order) -> str:
+        """Do what was asked, and answer it in a line; the next epoch makes it so.
+
+        :raise NameRefusedError: it cannot be; nothing has changed.
+        """
+        says = self._obey(order)
+        self._keep(self._rules.orders())
+        self.follow()
+        return says
+
+    def _obey(self, order: Order) -> str:
+        rules, names = self._rules, self._names
+        match order:
+            case Freeze():
+                says = rules.freeze()
+            case Thaw():
+                says = rules.thaw()
+            case Revert(site=None):
+                says = rules.revert_all()
+            case Revert(site=str(site)):
+                says = rules.revert(names, site)
+            case Relearn(site=site):
+                where, says = rules.relearn(names, site)
+                self._learner.relearn(where)
+            case Pin(site=site, target=target):
+                says = rules.pin(names, site, target)
+            case Unpin(site=site):
+                says = rules.unpin(names, site)
+            case Ban(what=what):
+                says = rules.ban(names, what)
+            case Unban(what=what):
+                says = rules.unban(names, what)
+        return says
+
+    def adopt(self, policy: PolicyConfig) -> None:
+        """Go by another policy from now on."""
+        self._learner.follow(ModuleChange(self._survey.admit(policy), ()))
+        self._rules.adopt(policy)
+        self._keep(self._rules.orders())
+        self.follow()
+
+    def pinned(self) -> Collection[GuestVirtual]:
+        """The sites that have the one target that somebody gave them."""
+        return {site for site, ruling in self._rulings.items() if ruling.target is not None}
+
+    def ruled(self) -> tuple[RuledSite, ...]:
+        """The first sites that somebody has decided about."""
+        symbols = self._survey.symbols
+        return tuple(
+            RuledSite(symbols.name(site), ruling.state, ruling.reason)
+            for site, ruling in sorted(self._rulings.items())[:_SHOWN]
+        )

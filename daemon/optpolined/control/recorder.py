@@ -1,0 +1,174 @@
+"""What learning sees, written to a trace while the daemon works (`--record`).
+
+A disk that is full ends the recording with one line in the log, and nothing else.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import ORIGINAL, Form, Key
+from optpolined.learning.config import LearningConfig
+from optpolined.learning.overridden import Ruling
+from optpolined.learning.shape import KeyTable
+from optpolined.learning.strategy import SiteEpoch
+from optpolined.learning.trace.errors import TraceError
+from optpolined.learning.trace.file import Name, TraceWriter
+from optpolined.learning.trace.model import Said, TraceEpoch, TraceHeader
+
+__all__ = ("Recorder", "Recording")
+
+_log = logging.getLogger(__name__)
+
+_Counts = Mapping[GuestVirtual, SiteEpoch]
+_Write = Callable[[TraceEpoch, Name], None]
+
+
+class Recording:
+    """One file, with a trace for each attachment."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin a new file.
+
+        :raise TraceError: it cannot be written.
+        """
+        self._path = path
+        self._failed = False
+        try:
+            self._file: IO[bytes] = path.open("wb")
+        except OSError as error:
+            raise TraceError(path, f"cannot be written: {error.strerror}") from error
+        self._writer: TraceWriter | None = None
+
+    def attach(self, header: TraceHeader, name: Name) -> "Recorder":
+        """Begin the trace of one attachment, and end that of the one before.
+
+        :param name: Gives an address its symbol.
+        """
+        self._guarded(self._end)
+        self._guarded(lambda: self._begin(header))
+        return Recorder(lambda *epoch: self._guarded(lambda: self._write(*epoch)), name)
+
+    def close(self) -> None:
+        """Write the end."""
+        self._guarded(self._end)
+        with suppress(OSError):  # it was told; what is left in the buffer is tried once more
+            self._file.close()
+
+    def _begin(self, header: TraceHeader) -> None:
+        self._writer = TraceWriter(self._file, header)
+        self._writer.flush()
+
+    def _end(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+            self._file.flush()
+
+    def _write(self, epoch: TraceEpoch, name: Name) -> None:
+        if self._writer is not None:
+            self._writer.write(epoch, name)
+            self._writer.flush()
+
+    def _guarded(self, act: Callable[[], object]) -> None:
+        if self._failed:
+            return
+        try:
+            act()
+        except OSError as error:
+            self._failed = True
+            self._writer = None
+            _log.error("%s: %s; the recording ends here", self._path, error.strerror or error)
+
+
+class Recorder:
+    """The trace of one attachment; the learner says what it sees and decides."""
+
+    def __init__(self, write: _Write, name: Name) -> None:
+        self._write = write
+        self._name = name
+        self._came: dict[GuestVirtual, Key | None] = {}
+        self._went: list[GuestVirtual] = []
+        self._said: list[Said] = []
+        self._rulings: dict[GuestVirtual, Ruling] = {}
+        self._written: dict[GuestVirtual, Form] = {}
+        self._standing: dict[GuestVirtual, Form] = {}
+        self._seen: TraceEpoch | None = None
+
+    def follow(self, came: Mapping[GuestVirtual, Key | None], went: Iterable[GuestVirtual]) -> None:
+        """Sites came and went; the next epoch tells."""
+        went = list(went)
+        # It tells what was said after that: nothing about sites that have gone.
+        gone = set(went)
+        self._said = [
+            said if isinstance(said, LearningConfig) else _without(said, gone)
+            for said in self._said
+        ]
+        self._rulings = _without(self._rulings, gone)
+        for site in went:
+            self._written.pop(site, None)
+            if site in self._came:
+                del self._came[site]
+            else:
+                self._went.append(site)
+        self._came.update(came)
+
+    def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
+        """These rulings hold from now on; the next epoch tells."""
+        if rulings != self._rulings:
+            self._rulings = dict(rulings)
+            self._said.append(self._rulings)
+
+    def adopt(self, learning: LearningConfig) -> None:
+        """These settings hold from now on; the next epoch tells."""
+        self._said.append(learning)
+
+    def saw(
+        self,
+        epoch: int,
+        seconds: float,
+        by_cpu: Mapping[int, _Counts],
+        tables: Mapping[GuestVirtual, KeyTable],
+        forms: Mapping[GuestVirtual, Form],
+    ) -> None:
+        """What the strategy is given; forgotten, unless it decides on it."""
+        counts: dict[GuestVirtual, dict[int, SiteEpoch]] = {}
+        for cpu, gains in by_cpu.items():
+            for site, gain in gains.items():
+                counts.setdefault(site, {})[cpu] = gain
+        self._seen = TraceEpoch(epoch, seconds, counts, forms=self._changed(forms), tables=tables)
+        self._standing = {site: form for site, form in forms.items() if form != ORIGINAL}
+
+    def _changed(self, forms: Mapping[GuestVirtual, Form]) -> dict[GuestVirtual, Form]:
+        """What stands otherwise than in the epoch that was written last."""
+        changed = {
+            site: form for site, form in forms.items() if form != self._written.get(site, ORIGINAL)
+        }
+        changed.update(dict.fromkeys(self._written.keys() - forms.keys(), ORIGINAL))
+        return changed
+
+    def decided(self, wanted: Mapping[GuestVirtual, Form]) -> None:
+        """What it decided on what it was given last; writes the epoch."""
+        if self._seen is None:
+            return
+        epoch = replace(
+            self._seen,
+            came=self._came,
+            went=tuple(self._went),
+            said=tuple(self._said),
+            wanted=wanted,
+        )
+        self._seen, self._came, self._went, self._said = None, {}, [], []
+        self._written = self._standing
+        self._write(epoch, self._name)
+
+
+def _without(
+    rulings: Mapping[GuestVirtual, Ruling], gone: AbstractSet[GuestVirtual]
+) -> dict[GuestVirtual, Ruling]:
+    return {site: ruling for site, ruling in rulings.items() if site not in gone}

@@ -1,0 +1,82 @@
+"""The daemon of one guest, at the other end of its socket."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pwd import getpwuid
+
+from optpolined.api.errors import NoAnswerError
+from optpolined.api.requests import Answer, Request
+from optpolined.api.status import Status
+from optpolined.config import GuestConfig
+from optpolined.telemetry.server import ask, read_status, status_socket
+
+__all__ = ("Daemon",)
+
+_PATIENCE_SECONDS = 60.0
+
+
+class Daemon:
+    """The daemon of ``guest``; where nobody answers, it says what to do."""
+
+    def __init__(self, guest: str, config: GuestConfig) -> None:
+        self.guest = guest
+        self._path = status_socket(config.runtime_directory, guest)
+
+    def ask(self, request: Request, *, timeout_seconds: float = _PATIENCE_SECONDS) -> Answer:
+        """What came of ``request``.
+
+        :raise NoAnswerError: nobody listens, or it may not be asked, or it does not answer.
+        """
+        with self._saying_what_to_do():
+            return ask(self._path, request, timeout_seconds=timeout_seconds)
+
+    def status(self) -> Status:
+        """What it is doing.
+
+        :raise NoAnswerError: as :meth:`ask`.
+        """
+        with self._saying_what_to_do():
+            return read_status(self._path)
+
+    @contextmanager
+    def _saying_what_to_do(self) -> Iterator[None]:
+        try:
+            yield
+        except NoAnswerError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
+                raise self._no_answer(cause) from error
+            raise
+
+    def _no_answer(self, error: OSError) -> NoAnswerError:
+        match error:
+            case FileNotFoundError() | ConnectionRefusedError():
+                what = f"nobody listens; start `optpolined --guest {self.guest}`"
+            case PermissionError():
+                owner = _owner(self._path)
+                what = (
+                    f"{_name(os.geteuid())} may not open it; "
+                    f"run this as {owner}: `sudo -u {owner} optpolinectl ...`"
+                )
+            case _:
+                what = f"{error.strerror or error}; is `optpolined --guest {self.guest}` running?"
+        return NoAnswerError(f"{self._path}: {what}")
+
+
+def _owner(path: Path) -> str:
+    """Who may open ``path``: its owner, or that of the first folder on the way that we can see."""
+    for place in (path, *path.parents):
+        try:
+            return _name(place.stat().st_uid)
+        except OSError:
+            continue
+    return "root"
+
+
+def _name(user: int) -> str:
+    try:
+        return getpwuid(user).pw_name
+    except KeyError:
+        return f"#{user}"

@@ -1,0 +1,68 @@
+"""What one run of the daemon is to do."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from optpolined.api.status import Status
+from optpolined.config import GuestConfig
+from optpolined.control.override_file import OrderBook
+from optpolined.control.overrides import Rules
+from optpolined.control.recorder import Recording
+from optpolined.daemon.endpoints import Hub
+from optpolined.session.tally import Tally
+from optpolined.telemetry.notify import Notifier
+
+__all__ = ("Job",)
+
+_TICK_SECONDS = 0.1
+"""Between two looks at whether somebody asks for something, and two signs of life."""
+
+
+@dataclass(slots=True)
+class Job:
+    """What one run is to do: for how long from the first attach on, and who is told."""
+
+    guest: str
+    config: GuestConfig
+    audit: bool
+    force: bool
+    duration_seconds: float | None
+    stop: threading.Event
+    show: Callable[[Status], None]
+    rules: Rules
+    """What people have decided about sites; outlives an attachment."""
+    orders: OrderBook
+    """Where what people order is kept."""
+    hub: Hub
+    """Who is told, and who asks; outlives an attachment too."""
+    reread: Callable[[], GuestConfig | None]
+    """Another configuration, where somebody asked to go by another since the last look."""
+    tally: Tally = field(default_factory=Tally)
+    notifier: Notifier = field(default_factory=Notifier)
+    """The service manager, if there is one."""
+    recording: Recording | None = None
+    """Where what learning sees is written."""
+    attached_at: float | None = None
+    """As time.monotonic() gives it."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is over, or somebody asked to leave."""
+        return self.stop.is_set() or (
+            self.duration_seconds is not None
+            and self.attached_at is not None
+            and time.monotonic() - self.attached_at >= self.duration_seconds
+        )
+
+    def attached(self) -> None:
+        """Note that the guest is attached to; the time counts from the first."""
+        self.tally.attachments += 1
+        if self.attached_at is None:
+            self.attached_at = time.monotonic()
+
+    def rest(self, seconds: float) -> None:
+        """Wait for a moment of at most ``seconds``; who asks to leave ends it."""
+        self.notifier.alive()
+        self.stop.wait(min(seconds, _TICK_SECONDS))

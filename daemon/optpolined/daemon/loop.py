@@ -1,0 +1,389 @@
+"""The reconcile loop over one attached guest: observe, learn, poke, report."""
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+from optpolined.addresses import GuestVirtual
+from optpolined.api.requests import Question
+from optpolined.api.status import Phase
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Original
+from optpolined.config import GuestConfig
+from optpolined.control.arena_budget import Room, fit
+from optpolined.control.call_rates import Rates
+from optpolined.control.event_log import Chronicle
+from optpolined.control.learner import Learner
+from optpolined.control.names import Names
+from optpolined.control.operator import Governor
+from optpolined.control.override_file import Standstill
+from optpolined.control.recorder import Recorder
+from optpolined.daemon.change_log import log_changes
+from optpolined.daemon.job import Job
+from optpolined.daemon.reload import compare
+from optpolined.daemon.request_handler import Clerk
+from optpolined.learning.audit import audit
+from optpolined.learning.strategy import Snapshot
+from optpolined.learning.trace.model import TraceHeader
+from optpolined.patching.inline_sites import Found
+from optpolined.patching.patcher import HELD_UP
+from optpolined.qemu.errors import MonitorClosedError, ResumedError
+from optpolined.session.link import Link
+from optpolined.session.migration import has_migrated, is_migrating
+from optpolined.session.session import Session
+from optpolined.session.stub_handover import Lending
+from optpolined.telemetry.notify import summary
+from optpolined.views.report import Report
+from optpolined.views.site_table import Table
+from optpolined.views.status import Teller, promoted_chains
+from optpolined.views.summary import first_report, sum_up_sites, sum_up_work
+
+__all__ = ("Daemon",)
+
+_log = logging.getLogger(__name__)
+
+_MIGRATION_SECONDS = 0.1
+"""Between two looks at whether a migration has ended."""
+
+_REQUESTS_AT_ONCE = 16
+"""Of each look: whoever asks without end shall not keep the next epoch waiting."""
+
+_PASSING = frozenset({"arena_full", HELD_UP})
+"""Why a site was not changed that may be at the next epoch; where there are others, it rests."""
+
+_RETRY_EPOCHS = 20
+"""A site that held somebody else's bytes is looked at again after so many epochs."""
+
+
+class Daemon:
+    """One guest under management; ``job.hub`` tells of it, and has what is asked for."""
+
+    def __init__(self, job: Job, link: Link, session: Session, *, attach_seconds: float) -> None:
+        self._job = job
+        self._link = link
+        self._session = session
+        self._lending = Lending(job.guest, link, session)
+        self._config = job.config
+        self._attached_at = time.monotonic()
+        self._learner = Learner(job.config.learning, session, self._recorder())
+        survey = session.survey
+        inventory = survey.inventory
+        names = Names(survey.symbols, inventory.eligible, inventory.reasons, session.is_target)
+        self._governor = Governor(job.rules, survey, self._learner, names, job.orders.write)
+        self._forms: dict[GuestVirtual, Found] = {}
+        self._shunned: dict[GuestVirtual, int] = {}
+        self._epoch = 0
+        self._epoch_began = self._attached_at
+        self._has_left = False
+        self._rates = Rates()
+        self._room = Room(session.patcher.block_bytes)
+        self._chronicle = Chronicle(time.time, survey.symbols.name)
+        self._clerk = Clerk(
+            self._lending,
+            session.static_calls,
+            self._governor,
+            Table(
+                session=session,
+                learner=self._learner,
+                names=names,
+                rates=self._rates,
+                chronicle=self._chronicle,
+                forms=lambda: self._forms,
+            ),
+        )
+        self._teller = Teller(
+            guest=job.guest,
+            config=job.config,
+            link=link,
+            session=session,
+            lending=self._lending,
+            learner=self._learner,
+            governor=self._governor,
+            rates=self._rates,
+            room=self._room,
+            chronicle=self._chronicle,
+            attached_at=self._attached_at,
+        )
+        self._report = first_report(job.guest, link, session, attach_seconds)
+
+    def _recorder(self) -> Recorder | None:
+        if self._job.recording is None:
+            return None
+        kernel, learning = self._link.attachment.vmcoreinfo, self._config.learning
+        header = TraceHeader(kernel.osrelease, kernel.build_id, learning.strategy, learning)
+        return self._job.recording.attach(header, self._session.survey.symbols.name)
+
+    def run(self) -> None:
+        """Reconcile once an epoch until the end; then audit, where asked to.
+
+        Requests are carried out between the epochs.
+
+        :raise OptpolinedError: the guest or QEMU failed.
+        """
+        requests = self._job.hub.requests
+        requests.open()
+        self._tell(self._at_work())
+        self._job.notifier.ready()
+        try:
+            while not self._job.is_over and not self._has_migrated():
+                self._one_epoch()
+                self._rest()
+        except MonitorClosedError:
+            if self._job.hub.status.phase is not Phase.MIGRATING:
+                raise
+            self._has_left = True
+        finally:
+            requests.close()
+        if self._has_left:
+            return
+        if self._job.audit and not self._job.stop.is_set() and self._pause() is None:
+            self._tell(Phase.AUDITING)
+            self._audit()
+
+    def _one_epoch(self) -> None:
+        began = time.monotonic()
+        phase = self._pause()
+        if phase is not Phase.MIGRATING:
+            self._forms = self._session.look()
+        if phase is None and self._governor.standstill is not Standstill.NONE:
+            self._stand_still()
+            phase = Phase.FROZEN
+        elif phase is None:
+            self._reconcile()
+        elif phase is Phase.RELEASED:
+            self._rates.update(self._snapshot())
+        self._session.tally.epochs.add(time.monotonic() - began)
+        self._tell(phase or self._at_work())
+
+    def _pause(self) -> Phase | None:
+        """Why nothing can be changed now; ``None`` where it can."""
+        if self._lending.is_released:
+            return Phase.RELEASED
+        if is_migrating(self._link.monitor):
+            return Phase.MIGRATING
+        return None if self._link.monitor.status() == "running" else Phase.PAUSED
+
+    def _at_work(self) -> Phase:
+        if self._governor.standstill is not Standstill.NONE:
+            return Phase.FROZEN
+        return Phase.RUNNING if self._promoted() else Phase.LEARNING
+
+    def _rest(self) -> None:
+        """Wait for the next epoch, and carry out what is asked for meanwhile."""
+        end = time.monotonic() + self._config.learning.epoch_milliseconds / 1e3
+        while (left := end - time.monotonic()) > 0 and not self._job.is_over:
+            self._job.rest(left)
+            if (config := self._job.reread()) is not None:
+                self._adopt(config)
+            self._answer_some()
+
+    def _answer_some(self) -> None:
+        requests = self._job.hub.requests
+        for _ in range(_REQUESTS_AT_ONCE):
+            if (asked := requests.take()) is None:
+                return
+            said = self._clerk.answer(asked.request, self._pause())
+            if not isinstance(asked.request, Question):
+                self._tell(self._pause() or self._at_work())
+            asked.answer(said)
+
+    def _adopt(self, config: GuestConfig) -> None:
+        """Go by another configuration, as far as that can be while the guest is attached."""
+        reread = compare(self._config, config)
+        with self._job.notifier.reloading():
+            self._job.config = self._config = reread.config
+            self._teller = replace(self._teller, config=reread.config)
+            self._learner.adopt(reread.config.learning)
+            self._governor.adopt(reread.config.policy)
+        _log.info(
+            "the configuration is read again: %s; what was asked of pins and bans is forgotten",
+            reread,
+        )
+
+    def _has_migrated(self) -> bool:
+        return self._has_left or has_migrated(self._link.monitor)
+
+    def _await_migration(self) -> None:
+        """Wait for the end of a migration, to know where there is something to put back."""
+        said = False
+        while not self._has_left and self._pause() is Phase.MIGRATING:
+            if not said:
+                _log.warning("leaving, but the guest is migrating: waiting for the end of that")
+            said = True
+            self._tell(Phase.MIGRATING)
+            self._job.notifier.alive()
+            time.sleep(_MIGRATION_SECONDS)
+
+    def detach(self) -> None:
+        """Put every site back and compare the text with what it was.
+
+        :raise OptpolinedError: the guest or QEMU failed.
+        """
+        report = self._report
+        self._job.notifier.stopping()
+        self._await_migration()
+        if not self._has_left:
+            self._tell(Phase.DETACHING)
+        self._sum_up_sites()
+        if self._has_migrated():
+            ended = ", and its QEMU has ended" if self._has_left else ""
+            _log.warning("the guest has migrated%s: start optpolined where it runs now", ended)
+            report.migrated_away = True
+        elif not self._lending.take_to_leave():
+            _log.error(
+                "a debugger has the gdbstub: the sites are left as they are; end it, then run "
+                "`optpolined --guest %s --recover-only`",
+                report.guest,
+            )
+            report.left_to_debugger = True
+            report.text_differences = self._session.text_differences()
+        else:
+            running = self._link.monitor.status() == "running"
+            report.text_differences = self._session.restore(running=running)
+            report.text_identical_after_detach = not report.text_differences
+            same = "identical to" if report.text_identical_after_detach else "NOT identical to"
+            _log.info("detached: the text is %s what it was", same)
+        if not self._has_left:
+            self._tell(Phase.DETACHED)
+        self._sum_up_work()
+
+    def leave(self) -> None:
+        """Leave every site as it is: the guest allows no change any more.
+
+        :raise OptpolinedError: the guest or QEMU failed.
+        """
+        self._sum_up_sites()
+        self._report.text_differences = self._session.text_differences()
+        self._sum_up_work()
+
+    def _sum_up_sites(self) -> None:
+        arena = self._job.hub.status.arena
+        sum_up_sites(self._report, self._promoted(), self._teller.skipped(), arena)
+
+    def _sum_up_work(self) -> None:
+        seconds = time.monotonic() - self._attached_at
+        sum_up_work(self._report, self._job.hub.status, seconds)
+
+    def report(self) -> Report:
+        """What this run did; complete after :meth:`detach` or :meth:`leave`."""
+        return self._report
+
+    def _reconcile(self) -> None:
+        """One epoch: what stands there, what was counted, what should stand there, make it so."""
+        self._epoch += 1
+        self._follow_modules()
+        snapshot = self._snapshot()
+        self._rates.update(snapshot)
+        self._learner.decide(snapshot)
+        self._chronicle.decided(self._epoch, self._learner.decision, self._learner.wanted)
+        self._room.note(snapshot)
+        patcher = self._session.patcher
+        changes = {
+            site: form
+            for site, form in self._room.share(
+                self._learner.wanted,
+                self._forms,
+                patcher.room_bytes,
+                self._epoch,
+                self._governor.pinned(),
+            ).items()
+            if form != self._forms.get(site, ORIGINAL) and self._shunned.get(site, 0) <= self._epoch
+        }
+        if not self._room.degraded:
+            changes = dict(sorted(changes.items()))
+        self._poke(fit(changes, patcher.block_bytes, self._session.arena.usage().free))
+        with suppress(ResumedError):  # the request is made again next time
+            self._session.recycle()
+
+    def _stand_still(self) -> None:
+        """One epoch in which nothing is learned; all sites are put back where that was asked."""
+        self._epoch += 1
+        self._follow_modules()
+        self._rates.update(self._snapshot())
+        if self._governor.standstill is Standstill.REVERTED:
+            changed = (site for site, form in self._forms.items() if _is_ours(form))
+            self._poke(dict.fromkeys(sorted(changed), ORIGINAL))
+        with suppress(ResumedError):
+            self._session.recycle()
+
+    def _follow_modules(self) -> None:
+        change = self._session.follow_modules()
+        if change is None:
+            return
+        self._learner.follow(change)
+        self._governor.follow()
+        self._room.forget(change.went)
+        self._rates.forget(change.went)
+        self._chronicle.forget(change.went)
+        for site in change.went:
+            self._forms.pop(site, None)
+            self._shunned.pop(site, None)
+
+    def _snapshot(self) -> Snapshot:
+        now = time.monotonic()
+        seconds, self._epoch_began = now - self._epoch_began, now
+        return self._learner.snapshot(self._epoch, seconds, self._forms)
+
+    def _poke(self, wanted: Mapping[GuestVirtual, Form]) -> None:
+        if not wanted:
+            return
+        try:
+            report = self._session.apply(wanted)
+        except ResumedError as error:
+            _log.warning("%s: the change is looked at again", error)
+            self._session.mend()
+            return
+        finally:
+            self._forms = self._session.patcher.observe()
+            self._epoch_began = time.monotonic()
+        log_changes(wanted, report, self._session.survey.symbols.name)
+        self._chronicle.changed(self._epoch, wanted, report.sites)
+        self._session.tally.pokes += report.done
+        self._session.tally.refused += report.refused
+        shunned = (site for site, reason in report.sites.items() if reason not in _PASSING)
+        self._shunned.update(dict.fromkeys(shunned, self._epoch + _RETRY_EPOCHS))
+
+    def _audit(self) -> None:
+        """Let every eligible site count all its calls for a while, and see how many are direct."""
+        forms: dict[GuestVirtual, Form] = dict.fromkeys(
+            self._session.survey.inventory.eligible, LEARNING
+        )
+        for site, chain in self._promoted().items():
+            forms[site] = Chain(chain.targets, counts_hits=True)
+        patcher = self._session.patcher
+        if len(fit(forms, patcher.block_bytes, self._session.arena.usage().free)) < len(forms):
+            _log.warning("not audited: the arena has no room for counting at all sites at once")
+            return
+        self._poke(forms)
+        end = time.monotonic() + self._config.learning.audit_milliseconds / 1e3
+        while (left := end - time.monotonic()) > 0 and not self._job.stop.is_set():
+            self._job.rest(left)
+        coverage = audit(self._snapshot())
+        self._report.coverage = coverage.share
+        self._report.audited_calls = {
+            "direct": coverage.direct,
+            "missed": coverage.missed,
+            "unpromoted": coverage.unpromoted,
+        }
+
+    def _promoted(self) -> dict[GuestVirtual, Chain]:
+        return promoted_chains(self._learner, self._forms)
+
+    def _tell(self, phase: Phase) -> None:
+        hub = self._job.hub
+        hub.tell(self._teller.tell(phase, self._epoch, self._forms, hub.status))
+        self._job.notifier.status(summary(hub.status))
+        self._job.show(hub.status)
+
+    def end(self) -> None:
+        """Add to the tally what counted anew with this attachment; it has ended."""
+        tally = self._session.tally
+        tally.counted_calls += self._rates.counted_calls
+        tally.missed_calls += self._rates.missed_calls
+        tally.int3_hits = self._job.hub.status.int3_hits
+
+
+def _is_ours(form: Found) -> bool:
+    """Whether a site holds something of ours that can be put back."""
+    return form is not None and not isinstance(form, Original)

@@ -1,0 +1,113 @@
+"""What becomes of a request, which the reconcile loop takes between two epochs."""
+
+from dataclasses import dataclass
+
+from optpolined.api.requests import (
+    Answer,
+    Explain,
+    ListSites,
+    ListStaticCalls,
+    Question,
+    ReleaseStub,
+    Request,
+    SetStaticCall,
+    TakeStub,
+)
+from optpolined.api.sites import StaticCallRow
+from optpolined.api.status import Phase
+from optpolined.control.names import NameRefusedError
+from optpolined.control.operator import Governor, Order
+from optpolined.kernel.errors import TranslationError
+from optpolined.patching.static_calls import StaticCallError, StaticCalls
+from optpolined.qemu.errors import QemuError
+from optpolined.session.stub_handover import Lending
+from optpolined.views.site_table import Table
+
+__all__ = ("Clerk",)
+
+
+@dataclass(frozen=True, slots=True)
+class Clerk:
+    """Answers requests about one attached guest."""
+
+    lending: Lending
+    static_calls: StaticCalls
+    governor: Governor
+    table: Table
+
+    def answer(self, request: Request, pause: Phase | None) -> Answer:
+        """Do what was asked.
+
+        :param pause: Why nothing may be changed now, if so.
+        :raise KernelError: the guest is not what it was.
+        """
+        try:
+            match request:
+                case ReleaseStub():
+                    return self.lending.release()
+                case TakeStub():
+                    return self.lending.take()
+                case SetStaticCall():
+                    return self._set(request, pause)
+                case ListSites() | Explain() | ListStaticCalls():
+                    return self._tell(request, pause)
+                case _:
+                    return self._govern(request)
+        except QemuError as error:
+            return Answer(outcome="failed", says=str(error))
+
+    def _govern(self, order: Order) -> Answer:
+        """Nothing is touched now: the next epoch makes it so, as soon as something may change."""
+        try:
+            return Answer(outcome="done", says=self.governor.change(order))
+        except NameRefusedError as error:
+            return Answer(outcome="refused", says=str(error))
+
+    def _tell(self, question: Question, pause: Phase | None) -> Answer:
+        if pause is Phase.MIGRATING and not isinstance(question, ListSites):
+            return _not_now(pause)  # even to read may take stops
+        match question:
+            case ListSites():
+                rows = self.table.rows(question)
+                more = f"; {question.top} shown" if len(rows) > question.top else ""
+                says = f"{len(rows)} sites{more}"
+                return Answer(outcome="done", says=says, sites=tuple(rows[: question.top]))
+            case Explain():
+                return self._explain(question)
+            case ListStaticCalls():
+                return self._list()
+
+    def _explain(self, question: Explain) -> Answer:
+        try:
+            told = self.table.explain(question.site)
+        except NameRefusedError as error:
+            return Answer(outcome="refused", says=str(error))
+        except TranslationError as error:
+            return Answer(outcome="failed", says=f"{question.site} cannot be read: {error}")
+        says = f"{told.row.site} is {told.row.state}: {told.row.reason}"
+        return Answer(outcome="done", says=says, explanation=told)
+
+    def _list(self) -> Answer:
+        try:
+            rows = tuple(
+                StaticCallRow(key.key, key.module, key.target or None, key.built or None, key.sites)
+                for key in self.static_calls.list()
+            )
+        except StaticCallError as error:
+            return Answer(outcome="failed", says=str(error))
+        return Answer(outcome="done", says=f"{len(rows)} static calls", static_calls=rows)
+
+    def _set(self, request: SetStaticCall, pause: Phase | None) -> Answer:
+        if pause is not None:
+            return _not_now(pause)
+        try:
+            changed = self.static_calls.set(request.key, request.function)
+        except StaticCallError as error:
+            return Answer(outcome="refused", says=str(error))
+        goes = request.function or "nothing"
+        says = f"{request.key} goes to {goes}: {changed} places changed"
+        return Answer(outcome="done", says=says)
+
+
+def _not_now(pause: Phase) -> Answer:
+    return Answer(outcome="refused", says=f"not now: the phase is {pause.value!r}; ask again")

@@ -1,0 +1,193 @@
+"""Manages a guest from attach to detach, through resets and back."""
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optpolined.api.status import Status
+from optpolined.config import GuestConfig
+from optpolined.control.override_file import OrderBook
+from optpolined.control.overrides import Rules
+from optpolined.control.recorder import Recording
+from optpolined.daemon.endpoints import Hub
+from optpolined.daemon.job import Job
+from optpolined.daemon.loop import Daemon
+from optpolined.kernel.errors import GuardedError, KernelError
+from optpolined.qemu.errors import QemuError
+from optpolined.session.link import AttachRefusedError, connect, refuse_on_failure
+from optpolined.session.session import Session
+from optpolined.telemetry.notify import Notifier
+from optpolined.views.report import Report
+
+__all__ = ("Options", "serve")
+
+_log = logging.getLogger(__name__)
+
+_REATTACH_SECONDS = 1.0
+"""Between two looks at whether a guest that was reset has its module again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asks of one run."""
+
+    duration_seconds: float | None = None
+    audit: bool = False
+    force: bool = False
+    record: Path | None = None
+    """A file to write what learning sees to."""
+    reread: Callable[[], GuestConfig | None] = lambda: None
+    """Asked now and then for another configuration; ``None``: go on by the one there is."""
+    notifier: Notifier = field(default_factory=Notifier)
+    """The service manager, if there is one."""
+
+
+def serve(
+    guest: str,
+    config: GuestConfig,
+    options: Options,
+    stop: threading.Event,
+    show: Callable[[Status], None],
+) -> Report:
+    """Manage a guest until ``stop`` is set or the time is over; everything is put back then.
+
+    ``show`` gets the status once an epoch.  A guest that is reset, or goes back to a snapshot, is
+    attached to anew as soon as it has its module again.
+
+    :raise TraceError: the file to record to cannot be written.
+    :raise AttachRefusedError: the guest cannot be attached to; nothing stays changed.
+    :raise NothingToGainError: it has no retpolines.
+    :raise OptpolinedError: the guest or QEMU failed while it was attached.
+    """
+    with ExitStack() as stack:
+        job = Job(
+            guest=guest,
+            config=config,
+            audit=options.audit,
+            force=options.force,
+            duration_seconds=options.duration_seconds,
+            stop=stop,
+            show=show,
+            rules=Rules(config.policy),
+            orders=OrderBook(config.runtime_directory, guest),
+            hub=stack.enter_context(Hub(guest, config)),
+            reread=options.reread,
+            notifier=options.notifier,
+        )
+        if options.record is not None:
+            job.recording = stack.enter_context(closing(Recording(options.record)))
+        report = _serve(job)
+        job.orders.forget()
+        return report
+
+
+def _serve(job: Job) -> Report:
+    job.notifier.status("attaching")
+    report = _attach(job)
+    last = False
+    while report is None and not last:
+        last = job.is_over  # then once more, for the guest may hold what is to be put back
+        job.notifier.alive()
+        job.stop.wait(0 if last else _REATTACH_SECONDS)
+        try:
+            report = _attach(job)
+        except AttachRefusedError as error:  # it boots, or has no module yet
+            if str(error) != job.hub.status.trouble:
+                _log.warning("not attached: %s", error)
+            _tell_of_trouble(job, str(error))
+    return report or Report(job.guest, lost=True)
+
+
+def _tell_of_trouble(job: Job, trouble: str) -> None:
+    """Tell that the guest is not attached to; what was counted stays."""
+    before, tally = job.hub.status, job.tally
+    status = Status(
+        guest=job.guest,
+        trouble=trouble,
+        versions=before.versions,
+        attachments=tally.attachments,
+        epochs=tally.epochs.summary(),
+        frozen=before.frozen,
+        counted_calls=tally.counted_calls,
+        missed_calls=tally.missed_calls,
+        protocol=before.protocol,
+        pokes=tally.pokes,
+        refused=dict(tally.refused),
+        int3_hits=before.int3_hits,
+        stops=tally.stops.summary(),
+        stop_budget_seconds=before.stop_budget_seconds,
+        graces=tally.graces.summary(),
+        recoveries=tally.recoveries,
+        rescues=tally.rescues,
+        read_errors=tally.read_errors,
+    )
+    job.hub.tell(status)
+    job.notifier.status(f"not attached: {trouble}")
+    job.show(status)
+
+
+def _take_over(job: Job) -> None:
+    """Go on by the orders that a daemon that died was given; they hold from the first attach."""
+    if job.attached_at is not None:
+        return
+    orders = job.orders.read()
+    if orders is not None:
+        job.rules.obey(orders)
+        _log.warning("what the last daemon was ordered holds on; see `optpolinectl status`")
+
+
+def _attach(job: Job) -> Report | None:
+    """One attachment; ``None`` where the guest no longer is what was attached to.
+
+    It was reset, went back to a snapshot, or says what makes no sense: what stands in it then is
+    found out by attaching anew, and by nothing else.
+    """
+    began = time.monotonic()
+    with connect(job.config, tally=job.tally, alive=job.notifier.alive) as link:
+        _take_over(job)
+        with refuse_on_failure():
+            session = Session(link, job.config, time.monotonic, force=job.force, tally=job.tally)
+            daemon = Daemon(job, link, session, attach_seconds=time.monotonic() - began)
+        # What was read of the guest stays: the collector need not look at it each time.
+        gc.freeze()
+        sites = session.survey.inventory
+        _log.info(
+            "attached in %.1f s: %d sites, %d eligible",
+            time.monotonic() - began,
+            sites.found,
+            len(sites.eligible),
+        )
+        try:
+            job.hub.open()
+            job.attached()
+            daemon.run()
+            daemon.detach()
+        except GuardedError as error:
+            _log.error(
+                "%s, and not put back: in the guest, end it; then run "
+                "`optpolined --guest %s --recover-only`",
+                error,
+                job.guest,
+            )
+            daemon.leave()
+            return daemon.report()
+        except KernelError as error:
+            _log.warning("%s; attaching anew", error)
+            job.tally.read_errors += 1
+            trouble = str(error)
+        except QemuError:
+            raise  # there is nothing left to put anything back through
+        except BaseException:
+            daemon.detach()
+            raise
+        else:
+            return daemon.report()
+        finally:
+            daemon.end()
+    _tell_of_trouble(job, trouble)
+    return None

@@ -1,0 +1,119 @@
+"""What a strategy achieved on a trace, and what it cost.
+
+*Calls saved* are cycles by the cost model: each call costs what its site's form costs for the calls
+of the epoch, and is compared with a retpoline.  A site that learns costs more than that.
+
+*Stop time* is a model of protocol `breakpoint`, after what was measured with a persistent gdbstub
+connection under TCG: a stop that writes 12 sites takes 0.4 ms and one that writes 1000 takes
+3.6 ms, so a stop takes 0.36 ms and 3.24 us more for each site.  The pokes of an epoch are cut into
+slices that stay under a budget of 1 ms, and each slice takes three stops.
+
+A *flip* gives a site targets that are not the ones that it last had, in whatever order; to lose
+them, or to get them back, is none.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import ceil
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import ORIGINAL, Form, Original
+from optpolined.lab.actual_calls import NOBODY, Calls, EpochTruth
+from optpolined.learning.cost import Costs
+from optpolined.learning.strategy import Share
+
+__all__ = ("Ledger", "Spread", "spread", "stop_seconds")
+
+_STOP_SECONDS = 0.36e-3
+_SITE_SECONDS = 3.24e-6
+_BUDGET_SECONDS = 1e-3
+_STOPS = 3
+_SLICE_SITES = int((_BUDGET_SECONDS - _STOP_SECONDS) / _SITE_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How the calls of a site in an epoch spread over its targets, summed over the CPUs."""
+
+    calls: int
+    shares: tuple[Share, ...]
+    """The hottest first; those of nobody are left out."""
+
+
+def spread(by_cpu: Calls) -> Spread:
+    """Sum up the calls of a site."""
+    counts: dict[GuestVirtual, int] = {}
+    for made in by_cpu.values():
+        for target, number in made.items():
+            counts[target] = counts.get(target, 0) + number
+    total = sum(counts.values())
+    counts.pop(NOBODY, None)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return Spread(total, tuple((target, number / total) for target, number in ranked if number))
+
+
+def stop_seconds(sites: int) -> float:
+    """How long the guest stands still for so many sites that are changed at once."""
+    slices = ceil(sites / _SLICE_SITES)
+    return _STOPS * (slices * _STOP_SECONDS + sites * _SITE_SECONDS)
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The account of one strategy; lists have an element for each epoch."""
+
+    costs: Costs
+    calls: list[int] = field(default_factory=list)
+    direct: list[int] = field(default_factory=list)
+    """Calls that a chain or tree made direct."""
+    pokes: list[int] = field(default_factory=list)
+    """Sites that were changed at the end of the epoch."""
+    saved_cycles: float = 0.0
+    flips: int = 0
+    stop_seconds: float = 0.0
+    seconds: float = 0.0
+    first_promotion_seconds: float | None = None
+    """From the start; none where there was none."""
+    _targets: dict[GuestVirtual, frozenset[GuestVirtual]] = field(default_factory=dict)
+
+    def epoch(self, truth: EpochTruth, seconds: float, forms: Mapping[GuestVirtual, Form]) -> None:
+        """An epoch in which these ``forms`` stood."""
+        calls = direct = 0
+        for site, by_cpu in truth.items():
+            seen = spread(by_cpu)
+            form = forms.get(site, ORIGINAL)
+            calls += seen.calls
+            if isinstance(form, Original) or not seen.calls:
+                continue
+            saved = self.costs.retpoline_cycles - self.costs.form(form, seen.shares)
+            self.saved_cycles += saved * seen.calls
+            targets = set(form.targets)
+            direct += sum(
+                number
+                for made in by_cpu.values()
+                for target, number in made.items()
+                if target in targets
+            )
+        self.calls.append(calls)
+        self.direct.append(direct)
+        self.seconds += seconds
+
+    def poke(self, changes: Mapping[GuestVirtual, Form]) -> None:
+        """What was changed at its end."""
+        self.pokes.append(len(changes))
+        self.stop_seconds += stop_seconds(len(changes))
+        for site, form in changes.items():
+            targets = frozenset(() if isinstance(form, Original) else form.targets)
+            if not targets:
+                continue
+            if self._targets.get(site, targets) != targets:
+                self.flips += 1
+            self._targets[site] = targets
+            if self.first_promotion_seconds is None:
+                self.first_promotion_seconds = self.seconds
+
+    @property
+    def coverage(self) -> float:
+        """Direct calls over all calls, 0 to 1; 0 where nothing was called."""
+        calls = sum(self.calls)
+        return sum(self.direct) / calls if calls else 0.0

@@ -1,0 +1,150 @@
+"""A strategy at work: its state, its shapes, and what it wants by now.
+
+The daemon and the replay of a trace go through this one, so that they cannot differ.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import ORIGINAL, Form, Key
+from optpolined.learning.cost import Costs
+from optpolined.learning.overridden import Governed, Ruling
+from optpolined.learning.settings import ContinuousSettings, EpochSettings, LearningSettings
+from optpolined.learning.shape import KeyTable, Shaper, Shapes, ShapeSettings
+from optpolined.learning.strategies import StrategyName, make_strategy
+from optpolined.learning.strategy import (
+    Decision,
+    Share,
+    SiteEpoch,
+    SiteStatus,
+    Snapshot,
+)
+
+__all__ = ("Pupil", "PupilSettings")
+
+
+class PupilSettings(Protocol):
+    """What a pupil is made of: the [learning] part of a guest's configuration."""
+
+    @property
+    def strategy(self) -> StrategyName: ...
+    @property
+    def hysteresis(self) -> LearningSettings: ...
+    @property
+    def continuous(self) -> ContinuousSettings: ...
+    @property
+    def epoch(self) -> EpochSettings: ...
+    @property
+    def shape(self) -> ShapeSettings: ...
+    @property
+    def costs(self) -> Costs: ...
+
+
+class Pupil:
+    """One guest's strategy, and the forms that its decisions become.
+
+    The order of an epoch is :meth:`follow`, where modules came or went, :meth:`snapshot`,
+    :meth:`decide`; :meth:`rule` and :meth:`adopt` come between two epochs.
+    """
+
+    def __init__(self, settings: PupilSettings, strategy: StrategyName | None = None) -> None:
+        """It knows no site yet.
+
+        :param strategy: Instead of the one that ``settings`` names.
+        """
+        shaper = Shaper(settings.shape, settings.costs)
+        self._name = strategy or settings.strategy
+        self._strategy = _governed(settings, self._name, shaper)
+        self._shapes = Shapes(shaper)
+        self._state = self._strategy.initial(())
+        self.wanted: dict[GuestVirtual, Form] = {}
+        """The form that each site is to have; ``ORIGINAL`` where absent."""
+        self.states: dict[GuestVirtual, str] = {}
+        """The name of each site's state."""
+        self.shares: dict[GuestVirtual, Sequence[Share]] = {}
+        """The shares by which the targets of a site were chosen last."""
+        self.decision = Decision()
+        """The last one."""
+
+    def follow(self, came: Mapping[GuestVirtual, Key | None], went: Iterable[GuestVirtual]) -> None:
+        """Sites that may be patched from now on, with the keys that they declare; and others not.
+
+        A site that is among both is a new one at the address of an old one.
+        """
+        went = list(went)
+        self._state = self._strategy.forget(self._state, went)
+        self._shapes.forget(went)
+        for site in went:
+            self.wanted.pop(site, None)
+            self.states.pop(site, None)
+            self.shares.pop(site, None)
+        self._shapes.declare({site: key for site, key in came.items() if key is not None})
+        self._state = self._strategy.add(self._state, came)
+
+    def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
+        """Decide about these sites, and no others, by what somebody said."""
+        self._state = self._strategy.rule(self._state, rulings)
+
+    def adopt(self, settings: PupilSettings) -> None:
+        """Go on with other settings, from what is known.
+
+        Another strategy knows nothing of that, and begins with the same sites and rulings.
+        """
+        sites, rulings = self.status(), self._state.rulings
+        is_another = settings.strategy is not self._name
+        shaper = Shaper(settings.shape, settings.costs)
+        self._name = settings.strategy
+        self._strategy = _governed(settings, self._name, shaper)
+        self._shapes.adopt(shaper)
+        if is_another:
+            self._state = self._strategy.rule(self._strategy.initial(sites), rulings)
+            self.wanted = dict.fromkeys(self.wanted, ORIGINAL)
+
+    def status(self) -> Mapping[GuestVirtual, SiteStatus]:
+        """Where every site stands; its wanted form in the strategy's words."""
+        return self._strategy.status(self._state)
+
+    def told(self, forms: Mapping[GuestVirtual, Form]) -> dict[GuestVirtual, Form]:
+        """What stands at the sites, in the strategy's words."""
+        return self._shapes.installed(forms)
+
+    def snapshot(
+        self,
+        epoch: int,
+        seconds: float,
+        counts: Mapping[GuestVirtual, SiteEpoch],
+        tables: Mapping[GuestVirtual, KeyTable],
+        forms: Mapping[GuestVirtual, Form],
+    ) -> Snapshot:
+        """One epoch as the strategy is to see it.
+
+        :param counts: Summed over the CPUs.
+        :param tables: The key tables of the sites where ``LearnKeys`` stands.
+        :param forms: What stood at the sites for all of the epoch.
+        """
+        return Snapshot(epoch, seconds, self._shapes.counted(counts, tables), self.told(forms))
+
+    def decide(self, snapshot: Snapshot) -> dict[GuestVirtual, Form]:
+        """Let the strategy decide; ``wanted`` and ``states`` follow.
+
+        :return: The sites whose wanted form this epoch changed.
+        """
+        self._state, decision = self._strategy.decide(self._state, snapshot)
+        made = self._shapes.made(decision)
+        self.wanted.update(made)
+        self.states.update(decision.states)
+        self.shares.update(decision.shares)
+        self.decision = decision
+        return made
+
+
+def _governed(settings: PupilSettings, name: StrategyName, shaper: Shaper) -> Governed[Any]:
+    strategy = make_strategy(
+        name,
+        hysteresis=settings.hysteresis,
+        continuous=settings.continuous,
+        epoch=settings.epoch,
+        shaper=shaper,
+    )
+    return Governed(strategy)

@@ -1,0 +1,185 @@
+"""The lines of a trace file, each as pydantic checks it, and what they say of forms and keys."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import (
+    KEY_BITS_MAX,
+    MAX_LEAVES,
+    ORIGINAL,
+    Chain,
+    Form,
+    Key,
+    Keyed,
+    LearnKeys,
+    Tree,
+)
+from optpolined.learning.config import LearningConfig
+from optpolined.learning.strategies import StrategyName
+from optpolined.x86 import Register
+
+__all__ = (
+    "ADDRESSES_MAX",
+    "NAME_MAX",
+    "VERSION",
+    "EpochLine",
+    "FormLine",
+    "HeadLine",
+    "KeyLine",
+    "RulingLine",
+    "SaidLine",
+    "SitesLine",
+    "form_of",
+    "key_of",
+    "line_of_form",
+    "line_of_key",
+)
+
+VERSION = 2
+"""Of the format.  1 had no rulings, and a form for each site."""
+
+ADDRESSES_MAX = 1 << 20
+"""Sites and targets of one trace."""
+NAME_MAX = 600
+"""Characters; a symbol has 511 at most, and its module 55."""
+_CPUS_MAX = 8192
+"""CONFIG_NR_CPUS at its most."""
+_ROW_MAX = 3 + 2 * 4096
+_COUNT_MAX = 1 << 64
+
+_Number = Annotated[int, Field(ge=0, lt=ADDRESSES_MAX)]
+_Name = Annotated[str, Field(max_length=NAME_MAX, pattern=r"\A[\x20-\x7e]*\z")]
+_Row = Annotated[
+    list[Annotated[int, Field(ge=0, le=_COUNT_MAX)]], Field(min_length=3, max_length=_ROW_MAX)
+]
+"""CPU, calls without a slot, hits; then targets and their calls in turn."""
+
+SitesLine = list[_Number]
+"""The numbers of some sites, rising: the first, then the difference of each to the one before.
+Neighbours that share a form are thousands of ones, of which gzip leaves next to nothing."""
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+KeyLine = tuple[
+    Annotated[int, Field(ge=0, le=15)],
+    Annotated[int, Field(ge=0, le=30)],
+    Annotated[int, Field(ge=1, le=KEY_BITS_MAX)],
+]
+"""Register, shift, bits."""
+
+
+class FormLine(_Line):
+    """A form."""
+
+    kind: Literal["original", "chain", "audit", "tree", "keyed", "learn-keys"]
+    targets: Annotated[list[_Number], Field(max_length=MAX_LEAVES)] = []
+    indices: Annotated[
+        list[Annotated[int, Field(ge=0, lt=MAX_LEAVES)]], Field(max_length=MAX_LEAVES)
+    ] = []
+    """Of a tree by key, for each of its targets."""
+    key: KeyLine | None = None
+
+
+class HeadLine(_Line):
+    """The first line of a trace."""
+
+    optpolined_trace: int
+    """:data:`VERSION`."""
+    release: _Name
+    build_id: Annotated[str, Field(pattern=r"\A[0-9a-f]{0,128}\z")] = ""
+    strategy: StrategyName | None = None
+    learning: LearningConfig
+
+
+class RulingLine(_Line):
+    """What somebody decided."""
+
+    target: _Number | None = None
+    reason: _Name
+
+
+class SaidLine(_Line):
+    """What somebody said: one of the two."""
+
+    rulings: list[tuple[RulingLine, SitesLine]] | None = None
+    learning: LearningConfig | None = None
+
+
+class EpochLine(_Line):
+    """One epoch."""
+
+    epoch: Annotated[int, Field(ge=0, lt=1 << 62)]
+    seconds: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+    new: list[tuple[Annotated[int, Field(ge=0, lt=1 << 64)], _Name]] = []
+    came: list[tuple[KeyLine | None, SitesLine]] = []
+    went: SitesLine = []
+    said: list[SaidLine] = []
+    forms: list[tuple[FormLine, SitesLine]] = []
+    counts: list[tuple[_Number, Annotated[list[_Row], Field(max_length=_CPUS_MAX)]]] = []
+    tables: list[
+        tuple[
+            _Number,
+            Annotated[
+                list[tuple[Annotated[int, Field(ge=0, lt=MAX_LEAVES)], _Number]],
+                Field(max_length=MAX_LEAVES),
+            ],
+        ]
+    ] = []
+    wanted: list[tuple[FormLine, SitesLine]] = []
+
+
+def line_of_key(key: Key | None) -> KeyLine | None:
+    """A key as it is written."""
+    return None if key is None else (int(key.register), key.shift, key.bits)
+
+
+def key_of(line: KeyLine | None) -> Key | None:
+    """What :func:`line_of_key` wrote."""
+    return None if line is None else Key(Register(line[0]), line[1], line[2])
+
+
+def line_of_form(form: Form, number: Callable[[GuestVirtual], int]) -> FormLine:
+    """A form as it is written."""
+    if form == ORIGINAL:
+        return FormLine(kind="original")
+    assert isinstance(form, (Chain, Tree, Keyed, LearnKeys))
+    targets = [number(target) for target in form.targets]
+    match form:
+        case Chain(counts_hits=counts_hits):
+            return FormLine(kind="audit" if counts_hits else "chain", targets=targets)
+        case Tree():
+            return FormLine(kind="tree", targets=targets)
+        case Keyed(key, leaves):
+            indices = [index for index, _ in leaves]
+            return FormLine(kind="keyed", targets=targets, indices=indices, key=line_of_key(key))
+        case LearnKeys(key):
+            return FormLine(kind="learn-keys", key=line_of_key(key))
+
+
+def form_of(line: FormLine, at: Callable[[int], GuestVirtual]) -> Form:
+    """What :func:`line_of_form` wrote.
+
+    :param at: Gives the address of a number.
+    :raise ValueError: there is no such form.
+    """
+    targets = tuple(at(number) for number in line.targets)
+    key = key_of(line.key)
+    if key is None:
+        match line.kind:
+            case "original":
+                return ORIGINAL
+            case "chain" | "audit":
+                return Chain(targets, counts_hits=line.kind == "audit")
+            case "tree":
+                return Tree(targets)
+    elif line.kind == "keyed" and len(set(line.indices)) == len(line.indices) == len(targets):
+        return Keyed(key, tuple(zip(line.indices, targets, strict=True)))
+    elif line.kind == "learn-keys":
+        return LearnKeys(key)
+    raise ValueError(f"a form of kind {line.kind} is incomplete")

@@ -1,0 +1,97 @@
+"""What learning saw of one guest, from attach to detach.
+
+A trace holds for each epoch what the strategy was given, CPU by CPU, and what it decided.  One that
+was made up holds the calls of a guest whose sites all learn all the time: every call is counted.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import ORIGINAL, Form, Key
+from optpolined.learning.config import LearningConfig
+from optpolined.learning.overridden import Ruling
+from optpolined.learning.shape import KeyTable
+from optpolined.learning.strategies import StrategyName
+from optpolined.learning.strategy import SiteEpoch
+
+__all__ = ("ByCpu", "Said", "Trace", "TraceEpoch", "TraceHeader", "summed")
+
+ByCpu = Mapping[int, SiteEpoch]
+"""What the record of one site gained in one epoch, by the CPU's number; others gained nothing."""
+
+
+Said = Mapping[GuestVirtual, Ruling] | LearningConfig
+"""What somebody said while the guest ran: all the rulings that hold from then on, or other
+settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceHeader:
+    """Where a trace is from."""
+
+    release: str
+    """The kernel's, as uname tells it; of a made-up trace, what it shows."""
+    build_id: str = ""
+    """The kernel's, in hexadecimal; empty where it did not tell."""
+    strategy: StrategyName | None = None
+    """The strategy that was at work at first; none, where the trace was made up."""
+    learning: LearningConfig = field(default_factory=LearningConfig)
+    """Its settings then, and those of the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEpoch:
+    """One epoch."""
+
+    epoch: int
+    seconds: float
+    counts: Mapping[GuestVirtual, ByCpu]
+    """Only the sites that counted anything."""
+    came: Mapping[GuestVirtual, Key | None] = field(default_factory=dict)
+    """Sites that may be patched from this epoch on, with the keys that they declare."""
+    went: Sequence[GuestVirtual] = ()
+    """Sites that may not be any more; they went before the others came."""
+    said: Sequence[Said] = ()
+    """What was said since the epoch before, in this order, after sites went and came."""
+    forms: Mapping[GuestVirtual, Form] = field(default_factory=dict)
+    """What stood at the sites for all of the epoch, where it is not what stood there before."""
+    tables: Mapping[GuestVirtual, KeyTable] = field(default_factory=dict)
+    """The key tables of the sites that learned by their key."""
+    wanted: Mapping[GuestVirtual, Form] = field(default_factory=dict)
+    """What the strategy decided at the end of the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A guest from attach to detach."""
+
+    header: TraceHeader
+    epochs: Sequence[TraceEpoch]
+    names: Mapping[GuestVirtual, str] = field(default_factory=dict)
+    """The symbols of the sites and targets that occur."""
+    is_cut: bool = False
+    """The end is missing: whoever wrote it was killed, or its disk was full."""
+
+    def standing(self) -> Iterator[tuple[TraceEpoch, dict[GuestVirtual, Form]]]:
+        """Each epoch, and what stood at the sites then; the dictionary is the same each time."""
+        forms: dict[GuestVirtual, Form] = {}
+        for epoch in self.epochs:
+            for site in epoch.went:
+                forms.pop(site, None)
+            for site, form in epoch.forms.items():
+                if form == ORIGINAL:
+                    forms.pop(site, None)
+                else:
+                    forms[site] = form
+            yield epoch, forms
+
+
+def summed(by_cpu: ByCpu) -> SiteEpoch:
+    """What all CPUs gained together: what a strategy gets."""
+    calls: dict[GuestVirtual, int] = {}
+    for gain in by_cpu.values():
+        for target, count in gain.calls.items():
+            calls[target] = calls.get(target, 0) + count
+    gains = by_cpu.values()
+    return SiteEpoch(calls, sum(gain.other for gain in gains), sum(gain.hits for gain in gains))

@@ -1,0 +1,105 @@
+"""Which counter record belongs to which site, and when one may be used again.
+
+A site that learns by its key has some more, side by side: its key table.
+
+A record is cleared only while no block refers to it and a grace period has passed: then nothing
+counts into it, and what is read is what is compared and overwritten.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import Chain, Form, Key, LearnKeys
+from optpolined.kernel.module.counters import RECORD
+
+__all__ = ("Records", "counts_all", "key_table_records")
+
+_SLOT_BYTES = 4
+
+
+def key_table_records(key: Key) -> int:
+    """How many records the key table of ``key`` takes: a power of two."""
+    return max(1, (_SLOT_BYTES << key.bits) // RECORD.itemsize)
+
+
+def counts_all(form: Form) -> bool:
+    """Whether a site of this form counts every call, so that it needs slots for all targets."""
+    return isinstance(form, LearnKeys) or (
+        isinstance(form, Chain) and (form.counts_hits or not form.targets)
+    )
+
+
+class Records:
+    """Hands out record indices: 0 .. ``capacity`` - 1, first the ``clean`` ones."""
+
+    def __init__(self, clean: Iterable[int]) -> None:
+        self._clean = deque(clean)
+        self._of_site: dict[GuestVirtual, int] = {}
+        self._site_of: dict[int, GuestVirtual] = {}
+        self._key_tables: dict[GuestVirtual, range] = {}
+        self._extent = 0
+
+    def of(self, site: GuestVirtual) -> int | None:
+        """The record of ``site``, the same one each time; ``None`` where none is left."""
+        if site not in self._of_site:
+            if not self._clean:
+                return None
+            self._bind(site, self._clean.popleft())
+        return self._of_site[site]
+
+    def renew(self, site: GuestVirtual) -> int | None:
+        """Give ``site`` a clean record; answer the old one, to be recycled after a grace period.
+
+        Without a clean one left the site keeps its record, and the answer is ``None``.
+        """
+        if not self._clean or site not in self._of_site:
+            return None
+        old = self._of_site[site]
+        del self._site_of[old]
+        self._bind(site, self._clean.popleft())
+        return old
+
+    def key_table(self, site: GuestVirtual, count: int) -> int | None:
+        """The first of ``count`` records in a row, a power of two, that are the site's key table.
+
+        They lie in one chunk, for they are aligned to their number.  ``None`` where there are none.
+        """
+        if site not in self._key_tables:
+            clean = set(self._clean)
+            for first in sorted(record for record in clean if record % count == 0):
+                if clean.issuperset(range(first, first + count)):
+                    break
+            else:
+                return None
+            table = range(first, first + count)
+            self._clean = deque(record for record in self._clean if record not in table)
+            self._key_tables[site] = table
+        return self._key_tables[site].start
+
+    def forget(self, site: GuestVirtual) -> list[int]:
+        """Take the records of a site that has gone, to be recycled after a grace period."""
+        records = list(self._key_tables.pop(site, ()))
+        record = self._of_site.pop(site, None)
+        if record is not None:
+            del self._site_of[record]
+            records.append(record)
+        return records
+
+    def recycle(self, records: Iterable[int]) -> None:
+        """Take back cleared records."""
+        self._clean.extend(records)
+
+    def site(self, record: int) -> GuestVirtual | None:
+        """The site that counts into ``record`` now."""
+        return self._site_of.get(record)
+
+    @property
+    def extent(self) -> int:
+        """All records that ever belonged to a site are below this one."""
+        return self._extent
+
+    def _bind(self, site: GuestVirtual, record: int) -> None:
+        self._of_site[site] = record
+        self._site_of[record] = site
+        self._extent = max(self._extent, record + 1)

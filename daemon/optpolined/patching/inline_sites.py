@@ -1,0 +1,167 @@
+"""The inline parts of sites: what stands there, and the changes that give them another target.
+
+An inline site realises a chain in two places.  Its hottest target is its *head*: the immediate and
+the branch of the inline part.  The others are its *rest*, a block behind the slow path, which is
+changed as any thunk site is.  In whatever order the two change, the site means what it always has.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.assemble import branch_target, site_instruction
+from optpolined.codegen.errors import DecodeError, ReachError
+from optpolined.codegen.forms import Chain, Form
+from optpolined.kernel.errors import PokeTableFullError, TranslationError
+from optpolined.kernel.module.abi import PokeState, SiteKind
+from optpolined.kernel.module.poke_table import PokeEntry
+from optpolined.kernel.paging import AddressSpace
+from optpolined.kernel.sites.inline_part import InlinePart
+from optpolined.patching.poke_entries import Entries
+from optpolined.patching.protocol.errors import SiteRefusedError
+from optpolined.patching.protocol.inline_change import InlineChange, InlineForm, classify_inline
+from optpolined.patching.protocol.standing import Standing
+from optpolined.patching.protocol.steps import Protocol
+from optpolined.x86 import INT3
+
+__all__ = (
+    "UNSETTLED",
+    "Found",
+    "Head",
+    "Unsettled",
+    "head_change",
+    "joined",
+    "split",
+    "standing_head",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What an inline part compares with; ``target`` is None where it is as it was built.
+
+    A ``hidden`` head has the branch of its target and compares with nothing: a change has stopped
+    half-way.
+    """
+
+    target: GuestVirtual | None
+    hidden: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """An inline site between two forms, neither of which it has: one of its places has changed."""
+
+
+UNSETTLED: Final = Unsettled()
+
+Found = Form | Unsettled | None
+"""What stands at a site; ``None`` where it is somebody else's."""
+
+_UNLEARNED: Final = Head(None)
+
+
+def split(form: Form) -> tuple[Head, Form]:
+    """The head and the rest of an inline site of this form.
+
+    What counts its hits, and what is no chain, has no head: all its calls go the slow path.
+    """
+    if isinstance(form, Chain) and form.targets and not form.counts_hits:
+        return Head(form.targets[0]), Chain(form.targets[1:])
+    return _UNLEARNED, form
+
+
+def joined(head: Head, rest: Form) -> Form | Unsettled:
+    """The form of an inline site with this head and rest."""
+    if head.target is None:
+        return UNSETTLED if split(rest)[0].target else rest
+    if isinstance(rest, Chain) and not rest.counts_hits and head.target not in rest.targets:
+        return UNSETTLED if head.hidden else Chain((head.target, *rest.targets))
+    return UNSETTLED
+
+
+def standing_head(part: InlinePart, pages: AddressSpace) -> Head | None:
+    """What the inline part holds; ``None`` where it is somebody else's, or not mapped."""
+    try:
+        found = _read(part, pages)
+    except TranslationError:
+        return None
+    standing = classify_inline(part.branch, found, _built(part), armed=False)
+    if standing is Standing.ORIGINAL:
+        return _UNLEARNED
+    if standing is not Standing.OURS:
+        return None
+    hidden = found.compare == part.unlearned_compare
+    try:
+        return Head(branch_target(found.branch, part.branch), hidden)
+    except DecodeError:
+        return None
+
+
+def head_change(
+    part: InlinePart, head: Head, entries: Entries, pages: AddressSpace, protocol: Protocol
+) -> InlineChange | None:
+    """The change that gives an inline part its head; ``None`` where it has it.
+
+    :raise SiteRefusedError: the part cannot be changed now.
+    """
+    try:
+        before = _read(part, pages)
+    except TranslationError as error:
+        raise SiteRefusedError(part.compare, "unmapped") from error
+    if standing_head(part, pages) is None:
+        reason = "foreign_breakpoint" if before.compare[0] == INT3 else "foreign_bytes"
+        raise SiteRefusedError(part.compare, reason)
+    if not pages.is_contiguous(part.compare, len(before.compare)):
+        raise SiteRefusedError(part.compare, "split_page")
+    after = _form(part, head)
+    if after == before:
+        return None
+    compare, branch = _entries(part)
+    try:
+        note, _ = entries.guard(branch, pages, Protocol.STOPPED)
+        arm, disarm = entries.guard(compare, pages, protocol)
+    except PokeTableFullError as error:
+        raise SiteRefusedError(part.compare, "poke_table_full") from error
+    return InlineChange(
+        compare=part.compare,
+        branch=part.branch,
+        before=before,
+        after=after,
+        unlearned=_built(part),
+        prepare=(*note, *arm),
+        disarm=disarm,
+    )
+
+
+def _form(part: InlinePart, head: Head) -> InlineForm:
+    if head.target is None:
+        return _built(part)
+    compared = (head.target & 0xFFFF_FFFF).to_bytes(4, "little")
+    try:
+        branch = site_instruction(part.unlearned_branch, part.branch, head.target)
+    except ReachError as error:
+        raise SiteRefusedError(part.compare, "out_of_reach") from error
+    return InlineForm(part.unlearned_compare[:-4] + compared, branch)
+
+
+def _built(part: InlinePart) -> InlineForm:
+    return InlineForm(part.unlearned_compare, part.unlearned_branch)
+
+
+def _read(part: InlinePart, pages: AddressSpace) -> InlineForm:
+    return InlineForm(
+        pages.read(part.compare, len(part.unlearned_compare)),
+        pages.read(part.branch, len(part.unlearned_branch)),
+    )
+
+
+def _entries(part: InlinePart) -> tuple[PokeEntry, PokeEntry]:
+    """Those of compare and branch in the poke table."""
+    thunk = branch_target(part.unlearned_branch, part.branch)
+    return (
+        PokeEntry(
+            part.compare, part.slow, SiteKind.COMPARE, PokeState.IDLE, part.unlearned_compare
+        ),
+        PokeEntry(part.branch, thunk, SiteKind.BRANCH, PokeState.IDLE, part.unlearned_branch),
+    )

@@ -1,0 +1,91 @@
+"""The guest's poke table: what its int3 handler needs, and what a new daemon starts from."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from optpolined.addresses import GuestVirtual
+from optpolined.kernel.module.abi import PokeEntry as PokeEntryLayout
+from optpolined.kernel.module.abi import PokeState
+from optpolined.kernel.module.header import Header
+from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeEntry, PokeTable, encode
+from optpolined.kernel.paging import AddressSpace
+from optpolined.patching.protocol.steps import Protocol, Write
+
+__all__ = ("Entries",)
+
+_STATE_OFFSET = PokeEntryLayout.state.offset
+
+
+class Entries:
+    """The table as it was read at attach, and as we have written it since."""
+
+    def __init__(self, space: AddressSpace, header: Header) -> None:
+        """Read the table.
+
+        :raise TranslationError: it is not mapped.
+        """
+        self._space = space
+        self._base = header.poke_table
+        self._size = ENTRY_SIZE << header.poke_order
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the table anew: somebody else has written to it.
+
+        :raise TranslationError: it is not mapped.
+        """
+        self._table = PokeTable(self._space.read(self._base, self._size))
+
+    def __iter__(self) -> Iterator[PokeEntry]:
+        return iter(list(self._table.entries.values()))
+
+    def originals(self) -> dict[GuestVirtual, bytes]:
+        """The instruction that stood at each site before the first poke."""
+        return {entry.site: entry.original for entry in self}
+
+    def armed(self, pages: AddressSpace) -> set[GuestVirtual]:
+        """The sites whose entry says that a 0xCC of ours may stand there, read anew.
+
+        :raise TranslationError: the table is not mapped any more.
+        """
+        image = pages.read(self._base, self._size)
+        states = np.frombuffer(image, np.uint8)[_STATE_OFFSET::ENTRY_SIZE]
+        sites = np.frombuffer(image, "<u8")[:: ENTRY_SIZE // 8]
+        indices = np.flatnonzero(states == PokeState.ARMED)
+        armed = zip(indices.tolist(), map(GuestVirtual, sites[indices].tolist()), strict=True)
+        entries = self._table.entries
+        return {
+            site for index, site in armed if site in entries and self._table.place(site) == index
+        }
+
+    def guard(
+        self, entry: PokeEntry, pages: AddressSpace, protocol: Protocol
+    ) -> tuple[tuple[Write, ...], Write | None]:
+        """The writes before and after a change of the entry's site.
+
+        Under `breakpoint` the entry is armed before and disarmed after; under `stopped` it is only
+        there, for the next daemon.
+
+        :raise PokeTableFullError: there is no place for it.
+        """
+        address = self._address(self._table.put(entry))
+        idle = encode(_in_state(entry, PokeState.IDLE))
+        armed = encode(_in_state(entry, PokeState.ARMED))
+        found = pages.read(address, ENTRY_SIZE)
+        if protocol is Protocol.STOPPED:
+            return ((Write(address, found, idle),) if found != idle else ()), None
+        before = (Write(address, found, armed),) if found != armed else ()
+        return before, self.disarm(entry.site)
+
+    def disarm(self, site: GuestVirtual) -> Write:
+        """The write that disarms the entry of ``site``."""
+        state = GuestVirtual(self._address(self._table.place(site)) + _STATE_OFFSET)
+        return Write(state, bytes([PokeState.ARMED]), bytes([PokeState.IDLE]))
+
+    def _address(self, index: int) -> GuestVirtual:
+        return GuestVirtual(self._base + index * ENTRY_SIZE)
+
+
+def _in_state(entry: PokeEntry, state: PokeState) -> PokeEntry:
+    return PokeEntry(entry.site, entry.slow_path, entry.kind, state, entry.original)

@@ -1,0 +1,152 @@
+"""The two poke protocols, as lists of steps.
+
+`breakpoint` (what text_poke_bp_batch() does from inside; Linux 6.1, arch/x86/kernel/alternative.c):
+
+    PREPARE  arena blocks and poke-table entries, while nothing refers to them
+    BREAK    0xCC over the first byte
+    TAIL     the bytes behind it
+    HEAD     the first byte
+    DISARM   the entries say that no 0xCC of ours stands there any more
+
+Each step ends before the next begins, and each of its writes is made while every vCPU is stopped.
+A vCPU that runs on re-enters the guest, which serialises it: no vCPU carries bytes fetched before a
+step into the time after it.  Between BREAK and HEAD a vCPU that reaches the site traps and is sent
+down the slow path by the guest's own handler, so the tail is never executed while it changes.
+
+`stopped`: PREPARE, then WHOLE: all bytes of the instruction in one stop.  vCPUs stop between
+instructions, so this is right where a site is exactly one instruction, and it needs no handler.
+A step may be cut into several stops between two writes, never inside one.
+
+A plan is a sequence of steps and grace periods; `inline.py` makes one that needs both.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from optpolined.addresses import GuestVirtual
+from optpolined.patching.protocol.errors import ChangeError
+from optpolined.x86 import INT3
+
+__all__ = ("Change", "Grace", "Phase", "Plan", "Protocol", "SiteWrite", "Step", "Write", "steps")
+
+
+class Protocol(Enum):
+    """How an instruction is replaced."""
+
+    BREAKPOINT = "breakpoint"
+    STOPPED = "stopped"
+
+
+class Phase(Enum):
+    """What a step does; in the order of execution."""
+
+    PREPARE = "prepare"
+    BREAK = "break"
+    TAIL = "tail"
+    HEAD = "head"
+    WHOLE = "whole"
+    UNREACHED = "unreached"
+    DISARM = "disarm"
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Replace ``expect`` by ``data``, both of the same length, or leave everything as it is."""
+
+    address: GuestVirtual
+    expect: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Replace the instruction at ``site``.
+
+    ``before`` is what stands there.  Where its first byte is 0xCC, a breakpoint of ours is standing
+    already: an interrupted change is being ended.  ``prepare`` must have happened before the first
+    byte changes (the block that the new instruction refers to; under `breakpoint` also the armed
+    poke-table entry), ``disarm`` after the last.
+    """
+
+    site: GuestVirtual
+    before: bytes
+    after: bytes
+    prepare: tuple[Write, ...] = ()
+    disarm: Write | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.before) == len(self.after):
+            raise ChangeError(
+                f"site {self.site:#x}: {len(self.after)} bytes cannot replace {len(self.before)}"
+            )
+        if self.after[0] == INT3:
+            raise ChangeError(f"site {self.site:#x}: the new instruction would be a breakpoint")
+
+
+@dataclass(frozen=True, slots=True)
+class SiteWrite:
+    """A write on behalf of the change number ``change``."""
+
+    change: int
+    write: Write
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Writes of one phase; every vCPU is stopped during each and runs after the last."""
+
+    phase: Phase
+    writes: tuple[SiteWrite, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Grace:
+    """A grace period of the guest: whoever was inside code that changes has left it at the end."""
+
+
+Plan = Sequence[Step | Grace]
+
+
+def steps(changes: Sequence[Change], protocol: Protocol) -> tuple[Step, ...]:
+    """The steps that make ``changes``; phases with nothing to write are left out.
+
+    Within a step the order does not matter; it is that of the addresses, so that close writes meet.
+
+    :raise ChangeError: a breakpoint of ours stands at a site that `stopped` is to change.
+    """
+    make = _breakpoint_writes if protocol is Protocol.BREAKPOINT else _stopped_writes
+    by_phase: dict[Phase, list[SiteWrite]] = {phase: [] for phase in Phase}
+    for number, change in enumerate(changes):
+        for phase, write in make(change):
+            by_phase[phase].append(SiteWrite(number, write))
+    return tuple(
+        Step(phase, tuple(sorted(writes, key=lambda item: item.write.address)))
+        for phase, writes in by_phase.items()
+        if writes
+    )
+
+
+def _breakpoint_writes(change: Change) -> Iterable[tuple[Phase, Write]]:
+    site, before, after = change.site, change.before, change.after
+    trap = bytes([INT3])
+    for write in change.prepare:
+        yield Phase.PREPARE, write
+    if before[0] != INT3:
+        yield Phase.BREAK, Write(site, before, trap + before[1:])
+    # Written whole, so that the compare covers the breakpoint too: the tail is only ours to change
+    # while our own 0xCC stands in front of it.
+    yield Phase.TAIL, Write(site, trap + before[1:], trap + after[1:])
+    yield Phase.HEAD, Write(site, trap + after[1:], after)
+    if change.disarm is not None:
+        yield Phase.DISARM, change.disarm
+
+
+def _stopped_writes(change: Change) -> Iterable[tuple[Phase, Write]]:
+    if change.before[0] == INT3:
+        raise ChangeError(
+            f"site {change.site:#x}: holds a breakpoint; only the breakpoint protocol ends that"
+        )
+    for write in change.prepare:
+        yield Phase.PREPARE, write
+    yield Phase.WHOLE, Write(change.site, change.before, change.after)

@@ -1,0 +1,32 @@
+"""Zeroes counter records, so that they can be another site's."""
+
+from collections.abc import Sequence
+
+from optpolined.kernel.module.counters import RECORD, Counters
+from optpolined.kernel.paging import AddressSpace
+from optpolined.patching.protocol.execute import Machine
+from optpolined.patching.protocol.steps import Write
+
+__all__ = ("clear",)
+
+
+def clear(
+    records: Sequence[int], counters: Counters, space: AddressSpace, machine: Machine
+) -> list[int]:
+    """Zero records that nothing counts into; answer those that are zero now.
+
+    :raise TranslationError: the counters are not mapped any more.
+    :raise QemuError: QEMU failed.
+    """
+    writes = []
+    owners = []
+    with space.snapshot() as pages:
+        for record in records:
+            for address in counters.copies(record):
+                found = pages.read(address, RECORD.itemsize)
+                if any(found):
+                    writes.append(Write(address, found, bytes(RECORD.itemsize)))
+                    owners.append(record)
+    found_instead = machine.write(writes) if writes else []
+    busy = {owner for owner, found in zip(owners, found_instead, strict=True) if found is not None}
+    return [record for record in records if record not in busy]

@@ -1,0 +1,139 @@
+"""Puts together the status of an attached guest."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from optpolined import __version__
+from optpolined.addresses import GuestVirtual
+from optpolined.api.status import HotSite, Phase, Status, Versions
+from optpolined.codegen.forms import ORIGINAL, Chain, Form
+from optpolined.config import GuestConfig
+from optpolined.control.arena_budget import Room
+from optpolined.control.call_rates import Rate, Rates
+from optpolined.control.event_log import Chronicle
+from optpolined.control.learner import Learner
+from optpolined.control.operator import Governor
+from optpolined.control.override_file import Standstill
+from optpolined.kernel.module.abi import ABI_VERSION
+from optpolined.patching.inline_sites import Found
+from optpolined.session.link import Link
+from optpolined.session.session import Session
+from optpolined.session.stub_handover import Lending
+
+__all__ = ("Teller",)
+
+
+@dataclass(frozen=True, slots=True)
+class Teller:
+    """What the status of one attachment is made of."""
+
+    guest: str
+    config: GuestConfig
+    link: Link
+    session: Session
+    lending: Lending
+    learner: Learner
+    governor: Governor
+    rates: Rates
+    room: Room
+    chronicle: Chronicle
+    attached_at: float
+    """As time.monotonic() gives it."""
+
+    def tell(
+        self,
+        phase: Phase,
+        epoch: int,
+        forms: Mapping[GuestVirtual, Found],
+        before: Status,
+    ) -> Status:
+        """The status now.
+
+        :param forms: What stands at the sites that were ever changed.
+        :param before: Of which the parts are kept that cannot be read now.
+        """
+        session, tally, learner = self.session, self.session.tally, self.learner
+        is_away = phase is Phase.MIGRATING  # even to read may take stops
+        inventory = session.survey.inventory
+        promoted = promoted_chains(learner, forms)
+        rates = self.rates.promoted(promoted)
+        real = {site: _form(forms.get(site)) for site in promoted}
+        worth = self.rates.worth(rates, real, learner.shares, self.config.learning.costs)
+        int3_hits = before.int3_hits if is_away else tally.int3_hits + session.int3_hits
+        return Status(
+            guest=self.guest,
+            phase=phase,
+            versions=Versions(__version__, ABI_VERSION, self.link.qemu),
+            kernel=self.link.attachment.vmcoreinfo.osrelease,
+            accelerator=self.link.accelerator,
+            vcpus=self.link.vcpus,
+            seconds=time.monotonic() - self.attached_at,
+            attachments=tally.attachments,
+            epoch=epoch,
+            epochs=tally.epochs.summary(),
+            stub_released=self.lending.is_released,
+            frozen=self.governor.standstill is not Standstill.NONE,
+            found=inventory.found,
+            eligible=len(inventory.eligible),
+            skipped=self.skipped(),
+            states=dict(Counter(learner.states.values())),
+            targets_histogram=dict(Counter(len(chain.targets) for chain in promoted.values())),
+            hottest=self._hottest(rates, promoted),
+            ruled=self.governor.ruled(),
+            counted_calls=tally.counted_calls + self.rates.counted_calls,
+            missed_calls=tally.missed_calls + self.rates.missed_calls,
+            direct_per_second=worth.direct_per_second,
+            missed_per_second=worth.missed_per_second,
+            coverage=worth.coverage,
+            learning_overhead_share=worth.learning_overhead_share,
+            cycles_saved_per_second=worth.cycles_saved_per_second,
+            protocol=self.config.poke.protocol.value,
+            pokes=tally.pokes,
+            refused=dict(tally.refused),
+            int3_hits=int3_hits,
+            arena=self.room.use_of(session.arena),
+            stops=tally.stops.summary(),
+            stop_budget_seconds=self.config.poke.stop_budget_microseconds / 1e6,
+            graces=tally.graces.summary(),
+            recoveries=tally.recoveries,
+            rescues=tally.rescues,
+            read_errors=tally.read_errors,
+            journal=self.chronicle.journal(),
+        )
+
+    def skipped(self) -> dict[str, int]:
+        """The sites that are left alone; those for which there is no room are eligible too."""
+        roomless = len(self.room.denied) + self.room.waiting
+        skipped = dict(self.session.survey.inventory.skipped)
+        return skipped | {"arena_full": roomless} if roomless else skipped
+
+    def _hottest(
+        self, rates: Mapping[GuestVirtual, Rate], promoted: Mapping[GuestVirtual, Chain]
+    ) -> tuple[HotSite, ...]:
+        name = self.session.survey.symbols.name
+        return tuple(
+            HotSite(
+                name(site),
+                tuple(name(target) for target in promoted[site].targets),
+                rate.calls_per_second,
+                rate.misses_per_second,
+            )
+            for site, rate in list(rates.items())[: self.config.metrics.hottest_sites]
+        )
+
+
+def promoted_chains(
+    learner: Learner, forms: Mapping[GuestVirtual, Found]
+) -> dict[GuestVirtual, Chain]:
+    """The sites whose calls are direct now, as the strategy speaks of them."""
+    return {
+        site: form
+        for site, form in learner.told(forms).items()
+        if isinstance(form, Chain) and form.targets
+    }
+
+
+def _form(found: Found) -> Form:
+    return found if isinstance(found, Form) else ORIGINAL

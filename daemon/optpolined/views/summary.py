@@ -1,0 +1,54 @@
+"""The report of a run, summed up."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+
+from optpolined.addresses import GuestVirtual
+from optpolined.api.status import ArenaUse, Status
+from optpolined.codegen.forms import Chain
+from optpolined.session.link import Link
+from optpolined.session.session import Session
+from optpolined.views.report import Report, SiteCounts, StopCounts
+
+__all__ = ("first_report", "sum_up_sites", "sum_up_work")
+
+
+def first_report(guest: str, link: Link, session: Session, attach_seconds: float) -> Report:
+    """What is known of a guest that was just attached to."""
+    inventory = session.survey.inventory
+    return Report(
+        guest=guest,
+        kernel=link.attachment.vmcoreinfo.osrelease,
+        accel=link.accelerator,
+        vcpus=link.vcpus,
+        sites=SiteCounts(inventory.found, len(inventory.eligible), dict(inventory.skipped)),
+        attach_seconds=attach_seconds,
+    )
+
+
+def sum_up_sites(
+    report: Report,
+    promoted: Mapping[GuestVirtual, Chain],
+    skipped: dict[str, int],
+    arena: ArenaUse,
+) -> None:
+    """What stands in the guest, just before it is put back."""
+    report.promoted = len(promoted)
+    report.sites.skipped = skipped
+    report.arena = asdict(arena)
+    report.targets_histogram = _by_targets(promoted.values())
+
+
+def _by_targets(chains: Collection[Chain]) -> dict[str, int]:
+    sizes = Counter(len(chain.targets) for chain in chains)
+    return {str(size): count for size, count in sorted(sizes.items())}
+
+
+def sum_up_work(report: Report, status: Status, seconds: float) -> None:
+    """What was done in so many seconds, by the last status."""
+    stops = status.stops
+    report.int3_hits = status.int3_hits
+    report.seconds = seconds
+    report.stops = StopCounts(stops.count, stops.p50_seconds, stops.p99_seconds, stops.max_seconds)
+    report.pokes, report.refused = status.pokes, dict(status.refused)

@@ -1,0 +1,235 @@
+"""The rules over a learner: what is asked for while it runs, another policy, the table of sites."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from optpolined.addresses import GuestVirtual
+from optpolined.api.requests import (
+    Answer,
+    Ban,
+    Freeze,
+    ListSites,
+    Pin,
+    Relearn,
+    Request,
+    Revert,
+    Thaw,
+    Unpin,
+)
+from optpolined.api.sites import SiteRow
+from optpolined.api.status import Status
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
+from optpolined.config import LearningConfig, PolicyConfig
+from optpolined.control.call_rates import Rates
+from optpolined.control.event_log import Chronicle
+from optpolined.control.learner import Learner
+from optpolined.control.names import Names
+from optpolined.control.operator import Governor
+from optpolined.control.override_file import Orders, Standstill
+from optpolined.control.overrides import Rules
+from optpolined.ctl import main as ctl
+from optpolined.daemon.request_handler import Clerk
+from optpolined.kernel.symbols.symbols import Symbols
+from optpolined.learning.strategy import Snapshot
+from optpolined.patching.inline_sites import Found
+from optpolined.patching.static_calls import StaticCalls
+from optpolined.session.session import Session
+from optpolined.session.stub_handover import Lending
+from optpolined.session.survey import Inventory, Survey
+from optpolined.views.site_table import Table
+from tests.unit.control.test_overrides import SITES, SYMBOLS, TARGETS, at
+from tests.unit.ctl.fake_daemon import served as serve_answers
+
+WITHHELD = at(0x320)
+PINNED = Chain((at(0x100),))
+
+
+class Guest:
+    """Six sites, of which the policy withholds one, and no machine behind them."""
+
+    def __init__(
+        self, policy: PolicyConfig, keep: Callable[[Orders], None] = lambda _: None
+    ) -> None:
+        eligible = {address: site for address, site in SITES.items() if address != WITHHELD}
+        self.survey = survey = Survey.__new__(Survey)
+        survey.symbols = Symbols(SYMBOLS)
+        reasons = {at(0x30): "noinstr", WITHHELD: "policy_excluded"}
+        survey.inventory = Inventory(eligible, reasons, {WITHHELD: SITES[WITHHELD]})
+        session = Session.__new__(Session)
+        session.survey = survey
+        self.learner = Learner(LearningConfig(), session)
+        names = Names(survey.symbols, eligible, reasons, TARGETS.__contains__)
+        self.governor = Governor(Rules(policy), survey, self.learner, names, keep)
+        self.chronicle = Chronicle(lambda: 1e9, survey.symbols.name)
+        self.forms: dict[GuestVirtual, Found] = {}
+        table = Table(
+            session=session,
+            learner=self.learner,
+            names=names,
+            rates=Rates(),
+            chronicle=self.chronicle,
+            forms=lambda: self.forms,
+        )
+        self.clerk = Clerk(
+            Lending.__new__(Lending), StaticCalls.__new__(StaticCalls), self.governor, table
+        )
+        self.epoch = 0
+
+    def wanted(self) -> dict[int, Form]:
+        """After one more epoch, in which nobody called anything."""
+        self.epoch += 1
+        self.learner.decide(Snapshot(self.epoch, 0.5, {}, dict(self.learner.wanted)))
+        return {site: form for site, form in self.learner.wanted.items() if form != LEARNING}
+
+    def ask(self, request: Request) -> Answer:
+        return self.clerk.answer(request, None)
+
+
+@pytest.fixture
+def guest() -> Guest:
+    return Guest(PolicyConfig())
+
+
+def test_a_pin_and_a_ban_hold_from_the_next_epoch_on(guest: Guest) -> None:
+    assert guest.wanted() == {}
+    assert guest.ask(Pin(site="alpha+0x10", target="beta")).outcome == "done"
+    assert guest.ask(Ban(what="beta")).outcome == "done"
+    assert guest.wanted() == {at(0x10): PINNED, at(0x100): ORIGINAL}
+    assert guest.governor.pinned() == {at(0x10)}
+    assert [(site.site, site.state, site.reason) for site in guest.governor.ruled()] == [
+        ("alpha+0x10", "pinned", "pinned to beta"),
+        ("beta", "banned", "banned by 'beta'"),
+    ]
+    assert guest.learner.states[at(0x10)] == "pinned"
+    guest.ask(Unpin(site="alpha+0x10"))
+    assert guest.wanted() == {at(0x100): ORIGINAL}
+    assert guest.learner.wanted[at(0x10)] == LEARNING
+
+
+def test_what_cannot_be_changes_nothing(guest: Guest) -> None:
+    said = guest.ask(Pin(site="alpha", target="beta"))
+    assert said.outcome == "refused"
+    assert "may be any of 2 sites" in said.says
+    assert guest.wanted() == {}
+
+
+def test_another_policy_lets_sites_in_and_puts_others_back(guest: Guest) -> None:
+    guest.ask(Pin(site="alpha+0x10", target="beta"))
+    guest.governor.adopt(PolicyConfig(exclude=("alpha",)))
+    assert guest.wanted() == {at(0x10): ORIGINAL, at(0x20): ORIGINAL}
+    assert guest.learner.wanted[WITHHELD] == LEARNING
+    assert guest.survey.inventory.skipped == {"noinstr": 1}
+    guest.governor.adopt(PolicyConfig())
+    assert guest.wanted() == {}
+
+
+def test_the_table_tells_every_site_and_why(guest: Guest) -> None:
+    guest.ask(Pin(site="alpha+0x10", target="beta"))
+    guest.wanted()
+    said = guest.ask(ListSites(pattern="al*"))
+    assert said.says == "3 sites"
+    assert [(row.site, row.state, row.reason, names_of(row)) for row in said.sites] == [
+        ("alpha+0x10", "pinned", "pinned to beta", ["beta"]),
+        ("alpha+0x20", "learning", "first window", []),
+        ("alpha+0x30", "skipped", "noinstr", []),
+    ]
+    (pinned,) = guest.ask(ListSites(states=("pinned",))).sites
+    assert pinned.form == "original"
+    guest.forms[at(0x10)] = PINNED
+    assert guest.ask(ListSites(states=("pinned",))).sites[0].form == "chain"
+    assert guest.ask(ListSites()).says == "7 sites"
+
+
+def names_of(row: SiteRow) -> list[str]:
+    return [target.name for target in row.targets]
+
+
+def test_a_long_table_is_cut_and_says_so(guest: Guest) -> None:
+    said = guest.ask(ListSites(top=2))
+    assert said.says == "7 sites; 2 shown"
+    assert len(said.sites) == 2
+
+
+def test_a_reverted_site_stays_so_until_it_is_relearned(guest: Guest) -> None:
+    assert guest.ask(Pin(site="alpha+0x10", target="beta")).outcome == "done"
+    assert "is pinned" in guest.ask(Revert(site="alpha+0x10")).says
+    assert "is pinned" in guest.ask(Relearn(site="alpha+0x10")).says
+    guest.ask(Unpin(site="alpha+0x10"))
+    said = guest.ask(Revert(site="alpha+0x10"))
+    assert said == Answer(
+        outcome="done", says="alpha+0x10 is put back; `relearn` lets it learn again"
+    )
+    assert guest.wanted() == {at(0x10): ORIGINAL}
+    (row,) = guest.ask(ListSites(states=("banned",))).sites
+    assert (row.site, row.reason) == ("alpha+0x10", "reverted by hand: relearn lets it learn again")
+    assert guest.ask(Relearn(site="alpha+0x10")).outcome == "done"
+    assert guest.wanted() == {}
+    assert guest.learner.wanted[at(0x10)] == LEARNING
+
+
+def test_a_site_that_is_relearned_begins_anew(guest: Guest) -> None:
+    for _ in range(20):  # nobody calls it: its window ends
+        guest.wanted()
+    assert guest.learner.states[at(0x20)] == "cold"
+    assert guest.ask(Relearn(site="alpha+0x20")).outcome == "done"
+    guest.wanted()
+    assert guest.learner.states[at(0x20)] == "learning"
+    assert guest.learner.wanted[at(0x20)] == LEARNING
+
+
+def test_a_standstill_holds_until_it_is_taken_back(guest: Guest) -> None:
+    assert guest.ask(Thaw()).says == "nothing is frozen"
+    found = []
+    for order in (Freeze(), Revert(), Thaw()):
+        guest.ask(order)
+        found.append(guest.governor.standstill)
+    assert found == [Standstill.FROZEN, Standstill.REVERTED, Standstill.NONE]
+
+
+@contextmanager
+def served(guest: Guest, directory: Path) -> Iterator[None]:
+    """A daemon's socket, and a loop behind it."""
+    status = Status("vm1", ruled=guest.governor.ruled())
+    with serve_answers(directory, guest.ask, lambda: status):
+        yield
+
+
+def test_the_command_asks_for_all_of_it(
+    guest: Guest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f'runtime_directory = "{tmp_path}"\n[qemu]\nqmp_socket = "/run/qmp"\n'
+    (tmp_path / "vm1.toml").write_text(text, encoding="utf-8")
+    where = ["--guest", "vm1", "--config-dir", str(tmp_path)]
+    with served(guest, tmp_path):
+        assert ctl(["pin", "alpha+0x10", "beta", *where]) == 0
+        assert ctl(["ban", "t*", *where]) == 0
+        assert ctl(["sites", "alpha", *where]) == 0
+        assert ctl(["unban", "t*", *where]) == 0
+        assert ctl(["unpin", "alpha+0x10", *where]) == 0
+        assert ctl(["unpin", "alpha+0x10", *where]) == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "alpha+0x10 is pinned to beta",
+        "banned by 't*': 2 sites",
+        "alpha+0x10  pinned -> beta: pinned to beta",
+        "alpha+0x20  cold: not looked at yet",
+        "alpha+0x30  skipped: noinstr",
+        "3 sites",
+        "not banned any more by 't*'",
+        "alpha+0x10 is not pinned any more, and learns",
+    ]
+    assert err == "optpolinectl: alpha+0x10 is not pinned\n"
+
+
+def test_the_status_names_who_is_ruled_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guest = Guest(PolicyConfig(pins={"alpha+0x10": "beta"}))
+    text = f'runtime_directory = "{tmp_path}"\n[qemu]\nqmp_socket = "/run/qmp"\n'
+    (tmp_path / "vm1.toml").write_text(text, encoding="utf-8")
+    with served(guest, tmp_path):
+        assert ctl(["status", "--guest", "vm1", "--config-dir", str(tmp_path)]) == 0
+    assert "pinned     alpha+0x10: pinned to beta" in capsys.readouterr().out.splitlines()

@@ -1,0 +1,100 @@
+"""The recorder: what a learner saw and decided, in a file; a full disk ends it, nothing else."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from optpolined.addresses import GuestVirtual
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
+from optpolined.control.recorder import Recorder, Recording
+from optpolined.learning.strategy import SiteEpoch
+from optpolined.learning.trace.errors import TraceError
+from optpolined.learning.trace.file import read_traces
+from optpolined.learning.trace.model import TraceHeader
+
+S, T, A = GuestVirtual(16), GuestVirtual(32), GuestVirtual(48)
+HEADER = TraceHeader("6.1.0", "00ff")
+CHAIN = Chain((A,))
+
+
+def saw(recorder: Recorder, epoch: int, **forms: Form) -> None:
+    sites = {"s": S, "t": T}
+    standing = {sites[key]: form for key, form in forms.items()}
+    recorder.saw(epoch, 0.5, {0: {S: SiteEpoch({A: epoch})}, 1: {}}, {}, standing)
+
+
+def test_an_epoch_is_what_was_seen_and_decided(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "x.trace")
+    recorder = recording.attach(HEADER, hex)
+    recorder.follow({S: None, T: None}, ())
+    saw(recorder, 1, s=LEARNING, t=ORIGINAL)
+    recorder.decided({S: CHAIN})
+    saw(recorder, 2, s=CHAIN)  # the guest migrates: nothing is decided
+    saw(recorder, 2, s=CHAIN, t=LEARNING)
+    recorder.decided({})
+    recorder.decided({S: ORIGINAL})  # nothing was seen since
+    recorder.follow({}, [T])
+    recorder.follow({T: None}, [])
+    saw(recorder, 3, t=LEARNING)
+    recorder.decided({})
+    recording.close()
+    (trace,) = read_traces(tmp_path / "x.trace")
+    assert trace.header == HEADER
+    assert [epoch.epoch for epoch in trace.epochs] == [1, 2, 3]
+    assert [epoch.counts[S] for epoch in trace.epochs] == [
+        {0: SiteEpoch({A: number})} for number in (1, 2, 3)
+    ]
+    assert [epoch.wanted for epoch in trace.epochs] == [{S: CHAIN}, {}, {}]
+    assert trace.epochs[0].came == {S: None, T: None}
+    assert (trace.epochs[2].came, trace.epochs[2].went) == ({T: None}, (T,))
+    assert [dict(forms) for _, forms in trace.standing()] == [
+        {S: LEARNING},
+        {S: CHAIN, T: LEARNING},
+        {T: LEARNING},
+    ]
+    assert trace.names == {S: "0x10", T: "0x20", A: "0x30"}
+
+
+def test_each_attachment_is_a_trace_of_its_own(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "x.trace")
+    for _ in range(2):
+        recorder = recording.attach(HEADER, hex)
+        recorder.follow({S: None}, ())
+        saw(recorder, 1)
+        recorder.decided({})
+    recording.close()
+    assert [len(trace.epochs) for trace in read_traces(tmp_path / "x.trace")] == [1, 1]
+
+
+def test_an_epoch_can_be_read_while_the_daemon_works(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "x.trace")
+    recorder = recording.attach(HEADER, hex)
+    recorder.follow({S: None}, ())
+    saw(recorder, 1)
+    recorder.decided({})
+    (trace,) = read_traces(tmp_path / "x.trace")
+    assert trace.is_cut
+    assert len(trace.epochs) == 1
+    recording.close()
+
+
+def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="cannot be written: No such file or directory"):
+        Recording(tmp_path / "no" / "x.trace")
+
+
+def test_a_full_disk_ends_the_recording_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    full = Path("/dev/full")
+    recording = Recording(full)
+    with caplog.at_level(logging.INFO):
+        recorder = recording.attach(HEADER, hex)
+        recorder.follow({S: None}, ())
+        for epoch in range(5):
+            saw(recorder, epoch)
+            recorder.decided({})
+        recording.attach(HEADER, hex)
+        recording.close()
+    (line,) = caplog.messages
+    assert line == f"/dev/full: {os.strerror(28)}; the recording ends here"

@@ -1,0 +1,150 @@
+"""The guest as the poke engine's machine, over memory made of bytes."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from optpolined.addresses import GuestPhysical, GuestVirtual
+from optpolined.patching.protocol.steps import Write
+from optpolined.session.transport.stopped import GuestMachine
+from optpolined.session.transport.stops import Stopper
+from tests.unit.kernel.fake_guest import KERNEL_TEXT, FakeMemory, PageTables
+
+TEXT_PAGES = 16
+OLD, NEW = b"\xe8\x01\x02\x03\x04", b"\xe8\x05\x06\x07\x08"
+
+
+class Stub:
+    """Counts the stops and writes; time passes by ``seconds_a_write``."""
+
+    def __init__(self, memory: FakeMemory) -> None:
+        self.memory = memory
+        self.now = 0.0
+        self.seconds_a_write = 1e-6
+        self.running = True
+        self.paused_by_somebody = False
+        self.writes: list[tuple[GuestPhysical, bytes]] = []
+        self.writes_of_stops: list[int] = []
+
+    def stop(self) -> bool:
+        assert self.running or self.paused_by_somebody
+        self.writes_of_stops.append(0)
+        self.running = False
+        return not self.paused_by_somebody
+
+    def resume(self) -> None:
+        self.running = not self.paused_by_somebody
+
+    def write(self, writes: Sequence[tuple[GuestPhysical, bytes]]) -> None:
+        assert not self.running
+        for address, data in writes:
+            self.memory.write(address, data)
+            self.now += self.seconds_a_write
+        self.writes += writes
+        self.writes_of_stops[-1] += len(writes)
+
+    def clock(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def tables() -> PageTables:
+    tables = PageTables(FakeMemory())
+    tables.map_range(KERNEL_TEXT, 0x200_0000, TEXT_PAGES * 4096, flags=0)
+    return tables
+
+
+@pytest.fixture
+def stub(tables: PageTables) -> Iterator[Stub]:
+    stub = Stub(tables.memory)
+    yield stub
+    assert stub.running or stub.paused_by_somebody
+
+
+def machine(stub: Stub, tables: PageTables, *, budget_seconds: float = 1e-3) -> GuestMachine:
+    return GuestMachine(
+        stopper=Stopper(stub, stub.clock),
+        writer=stub,
+        memory=tables.memory,
+        space=tables.space,
+        budget_seconds=budget_seconds,
+        clock=stub.clock,
+    )
+
+
+def write_at(address: int) -> Write:
+    return Write(GuestVirtual(address), OLD, NEW)
+
+
+def test_a_write_over_the_expected_bytes_is_made(stub: Stub, tables: PageTables) -> None:
+    tables.write(KERNEL_TEXT + 100, OLD)
+    assert machine(stub, tables).write([write_at(KERNEL_TEXT + 100)]) == [None]
+    assert tables.space.read(GuestVirtual(KERNEL_TEXT + 100), 5) == NEW
+
+
+def test_other_bytes_are_reported_and_left_alone(stub: Stub, tables: PageTables) -> None:
+    tables.write(KERNEL_TEXT + 100, b"\xcc" + OLD[1:])
+    found = machine(stub, tables).write([write_at(KERNEL_TEXT + 100)])
+    assert found == [b"\xcc" + OLD[1:]]
+    assert stub.writes == []
+
+
+def test_an_unmapped_address_is_reported_as_empty(stub: Stub, tables: PageTables) -> None:
+    assert machine(stub, tables).write([write_at(KERNEL_TEXT + TEXT_PAGES * 4096)]) == [b""]
+
+
+def test_an_instruction_across_two_pages_is_written_to_both(stub: Stub, tables: PageTables) -> None:
+    tables.map(KERNEL_TEXT + 4096, 0x300_0000, flags=0)  # not next to the first in physical memory
+    tables.write(KERNEL_TEXT + 4094, OLD)
+    assert machine(stub, tables).write([write_at(KERNEL_TEXT + 4094)]) == [None]
+    assert tables.space.read(GuestVirtual(KERNEL_TEXT + 4094), 5) == NEW
+    assert stub.writes_of_stops == [2]
+
+
+def test_close_writes_share_a_packet_and_keep_what_is_between(
+    stub: Stub, tables: PageTables
+) -> None:
+    tables.write(KERNEL_TEXT, OLD + b"between" + OLD)
+    assert machine(stub, tables).write([write_at(KERNEL_TEXT), write_at(KERNEL_TEXT + 12)]) == [
+        None,
+        None,
+    ]
+    assert len(stub.writes) == 1
+    assert tables.space.read(KERNEL_TEXT, 17) == NEW + b"between" + NEW
+
+
+def test_a_long_batch_is_cut_into_stops_within_the_budget(stub: Stub, tables: PageTables) -> None:
+    addresses = [KERNEL_TEXT + 128 * number for number in range(400)]
+    for address in addresses:
+        tables.write(address, OLD)
+    stub.seconds_a_write = 1e-5
+    budget = 1e-3
+    assert machine(stub, tables, budget_seconds=budget).write(
+        [write_at(address) for address in addresses]
+    ) == [None] * len(addresses)
+    assert len(stub.writes_of_stops) > 4
+    assert max(stub.writes_of_stops) * stub.seconds_a_write <= budget
+
+
+def test_a_stop_makes_progress_however_small_the_budget(stub: Stub, tables: PageTables) -> None:
+    addresses = [KERNEL_TEXT + 128 * number for number in range(100)]
+    for address in addresses:
+        tables.write(address, OLD)
+    stub.seconds_a_write = 1.0
+    found = machine(stub, tables).write([write_at(address) for address in addresses])
+    assert found == [None] * 100
+
+
+def test_a_guest_that_somebody_paused_stays_paused(stub: Stub, tables: PageTables) -> None:
+    tables.write(KERNEL_TEXT, OLD)
+    stub.running, stub.paused_by_somebody = False, True
+    assert machine(stub, tables).write([write_at(KERNEL_TEXT)]) == [None]
+    assert not stub.running
+
+
+def test_a_write_that_does_not_read_back_counts_as_refused(
+    stub: Stub, tables: PageTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables.write(KERNEL_TEXT, OLD)
+    monkeypatch.setattr(stub, "write", lambda _writes: None)
+    assert machine(stub, tables).write([write_at(KERNEL_TEXT)]) == [OLD]
