@@ -17,7 +17,7 @@ KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 .PHONY: help setup apt image guest-kernel demo demo-seed docs dashboards
 .PHONY: tools test test-unit test-model model-deep test-hostile nightly test-guest test-browser
 .PHONY: test-systemd test-observability test-crash soak
-.PHONY: bench bench-forms bench-learning bench-scrape lint lock clean
+.PHONY: bench bench-forms bench-learning bench-scrape house lint lock clean
 
 help:
 	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
@@ -45,6 +45,7 @@ help:
 	@echo 'make docs        man pages and shell completions into build/man and build/completions'
 	@echo 'make dashboards  write the Grafana dashboards, from configs/grafana/*.py'
 	@echo 'make install     into DESTDIR=, below PREFIX=/usr/local; make uninstall'
+	@echo 'make house       the rooms of the daemon, and the imports between them'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make lock        pin the newest Python packages that pyproject.toml allows'
 	@echo 'make clean       remove build/, .venv and caches'
@@ -160,6 +161,10 @@ docs: setup
 
 dashboards: setup
 	@$(BIN)/python -m configs.grafana.generate
+
+# Draws the daemon's rooms and their imports; fails where an import goes up, or in a circle.
+house: setup
+	@$(BIN)/python -m tests.house
 
 lint: setup
 	@echo 'lint: ruff and mypy'

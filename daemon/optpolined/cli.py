@@ -19,7 +19,7 @@ from rich.console import Console
 
 from optpolined.calibrate import command as calibrate
 from optpolined.config import DEFAULT_DIRECTORIES, ConfigError, GuestConfig, load
-from optpolined.control.override_file import OrderBook
+from optpolined.control.override_file import OverrideFile
 from optpolined.daemon.dry_run import dry_run
 from optpolined.daemon.serve import Options, serve
 from optpolined.errors import OptpolinedError
@@ -155,7 +155,9 @@ def _run(
         return EXIT_OK
     if options.recover_only:
         recovered = recover_only(config)
-        OrderBook(config.runtime_directory, options.guest).forget()  # there is to be no next daemon
+        OverrideFile(
+            config.runtime_directory, options.guest
+        ).forget()  # there is to be no next daemon
         sys.stdout.write(f"{recovered}\n")
         return EXIT_OK if recovered.is_complete else EXIT_FAILED
     stop, hung_up = threading.Event(), threading.Event()

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 from prometheus_client import CollectorRegistry
 
 from optpolined.api.requests import Answer, Question
-from optpolined.api.status import Phase, Status
+from optpolined.api.status import DaemonPhase, Status
 from optpolined.telemetry.web import Sources, serve_web
 from tests.browser.visit import DESK, PHONE, Theme, contrasts, scrolls_sideways, visit
 from tests.unit.telemetry.made_up import MARKUP, MadeUpGuest, served
@@ -250,7 +250,7 @@ def test_trouble_is_told_and_no_loop_is_asked_that_does_not_run(browser: Browser
         visit(browser, f"http://127.0.0.1:{port}") as page,
     ):
         trouble = "optpoline.ko is not loaded: modprobe optpoline in the guest"
-        now[0] = replace(now[0], phase=Phase.ATTACHING, trouble=trouble)
+        now[0] = replace(now[0], phase=DaemonPhase.ATTACHING, trouble=trouble)
         expect(page.locator("#trouble")).to_have_text(trouble)
         page.wait_for_timeout(500)
         asked.clear()

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from guest.image.boot import Guest
 from optpolined.config import GuestConfig
 from optpolined.kernel.module.header import read_status
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol
 from optpolined.qemu.stopnote import noted_pids
 from optpolined.session.link import connect
@@ -54,7 +54,7 @@ class Crash:
             assert session.restore() == []
             self._texts = session.survey.texts
             self._attachment = link.attachment
-        self._entries = Entries(self._attachment.space, self._attachment.header)
+        self._entries = PokeEntries(self._attachment.space, self._attachment.header)
         gc.freeze()  # the children collect their own garbage, and leave our pages shared
 
     def at(self, cut: Cut) -> tuple[int, int] | None:

@@ -21,9 +21,9 @@ from optpolined.config import GuestConfig
 from optpolined.kernel.module.abi import RequestOp
 from optpolined.kernel.module.counters import Counters
 from optpolined.patching.arena import Arena
-from optpolined.patching.counter_records import Records
+from optpolined.patching.counter_records import RecordAllocator
 from optpolined.patching.patcher import Patcher
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.qemu.sockets import connect_unix
 from optpolined.session.link import Link, connect, machine_of
 from optpolined.session.mailbox import PatientGuest, open_mailbox
@@ -121,9 +121,9 @@ def _patcher(link: Link, config: GuestConfig, plan: Plan) -> Patcher:
         space=space,
         header=header,
         sites=plan.sites,
-        entries=Entries(space, header),
+        entries=PokeEntries(space, header),
         arena=Arena(header.arena, header.arena_size),
-        records=Records(range(counters.capacity)),
+        records=RecordAllocator(range(counters.capacity)),
         record_offset=counters.offset,
         protocol=config.poke.protocol,
         batch_sites=config.poke.batch_sites,

@@ -17,11 +17,11 @@ from optpolined.addresses import GuestVirtual
 from optpolined.api.status import Status
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.config import PolicyConfig
-from optpolined.control.override_file import OrderBook
-from optpolined.control.overrides import Rules
-from optpolined.daemon.endpoints import Hub
+from optpolined.control.override_file import OverrideFile
+from optpolined.control.overrides import Overrides
+from optpolined.daemon.endpoints import Endpoints
 from optpolined.daemon.job import Job
-from optpolined.daemon.loop import Daemon
+from optpolined.daemon.loop import ReconcileLoop
 from optpolined.kernel.sites.scan import Site
 from optpolined.session.link import connect
 from optpolined.session.session import Session
@@ -90,7 +90,7 @@ class Work:
 
     guest: Guest
     session: Session
-    daemon: Daemon
+    daemon: ReconcileLoop
     calls: Calls
     """By the hot sites, as measured before the daemon began to learn."""
     threshold: float
@@ -127,12 +127,12 @@ def attached(guest: Guest, seconds: float) -> Iterator[Work]:
             duration_seconds=None,
             stop=stop,
             show=look,
-            rules=Rules(policy),
-            orders=OrderBook(config.runtime_directory, "drivers"),
-            hub=Hub("drivers", config),
+            rules=Overrides(policy),
+            saved_overrides=OverrideFile(config.runtime_directory, "drivers"),
+            endpoints=Endpoints("drivers", config),
             reread=lambda: None,
         )
-        daemon = Daemon(job, link, session, attach_seconds=0)
+        daemon = ReconcileLoop(job, link, session, attach_seconds=0)
         daemon.run()
         yield Work(guest, session, daemon, hot, threshold)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from guest.image.boot import Guest
-from optpolined.lab.actual_calls import find_truth
+from optpolined.lab.actual_calls import find_actual_calls
 from optpolined.lab.replay import replay_recorded
 from optpolined.learning.trace.file import read_traces
 from tests.guest.harness import load_state, write_config
@@ -84,7 +84,7 @@ def check_recording(path: Path, kernel: str) -> None:
     }
     assert all(trace.names[site] for epoch in trace.epochs for site in epoch.counts)
     assert any(epoch.wanted for epoch in trace.epochs)
-    assert replay_recorded(trace, find_truth(trace)).differs_at is None
+    assert replay_recorded(trace, find_actual_calls(trace)).differs_at is None
     result = optpolined("replay", path, "--json")
     assert result.returncode == 0
     assert not result.stderr

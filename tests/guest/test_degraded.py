@@ -12,7 +12,7 @@ from guest.image.errors import GuestCommandError
 from optpolined.api.status import Status
 from optpolined.config import GuestConfig, LearningConfig, PolicyConfig
 from optpolined.daemon.serve import Options, serve
-from optpolined.views.report import Report
+from optpolined.views.report import RunReport
 from tests.guest.harness import bench_calls, config_of, load_state, open_session, sites_called
 
 ARENA_BYTES = 4096
@@ -59,7 +59,7 @@ class Run:
         self._deadline = time.monotonic() + PATIENCE_SECONDS
         self.statuses: list[Status] = []
 
-    def on(self, guest: Guest) -> Report:
+    def on(self, guest: Guest) -> RunReport:
         report = serve("test", busy_config(guest), Options(), self._stop, self._show)
         assert not self._conditions, self.statuses[-1]
         return report

@@ -15,9 +15,9 @@ import pytest
 from guest.image.boot import Guest
 from optpolined.addresses import GuestPhysical, GuestVirtual
 from optpolined.api.errors import NoAnswerError
-from optpolined.api.status import Phase
+from optpolined.api.status import DaemonPhase
 from optpolined.config import GuestConfig, QemuConfig
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.recovery import find_leftovers
 from optpolined.qemu.memory import RamRange, ram_ranges
 from optpolined.session.link import Link, connect
@@ -135,7 +135,7 @@ class Watched:
 
     def is_attached(self) -> bool:
         try:
-            return read_status(self._status).phase is not Phase.ATTACHING
+            return read_status(self._status).phase is not DaemonPhase.ATTACHING
         except NoAnswerError:
             return False  # never yet
 
@@ -177,6 +177,6 @@ def test_a_guest_that_turns_hostile_is_let_go_and_taken_back(liar: Liar, tmp_pat
         daemon.process.wait()
         guest.run("killall optload; sleep 1")
     space, header = link.attachment.space, link.attachment.header
-    assert find_leftovers(Entries(space, header), space, header) == []
+    assert find_leftovers(PokeEntries(space, header), space, header) == []
     assert all(line.startswith(("WARNING optpolined", "INFO optpolined")) for line in daemon.said)
     assert load_state(guest)["errors"] == 0

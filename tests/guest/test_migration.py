@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from guest.image.boot import Guest
-from optpolined.api.status import Phase, Status
+from optpolined.api.status import DaemonPhase, Status
 from optpolined.config import PolicyConfig
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.standing import Standing
 from optpolined.patching.recovery import Leftover, find_leftovers
 from optpolined.qemu.monitor import Monitor
@@ -67,7 +67,7 @@ def kernel_text(guest: Guest) -> dict[TextRegion, bytes]:
 def leftovers(guest: Guest) -> list[Leftover]:
     with connect(config_of(guest), writable=False) as link:
         space, header = link.attachment.space, link.attachment.header
-        return find_leftovers(Entries(space, header), space, header)
+        return find_leftovers(PokeEntries(space, header), space, header)
 
 
 def holds_still(daemon: Running) -> bool:
@@ -75,9 +75,9 @@ def holds_still(daemon: Running) -> bool:
     seen: list[tuple[object, object]] = []
 
     def look(status: Status) -> bool:
-        if status.phase is Phase.MIGRATING:
+        if status.phase is DaemonPhase.MIGRATING:
             seen.append((status.pokes, status.stops))
-        return status.phase is Phase.MIGRATING
+        return status.phase is DaemonPhase.MIGRATING
 
     daemon.wait_for(look)
     time.sleep(1)
@@ -137,9 +137,9 @@ def test_where_a_migration_fails_the_daemon_goes_on(
         set_out()
         assert holds_still(daemon)
         come_back()
-        daemon.wait_for(lambda status: status.phase in (Phase.LEARNING, Phase.RUNNING))
+        daemon.wait_for(lambda status: status.phase in (DaemonPhase.LEARNING, DaemonPhase.RUNNING))
         set_out()
-        daemon.wait_for(lambda status: status.phase is Phase.MIGRATING)
+        daemon.wait_for(lambda status: status.phase is DaemonPhase.MIGRATING)
         daemon.process.terminate()
         time.sleep(2)
         assert daemon.process.poll() is None
@@ -164,7 +164,7 @@ def test_a_qemu_that_ends_when_it_has_given_its_guest_away_is_no_failure(
     wait_patched(daemon)
     with Monitor.connect(guest.side_qmp) as monitor:
         migrate(monitor, "exec:cat >/dev/null", bytes_per_second=1 << 20)
-        daemon.wait_for(lambda status: status.phase is Phase.MIGRATING)
+        daemon.wait_for(lambda status: status.phase is DaemonPhase.MIGRATING)
     guest.kill()  # as libvirt does, whether we have seen the end of the migration or not
     _, errors = daemon.process.communicate(timeout=PATIENCE_SECONDS)
     assert daemon.process.returncode == 0, errors

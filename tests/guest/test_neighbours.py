@@ -12,12 +12,11 @@ import pytest
 from guest.image.boot import Guest
 from guest.image.errors import GuestCommandError
 from optpolined.api.errors import NoAnswerError
-from optpolined.api.status import Phase as Doing
-from optpolined.api.status import Status
+from optpolined.api.status import DaemonPhase, Status
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain
 from optpolined.kernel.sites.scan import Site
-from optpolined.patching.poke_entries import Entries
-from optpolined.patching.protocol.steps import Phase, Protocol, steps
+from optpolined.patching.poke_entries import PokeEntries
+from optpolined.patching.protocol.steps import Protocol, StepPhase, steps
 from optpolined.qemu.monitor import Monitor
 from optpolined.session.session import Session
 from optpolined.telemetry.server import read_status
@@ -127,7 +126,7 @@ def test_a_kprobe_is_refused_while_our_breakpoint_stands(busy: Guest) -> None:
         change = session.patcher.change(site.address, LEARNING, session.space)
         for step in steps([change], Protocol.BREAKPOINT):
             session.machine.write([item.write for item in step.writes])
-            if step.phase is Phase.BREAK:
+            if step.phase is StepPhase.BREAK:
                 with pytest.raises(GuestCommandError, match="Invalid"):
                     probe.set()
         assert session.patcher.observe()[site.address] == LEARNING
@@ -156,7 +155,7 @@ def test_a_module_goes_and_comes_while_its_sites_and_targets_are_patched(busy: G
         assert site.address in change.went
         assert site.address not in session.patcher.observe()
         # Another module may come to stand there, with other instructions.
-        assert site.address not in Entries(session.space, session.header).originals()
+        assert site.address not in PokeEntries(session.space, session.header).originals()
         busy.run("insmod /lib/modules/optbench.ko")
         busy.run("echo rate 100 >/proc/optbench; echo run all >/proc/optbench")
         again = session.follow_modules()
@@ -251,7 +250,7 @@ def test_a_reset_guest_is_attached_to_anew(
     with Monitor.connect(guest.side_qmp) as monitor:
         monitor.execute("system_reset")
     guest.wait_ready()
-    daemon.wait_for(lambda status: status.phase in (Doing.LEARNING, Doing.RUNNING))
+    daemon.wait_for(lambda status: status.phase in (DaemonPhase.LEARNING, DaemonPhase.RUNNING))
     daemon.wait_patched()
     code, errors = daemon.end()
     assert code == 0, errors
@@ -271,11 +270,11 @@ def test_a_guest_that_somebody_paused_stays_paused(
             time.sleep(0.3)
             if monitor.status() == "paused":
                 break
-        daemon.wait_for(lambda status: status.phase is Doing.PAUSED)
+        daemon.wait_for(lambda status: status.phase is DaemonPhase.PAUSED)
         time.sleep(1)
         assert monitor.status() == "paused"
         monitor.execute("cont")
-        daemon.wait_for(lambda status: status.phase in (Doing.LEARNING, Doing.RUNNING))
+        daemon.wait_for(lambda status: status.phase in (DaemonPhase.LEARNING, DaemonPhase.RUNNING))
         assert monitor.status() == "running"
     code, errors = daemon.end()
     assert code == 0, errors

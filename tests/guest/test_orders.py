@@ -10,7 +10,7 @@ import pytest
 from guest.image.boot import Guest
 from optpolined.api.requests import Explain, ListSites, Revert
 from optpolined.api.sites import Explanation, SiteRow
-from optpolined.api.status import Phase, Status
+from optpolined.api.status import DaemonPhase, Status
 from optpolined.config import PolicyConfig
 from optpolined.kernel.module.module_list import read_modules
 from optpolined.session.link import connect
@@ -108,7 +108,7 @@ def test_what_is_ordered_is_done_and_explained(daemon: Ordered) -> None:
     assert ("decided", "learning") in kinds
 
     assert daemon.order("freeze").startswith("frozen")
-    before = pokes_when(daemon, lambda status: status.phase is Phase.FROZEN)
+    before = pokes_when(daemon, lambda status: status.phase is DaemonPhase.FROZEN)
     after = pokes_when(daemon, lambda status: status.epoch > before[0] + 5)
     assert after[1] == before[1]
     assert daemon.row().form == "chain"
@@ -160,7 +160,7 @@ def test_orders_hold_on_after_a_death(guest: Guest, daemon: Ordered, tmp_path: P
     daemon.kill()
     again = Ordered(guest, tmp_path)
     try:
-        again.wait_for(lambda status: status.phase is Phase.FROZEN)
+        again.wait_for(lambda status: status.phase is DaemonPhase.FROZEN)
         assert again.row().reason.startswith("reverted by hand")
         again.order("thaw")
         again.order("relearn", again.row().site)

@@ -10,7 +10,7 @@ from guest.image.boot import Guest
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.patching.protocol.execute import Machine
-from optpolined.patching.protocol.steps import Phase, Protocol, Write, steps
+from optpolined.patching.protocol.steps import Protocol, StepPhase, Write, steps
 from optpolined.session.link import connect
 from optpolined.session.session import Session
 from tests.guest.harness import (
@@ -112,7 +112,7 @@ def test_a_breakpoint_held_at_the_hottest_sites_does_no_harm(loaded: Guest) -> N
         before, checks = session.int3_hits, load_state(loaded)["checks"]
         changes = [session.patcher.change(site, ORIGINAL, session.space) for site in hottest]
         protocol = steps(changes, Protocol.BREAKPOINT)
-        held = [step for step in protocol if step.phase in (Phase.PREPARE, Phase.BREAK)]
+        held = [step for step in protocol if step.phase in (StepPhase.PREPARE, StepPhase.BREAK)]
         for step in protocol:
             written = session.machine.write([item.write for item in step.writes])
             assert written == [None] * len(step.writes), step.phase
@@ -213,7 +213,7 @@ def test_what_a_dead_daemon_left_is_put_back_by_the_next(loaded: Guest) -> None:
         session.apply(dict.fromkeys(sites, LEARNING))
         interrupted = session.patcher.change(sites[0], ORIGINAL, session.space)
         for step in steps([interrupted], Protocol.BREAKPOINT):
-            if step.phase in (Phase.PREPARE, Phase.BREAK):
+            if step.phase in (StepPhase.PREPARE, StepPhase.BREAK):
                 session.machine.write([item.write for item in step.writes])
     with open_session(config) as session:
         assert session.survey.texts == text

@@ -15,7 +15,7 @@ from guest.image.boot import Guest
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Chain, Form
 from optpolined.config import LearningConfig
-from optpolined.lab.actual_calls import find_truth
+from optpolined.lab.actual_calls import find_actual_calls
 from optpolined.lab.replay import replay_recorded
 from optpolined.learning.trace.file import read_traces
 from optpolined.learning.trace.model import Trace
@@ -110,7 +110,7 @@ class Daemon:
         )
         assert (result.returncode, result.stderr) == (0, "")
         (trace,) = read_traces(self.trace)
-        assert replay_recorded(trace, find_truth(trace)).differs_at is None
+        assert replay_recorded(trace, find_actual_calls(trace)).differs_at is None
         return trace
 
 

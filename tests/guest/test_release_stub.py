@@ -13,7 +13,7 @@ import pytest
 
 from guest.image.boot import Guest
 from optpolined.addresses import GuestPhysical
-from optpolined.api.status import Phase, Status
+from optpolined.api.status import DaemonPhase, Status
 from optpolined.qemu import rsp
 from optpolined.qemu.gdbstub import GdbStub
 from optpolined.qemu.monitor import Monitor
@@ -159,7 +159,7 @@ def test_a_debugger_has_the_stub_for_a_while(loaded: Guest, daemon: Daemon, side
         began, pokes = daemon.number("epoch"), daemon.number("pokes")
         time.sleep(HELD_STOPPED_SECONDS)
         assert side.status() == "paused"
-        assert daemon.status().phase is Phase.RELEASED
+        assert daemon.status().phase is DaemonPhase.RELEASED
         code, line = daemon.command("take-stub")
         assert code == 2
         assert "a gdb is connected" in line
@@ -172,7 +172,7 @@ def test_a_debugger_has_the_stub_for_a_while(loaded: Guest, daemon: Daemon, side
     code, line = daemon.command("take-stub")
     assert code == 0, line
     assert "the guest stands (debug)" in line
-    daemon.wait_for(lambda status: status.phase is Phase.PAUSED)
+    daemon.wait_for(lambda status: status.phase is DaemonPhase.PAUSED)
     side.execute("cont")
     assert works(loaded)(), "the breakpoint that it left is gone"
     daemon.wait_poked_since(pokes)
@@ -182,7 +182,7 @@ def test_a_debugger_has_the_stub_for_a_while(loaded: Guest, daemon: Daemon, side
         assert stub.stop()
         first = stub.read([(AT, 64)])
         time.sleep(HELD_STOPPED_SECONDS)
-        assert daemon.status().phase is Phase.RELEASED
+        assert daemon.status().phase is DaemonPhase.RELEASED
         assert stub.read([(AT, 64)]) == first
         stub.resume()
         assert works(loaded)()
@@ -201,7 +201,7 @@ def test_a_daemon_that_ends_takes_the_stub_back_as_soon_as_it_can(daemon: Daemon
         daemon.process.terminate()
         assert daemon.process.stderr is not None
         assert any("waiting 20 s for its end" in line for line in daemon.process.stderr)
-        assert daemon.status().phase is Phase.DETACHING
+        assert daemon.status().phase is DaemonPhase.DETACHING
     _, errors = daemon.process.communicate(timeout=PATIENCE_SECONDS)
     assert daemon.process.returncode == 0, errors
     assert text_was_put_back(daemon)

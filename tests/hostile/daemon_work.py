@@ -13,7 +13,7 @@ from optpolined.kernel.module.attachment import Attachment
 from optpolined.kernel.module.counters import Counters, clean, difference
 from optpolined.kernel.module.guards import integrity_guard
 from optpolined.kernel.module.module_list import read_modules
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.execute import Machine, PatientMachine
 from optpolined.patching.protocol.steps import Write
 from optpolined.patching.recovery import blocks_in_use, find_leftovers, put_back
@@ -104,7 +104,7 @@ def recover(attachment: Attachment, memory: HostileMemory, *, still: bool) -> No
     table = range(header.poke_table, header.poke_table + (32 << header.poke_order))
     lengths: dict[GuestVirtual, int] = {}
     try:
-        entries = Entries(attachment.space, header)
+        entries = PokeEntries(attachment.space, header)
         lengths = {entry.site: entry.length for entry in entries}
         leftovers = find_leftovers(entries, attachment.space, header)
         put_back(leftovers, entries, attachment.space, watched)
@@ -123,7 +123,7 @@ def survey(attachment: Attachment) -> Survey:
     """Find symbols, modules, text, sites, and who guards them."""
     space = attachment.space
     modules = read_modules(space, attachment.header)
-    originals = Entries(space, attachment.header).originals()
+    originals = PokeEntries(space, attachment.header).originals()
     found = Survey(attachment, modules, PolicyConfig(), originals)
     integrity_guard(found.symbols.addresses, space.read, modules)
     for site in found.inventory.eligible:
@@ -145,7 +145,7 @@ def decode_blocks(attachment: Attachment) -> None:
     """Decode what the leftovers refer to."""
     space, header = attachment.space, attachment.header
     stubs = {address: register for register, address in header.learn_stub.items()}
-    for at in blocks_in_use(find_leftovers(Entries(space, header), space, header), header):
+    for at in blocks_in_use(find_leftovers(PokeEntries(space, header), space, header), header):
         block = _DECODER.decode_block(space.read(at, BLOCK_BYTES_MAX), at, stubs)
         assert 0 < block.size <= BLOCK_BYTES_MAX
 

@@ -80,7 +80,7 @@ class Cpu:
 
     def _fetch(self, task: Task, stale: Stale, moment: Moment) -> list[Op]:
         at = task.at
-        if in_arena(at) and moment.ledger.owners[(at - ARENA) // UNIT] != task.block:
+        if in_arena(at) and moment.score.owners[(at - ARENA) // UNIT] != task.block:
             raise Violation(Kind.FREED, f"{describe(at)} is not the block that was entered")
         known = self._listing.get(at)
         if known is None:
@@ -119,7 +119,7 @@ class Cpu:
         """The task at ``to``, or where it comes from there through code that nobody changes."""
         call = self._calls[task.call]
         if in_arena(to):
-            owner = moment.ledger.owners[(to - ARENA) // UNIT]
+            owner = moment.score.owners[(to - ARENA) // UNIT]
             block = task.block or owner
             if not block:
                 raise Violation(Kind.FREED, f"{describe(to)} is entered, and free")
@@ -154,7 +154,7 @@ class Cpu:
     def _arrive(self, task: Task, function: GuestVirtual | None, moment: Moment) -> Task:
         """In a function, which must be the one that the register, or the key, names."""
         call = self._calls[task.call]
-        named = moment.ledger.named if call.function is None else {call.function}
+        named = moment.score.named if call.function is None else {call.function}
         if function not in named or function is None:
             raise Violation(Kind.WRONG_TARGET, f"{_shown(function)} instead of {_shown(*named)}")
         if task.arrived:
@@ -172,9 +172,9 @@ class Cpu:
 
     def _end(self, task: Task, moment: Moment) -> Task:
         call = self._calls[task.call]
-        does_nothing = call.function is None and None in moment.ledger.named
+        does_nothing = call.function is None and None in moment.score.named
         if not (task.arrived or does_nothing):
-            named = moment.ledger.named if call.function is None else {call.function}
+            named = moment.score.named if call.function is None else {call.function}
             raise Violation(Kind.NOT_ONCE, f"{_shown(*named)} is never called")
         if task.stack != (CALLER,):
             raise Violation(Kind.STACK, f"{[describe(item) for item in task.stack]} at the end")

@@ -7,9 +7,9 @@ from optpolined.codegen.assemble import site_instruction
 from optpolined.codegen.forms import ORIGINAL, Form
 from optpolined.kernel.module.abi import SiteKind
 from optpolined.kernel.sites.scan import Site
-from optpolined.patching.counter_records import Records
+from optpolined.patching.counter_records import RecordAllocator
 from optpolined.patching.patcher import Patcher
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol
 from optpolined.patching.recovery import find_leftovers, put_back
 from optpolined.x86 import Register
@@ -46,7 +46,7 @@ class Daemon:
     def __init__(self, guest: Guest, sites: Sequence[Site], protocol: Protocol) -> None:
         self._guest = guest
         self._arena = WatchedArena(guest)
-        records = Records(range(2 * len(sites)))
+        records = RecordAllocator(range(2 * len(sites)))
         for site in sites:
             records.of(site.address)
         self._patcher = Patcher(
@@ -54,7 +54,7 @@ class Daemon:
             space=guest.space,
             header=HEADER_OF_MODEL,
             sites={site.address: site for site in sites},
-            entries=Entries(guest.space, HEADER_OF_MODEL),
+            entries=PokeEntries(guest.space, HEADER_OF_MODEL),
             arena=self._arena,
             records=records,
             record_offset=record_offset,
@@ -104,7 +104,7 @@ def recovery(image: bytes, sites: Sequence[Site], then: Wanted | None = None) ->
     """What the next daemon does: put all back, wait, and go on with the arena as its own."""
 
     def run(guest: Guest) -> None:
-        entries = Entries(guest.space, HEADER_OF_MODEL)
+        entries = PokeEntries(guest.space, HEADER_OF_MODEL)
         leftovers = find_leftovers(entries, guest.space, HEADER_OF_MODEL)
         put_back(leftovers, entries, guest.space, guest)
         if left := text_differences(image, guest.image()):

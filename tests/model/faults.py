@@ -23,11 +23,11 @@ from optpolined.patching.protocol.standing import Standing
 from optpolined.patching.protocol.steps import (
     Change,
     Grace,
-    Phase,
     Plan,
     Protocol,
     SiteWrite,
     Step,
+    StepPhase,
     Write,
     steps,
 )
@@ -47,7 +47,7 @@ from tests.model.rules import Handler, Kind, Rules
 from tests.model.scenarios import Scenario, site_scenario
 from tests.model.world import F1, F2, HEADER_OF_MODEL, in_arena
 
-PhasedWrites = Iterable[tuple[Phase, Write]]
+PhasedWrites = Iterable[tuple[StepPhase, Write]]
 
 _TRAP = bytes([INT3])
 
@@ -78,26 +78,28 @@ class Fault:
 def without_breakpoint(change: Change) -> PhasedWrites:
     half = change.before[:1] + change.after[1:]
     for phase, write in _right_writes(change):
-        if phase is Phase.TAIL:
+        if phase is StepPhase.TAIL:
             yield phase, Write(change.site, change.before, half)
-        elif phase is Phase.HEAD:
+        elif phase is StepPhase.HEAD:
             yield phase, Write(change.site, half, change.after)
-        elif phase is not Phase.BREAK:
+        elif phase is not StepPhase.BREAK:
             yield phase, write
 
 
 def _head_before_tail(change: Change) -> PhasedWrites:
     half = change.after[:1] + change.before[1:]
     for phase, write in _right_writes(change):
-        if phase is Phase.TAIL:
+        if phase is StepPhase.TAIL:
             yield phase, Write(change.site, _TRAP + change.before[1:], half)
-        elif phase is Phase.HEAD:
+        elif phase is StepPhase.HEAD:
             yield phase, Write(change.site, half, change.after)
         else:
             yield phase, write
 
 
-def _moved(what: Callable[[Change, Write], bool], to: Phase) -> Callable[[Change], PhasedWrites]:
+def _moved(
+    what: Callable[[Change, Write], bool], to: StepPhase
+) -> Callable[[Change], PhasedWrites]:
     """The protocol with some of its writes in another phase."""
 
     def writes(change: Change) -> PhasedWrites:
@@ -146,7 +148,7 @@ def _without_minus_one(changes: Sequence[InlineChange], how: Protocol) -> Plan:
     branches = [Change(c.branch, c.before.branch, c.after.branch) for c in changes if c.rewrites]
     compares = [Change(c.compare, c.before.compare, c.after.compare) for c in changes]
     return (
-        Step(Phase.PREPARE, tuple(SiteWrite(0, write) for write in prepare)),
+        Step(StepPhase.PREPARE, tuple(SiteWrite(0, write) for write in prepare)),
         Grace(),
         *steps(branches, Protocol.STOPPED),
         Grace(),
@@ -164,7 +166,7 @@ def _branch_before_entries(changes: Sequence[InlineChange], how: Protocol) -> Pl
 
 
 def _is_rewrite(step: Step | Grace) -> bool:
-    return isinstance(step, Step) and step.phase is Phase.UNREACHED
+    return isinstance(step, Step) and step.phase is StepPhase.UNREACHED
 
 
 def _slow_path_is_done(part: InlinePart) -> tuple[PokeEntry, PokeEntry]:
@@ -226,11 +228,11 @@ def _in_the_protocol() -> Iterator[Fault]:
     yield Fault("no sync between phases", Kind.TORN, never_synced)
     cut = _promotion(rules=Rules(stop_holds_sites=False), protocol=Protocol.STOPPED)
     yield Fault("a slice is cut inside a site", Kind.TORN, cut)
-    late_block = _moved(_is_block, Phase.DISARM)
+    late_block = _moved(_is_block, StepPhase.DISARM)
     yield Fault("block after branch", Kind.TORN, _promotion(), ((_WRITES, late_block),))
-    late = _moved(_is_arming, Phase.HEAD)
+    late = _moved(_is_arming, StepPhase.HEAD)
     yield Fault("entry after breakpoint", Kind.UNHANDLED, _promotion(), ((_WRITES, late),))
-    early = _moved(_is_disarming, Phase.TAIL)
+    early = _moved(_is_disarming, StepPhase.TAIL)
     yield Fault("entry disarmed early", Kind.UNHANDLED, _promotion(), ((_WRITES, early),))
     records = (("tests.model.daemon.record_offset", _wrong_record),)
     yield Fault("another site's record", Kind.REGISTERS, _promotion(), records)

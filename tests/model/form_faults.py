@@ -10,7 +10,7 @@ from optpolined.kernel.sites.static_calls import StaticPlace, static_instruction
 from optpolined.patching.patcher import Patcher
 from optpolined.patching.protocol import steps
 from optpolined.patching.protocol.standing import Standing
-from optpolined.patching.protocol.steps import Change, Phase, Write
+from optpolined.patching.protocol.steps import Change, StepPhase, Write
 from optpolined.x86 import INT3, Register
 from tests.model.faults import Fault, PhasedWrites, without_breakpoint
 from tests.model.keyed_forms import BASE_KEY, KEYED_CALL, held, keyed_reuse
@@ -36,9 +36,9 @@ def _tail_before_breakpoint(change: Change) -> PhasedWrites:
     """At the call; the trampoline is changed as it should be."""
     early = change.before[:1] + change.after[1:]
     for phase, write in _right_writes(change):
-        if change.site == TRAMPOLINE or phase not in (Phase.BREAK, Phase.TAIL):
+        if change.site == TRAMPOLINE or phase not in (StepPhase.BREAK, StepPhase.TAIL):
             yield phase, write
-        elif phase is Phase.BREAK:
+        elif phase is StepPhase.BREAK:
             yield phase, Write(change.site, change.before, early)
         else:
             yield phase, Write(change.site, early, _TRAP + early[1:])

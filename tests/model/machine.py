@@ -45,18 +45,18 @@ class Event:
     """One thing that the daemon did, and what was so after it."""
 
     act: Act
-    ledger: Ledger
+    score: Ledger
     write: Write | None = None
 
 
 class Guest(PatientMachine):
     """Compares and writes at once, and never fails."""
 
-    def __init__(self, image: bytes, ledger: Ledger) -> None:
+    def __init__(self, image: bytes, score: Ledger) -> None:
         self.memory = Memory(image)
         self.space = self.memory.space
         self.events: list[Event] = []
-        self.ledger = ledger
+        self.score = score
         self._waiting = False
 
     def write(self, writes: Sequence[Write]) -> list[bytes | None]:
@@ -66,7 +66,7 @@ class Guest(PatientMachine):
             found.append(None if now == write.expect else now)
             if now == write.expect:
                 self.memory.write(write.address, write.data)
-                self.events.append(Event(Act.WRITE, self.ledger, write))
+                self.events.append(Event(Act.WRITE, self.score, write))
         self._note(Act.SYNC)
         return found
 
@@ -88,12 +88,12 @@ class Guest(PatientMachine):
 
     def own(self, owners: Owners) -> None:
         """The daemon's books of the arena change, which nobody in the guest can see."""
-        self.ledger = self.ledger._replace(owners=owners)
+        self.score = self.score._replace(owners=owners)
         self._note(Act.BOOKS)
 
     def name(self, *functions: GuestVirtual | None) -> None:
         """From now on a call of the key may end in any of these, and nowhere else."""
-        self.ledger = self.ledger._replace(named=frozenset(functions))
+        self.score = self.score._replace(named=frozenset(functions))
         self._note(Act.NAMES)
 
     def settle(self) -> None:
@@ -104,7 +104,7 @@ class Guest(PatientMachine):
         return b"".join(self.space.read(region.start, region.size) for region in REGIONS)
 
     def _note(self, act: Act) -> None:
-        self.events.append(Event(act, self.ledger))
+        self.events.append(Event(act, self.score))
 
 
 class WatchedArena(Arena):
@@ -145,6 +145,6 @@ class WatchedArena(Arena):
         return freed
 
     def _own(self, units: range, block: int) -> None:
-        owners = list(self._guest.ledger.owners)
+        owners = list(self._guest.score.owners)
         owners[units.start : units.stop] = [block] * len(units)
         self._guest.own(tuple(owners))

@@ -14,7 +14,7 @@ from optpolined.kernel.module.abi import SiteKind
 from optpolined.kernel.sites.declarations import TRAMPOLINE_PREFIX, Declaration, RecordKind
 from optpolined.kernel.sites.static_calls import StaticPlace, static_instruction
 from optpolined.kernel.symbols.symbols import Symbols
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol
 from optpolined.patching.recovery import find_leftovers, put_back
 from optpolined.patching.static_calls import StaticCalls, find_static_calls
@@ -105,7 +105,7 @@ class StaticCode:
 
     def attach(self, guest: Guest, protocol: Protocol) -> StaticCalls:
         """What a daemon knows of the key, of which it reads records and text."""
-        entries = Entries(guest.space, HEADER_OF_MODEL)
+        entries = PokeEntries(guest.space, HEADER_OF_MODEL)
         symbols = Symbols(self._symbols())
         nowhere = GuestVirtual(0)
         declared = [
@@ -129,7 +129,7 @@ class StaticCode:
     def point(self, guest: Guest, calls: StaticCalls, target: Target) -> None:
         """Point the key somewhere, and see that it goes there."""
         to = self.function if isinstance(target, Original) else target
-        guest.name(*guest.ledger.named, to)
+        guest.name(*guest.score.named, to)
         if isinstance(target, Original):
             calls.restore()
         else:
@@ -143,11 +143,11 @@ class StaticCode:
 
     def recover(self, guest: Guest) -> None:
         """What the next daemon does: places that are half-way become what they were built as."""
-        entries = Entries(guest.space, HEADER_OF_MODEL)
+        entries = PokeEntries(guest.space, HEADER_OF_MODEL)
         found = [guest.space.read(place.address, len(place.original)) for place in self.places]
         leftovers = find_leftovers(entries, guest.space, HEADER_OF_MODEL)
         if leftovers:
-            guest.name(*guest.ledger.named, self.function)
+            guest.name(*guest.score.named, self.function)
         put_back(leftovers, entries, guest.space, guest)
         self._check(
             guest,

@@ -37,7 +37,7 @@ class Moment:
     """
 
     image: bytes
-    ledger: Ledger
+    score: Ledger
     before: int | None
     held: bool = False
     edges: list[Edge] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Timeline:
         number = 0
         while number < len(self.moments):
             moment = self.moments[number]
-            left = (moment.image, moment.ledger)
+            left = (moment.image, moment.score)
             if left not in recovered:
                 try:
                     recovered[left] = self._run(number, *left, recover)
@@ -91,20 +91,20 @@ class Timeline:
             number = before
         return lines[::-1]
 
-    def _run(self, before: int | None, image: bytes, ledger: Ledger, program: Program) -> int:
+    def _run(self, before: int | None, image: bytes, score: Ledger, program: Program) -> int:
         """Cut what a program does into moments; answer the first."""
-        guest = Guest(image, ledger)
+        guest = Guest(image, score)
         program(guest)
         first = len(self.moments)
-        self.moments.append(Moment(image, ledger, before))
+        self.moments.append(Moment(image, score, before))
         for event in guest.events:
             if event.write is not None:
                 self.writes.add(event.write)
                 self._write(event.write)
             elif event.act is Act.SETTLES:
-                self.moments[first:] = [Moment(self.moments[-1].image, event.ledger, before)]
+                self.moments[first:] = [Moment(self.moments[-1].image, event.score, before)]
             elif event.act is not Act.SYNC or (self._rules.live and self._rules.step_serialises):
-                self._add(event.act, self.moments[-1].image, event.ledger, (), event.act.value)
+                self._add(event.act, self.moments[-1].image, event.score, (), event.act.value)
         return first
 
     def _write(self, write: Write) -> None:
@@ -122,7 +122,7 @@ class Timeline:
             )
             image = before.image[:offset] + data + before.image[end:]
             text = f"{Act.WRITE.value} {data.hex(' ')} at {describe(address)}"
-            self._add(Act.WRITE, image, before.ledger, stale, text)
+            self._add(Act.WRITE, image, before.score, stale, text)
             self.moments[-1].held = stops and number < len(pieces) - 1
 
     def _pieces(self, write: Write) -> Pieces:
@@ -138,12 +138,12 @@ class Timeline:
         self,
         act: Act,
         image: bytes,
-        ledger: Ledger,
+        score: Ledger,
         stale: tuple[tuple[int, int], ...],
         text: str,
     ) -> None:
         self.moments[-1].edges.append(Edge(act, len(self.moments), stale, text))
-        self.moments.append(Moment(image, ledger, len(self.moments) - 1))
+        self.moments.append(Moment(image, score, len(self.moments) - 1))
 
 
 def _words(write: Write) -> Iterator[tuple[int, bytes]]:

@@ -9,7 +9,7 @@ import signal
 import time
 
 from optpolined.api.requests import ReleaseStub, Revert, TakeStub, Thaw
-from optpolined.api.status import Phase, Status
+from optpolined.api.status import DaemonPhase, Status
 from optpolined.config import GuestConfig, QemuConfig
 from optpolined.qemu.memory import ram_ranges
 from optpolined.qemu.monitor import Monitor
@@ -38,7 +38,7 @@ LIES = 4
 
 
 def at_work(status: Status) -> bool:
-    return status.phase is Phase.RUNNING and len(status.hottest) > 10
+    return status.phase is DaemonPhase.RUNNING and len(status.hottest) > 10
 
 
 def test_stops_over_the_budget_and_a_loop_that_never_rests(scene: Scene) -> None:
@@ -73,7 +73,7 @@ def test_what_a_held_daemon_cannot_follow(scene: Scene) -> None:
 
 def test_a_guest_that_somebody_paused(scene: Scene) -> None:
     with Monitor.connect(scene.guest.side_qmp) as monitor:
-        while scene.daemon.status().phase is not Phase.PAUSED:
+        while scene.daemon.status().phase is not DaemonPhase.PAUSED:
             monitor.execute("stop")  # one that lands within a stop of the daemon is lost
             time.sleep(1)
         alert = scene.prometheus.wait_fires("OptpolinedNotManaging")
@@ -122,9 +122,9 @@ def test_a_guest_whose_memory_makes_no_sense(scene: Scene) -> None:
     with connect(side, writable=False) as link:
         liar = Liar(scene.guest, link, ram_ranges(link.monitor))
         for _ in range(LIES):
-            scene.daemon.wait(lambda status: status.phase is not Phase.ATTACHING)
+            scene.daemon.wait(lambda status: status.phase is not DaemonPhase.ATTACHING)
             with liar.says(liar.field("modules_count"), b"\xff" * 4):
-                scene.daemon.wait(lambda status: status.phase is Phase.ATTACHING)
+                scene.daemon.wait(lambda status: status.phase is DaemonPhase.ATTACHING)
     scene.prometheus.wait_fires("OptpolinedReadErrors")
     scene.daemon.end()
 
@@ -136,6 +136,6 @@ def test_too_few_records_for_all_sites(scene: Scene) -> None:
     assert alert["labels"]["reason"] == "no_record_left"
 
 
-def command(scene: Scene, *orders: str) -> None:
+def command(scene: Scene, *saved_overrides: str) -> None:
     """Tell optbench, in the guest."""
-    scene.guest.run("; ".join(f"echo {order} >/proc/optbench" for order in orders))
+    scene.guest.run("; ".join(f"echo {order} >/proc/optbench" for order in saved_overrides))

@@ -13,7 +13,7 @@ from guest.image.boot import Guest
 from optpolined.api.errors import NoAnswerError
 from optpolined.api.requests import Answer, ListSites, Request
 from optpolined.api.sites import SiteRow
-from optpolined.api.status import Phase, Status
+from optpolined.api.status import DaemonPhase, Status
 from optpolined.telemetry.server import ask, read_status, status_socket
 from tests.guest.harness import write_config
 from tests.guest.test_command import COMMAND
@@ -63,7 +63,7 @@ class Daemon:
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
             )
-        self.wait(lambda status: status.phase is not Phase.ATTACHING)
+        self.wait(lambda status: status.phase is not DaemonPhase.ATTACHING)
 
     def end(self) -> None:
         """Ask it to put everything back and leave; nothing where it was killed, or has left."""

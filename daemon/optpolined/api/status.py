@@ -18,10 +18,10 @@ __all__ = (
     "STATUS",
     "STOP_BUCKETS_SECONDS",
     "ArenaUse",
+    "DaemonPhase",
     "Durations",
     "HotSite",
-    "Phase",
-    "RuledSite",
+    "OverriddenSite",
     "Status",
     "StopSummary",
     "Versions",
@@ -33,7 +33,7 @@ EPOCH_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 GRACE_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-class Phase(Enum):
+class DaemonPhase(Enum):
     """What the daemon is doing."""
 
     ATTACHING = "attaching"
@@ -69,7 +69,7 @@ class HotSite:
 
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
-class RuledSite:
+class OverriddenSite:
     """A site that somebody has decided about: pinned to a target, or banned."""
 
     site: str
@@ -119,7 +119,7 @@ class Status:
     """All that is known; counts are since the daemon started, through all its attachments."""
 
     guest: str
-    phase: Phase = Phase.ATTACHING
+    phase: DaemonPhase = DaemonPhase.ATTACHING
     trouble: str = ""
     """Why the guest is not attached to, where it is not; one line."""
     versions: Versions = Versions()
@@ -147,7 +147,7 @@ class Status:
     """Number of promoted sites by number of targets."""
     hottest: tuple[HotSite, ...] = ()
     """The hottest promoted sites, as many as metrics.hottest_sites says."""
-    ruled: tuple[RuledSite, ...] = ()
+    ruled: tuple[OverriddenSite, ...] = ()
     """The first 64 by address; ``states`` counts them all."""
     counted_calls: int = 0
     """Calls that reached a learning stub: of sites in a learning window, and misses."""

@@ -19,7 +19,7 @@ from optpolined.codegen.parse import MISS_INSTRUCTIONS, DispatchParser, parse_mi
 from optpolined.codegen.source import scratch_register
 from optpolined.x86 import Register
 
-__all__ = ("BLOCK_BYTES_MAX", "Block", "Decoder")
+__all__ = ("BLOCK_BYTES_MAX", "DecodedBlock", "Decoder")
 
 # Decoded at once: a block of a few targets, and not the rest of the arena after it.
 _INSTRUCTIONS_AT_ONCE = 12
@@ -34,7 +34,7 @@ BLOCK_BYTES_MAX = max(33 * MAX_TARGETS, (7 + 6) * (MAX_LEAVES - 1) + (7 + 6 + 5)
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class DecodedBlock:
     """A block that stands in memory.
 
     ``record`` is the percpu offset of the site's ``struct optp_record``, ``key_table`` that of its
@@ -57,7 +57,7 @@ class Decoder:
 
     def decode_block(
         self, code: bytes, at: GuestVirtual, learn_stubs: Mapping[GuestVirtual, Register]
-    ) -> Block:
+    ) -> DecodedBlock:
         """The block at the start of ``code``, which was read at ``at``; more bytes may follow it.
 
         Accepts what ``Assembler.assemble`` emits for one of ``learn_stubs`` and nothing else, and
@@ -77,7 +77,7 @@ class Decoder:
         if miss.scratch != scratch_register(register).name.lower():
             raise DecodeError(at, f"the stub of {register.name} gets its record in another scratch")
         form, key_table = DispatchParser("".join(dispatch), at, miss, register).parse()
-        block = Block(form, register, miss.record, miss.end - at, key_table)
+        block = DecodedBlock(form, register, miss.record, miss.end - at, key_table)
         self._check_encoding(code[: block.size], at, block, miss.learn_stub)
         return block
 
@@ -100,7 +100,7 @@ class Decoder:
             block = self.decode_block(code, at, {learn_stub: register})
         except DecodeError as error:
             raise VerifyError(at, error.reason) from error
-        wanted = Block(form, register, record, len(code), key_table)
+        wanted = DecodedBlock(form, register, record, len(code), key_table)
         if block != wanted:
             raise VerifyError(at, f"{block} instead of {wanted}")
 
@@ -126,7 +126,7 @@ class Decoder:
         return lines
 
     def _check_encoding(
-        self, code: bytes, at: GuestVirtual, block: Block, learn_stub: GuestVirtual
+        self, code: bytes, at: GuestVirtual, block: DecodedBlock, learn_stub: GuestVirtual
     ) -> None:
         try:
             canonical = self._assembler.assemble(

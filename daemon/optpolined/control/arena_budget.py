@@ -25,7 +25,7 @@ from optpolined.learning.strategy import Snapshot
 from optpolined.patching.arena import Arena
 from optpolined.patching.inline_sites import Found
 
-__all__ = ("CALM_EPOCHS", "MEASURE_EPOCHS", "SILENT_EPOCHS", "Room", "fit")
+__all__ = ("CALM_EPOCHS", "MEASURE_EPOCHS", "SILENT_EPOCHS", "ArenaBudget", "fit")
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class _Rate:
 _UNKNOWN = _Rate()
 
 
-class Room:
+class ArenaBudget:
     """Shares out the room; ``size_of`` answers how many bytes of it the form of a site takes."""
 
     def __init__(self, size_of: Callable[[GuestVirtual, Form], int]) -> None:

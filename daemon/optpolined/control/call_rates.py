@@ -8,7 +8,7 @@ from optpolined.codegen.forms import Chain, Form
 from optpolined.learning.cost import Costs
 from optpolined.learning.strategy import Share, SiteEpoch, Snapshot
 
-__all__ = ("Rate", "Rates", "Worth")
+__all__ = ("CallRates", "Rate", "Worth")
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Worth:
     """What learning stubs cost beyond retpolines, of what all calls would cost by retpolines."""
 
 
-class Rates:
+class CallRates:
     """Rates of all sites that were ever counted; for people, decisions do not use them."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from optpolined.codegen.forms import ORIGINAL, Chain, Form, Keyed, LearnKeys, Or
 from optpolined.learning.strategy import Decision
 from optpolined.patching.inline_sites import Found, Unsettled
 
-__all__ = ("Chronicle", "form_name")
+__all__ = ("EventLog", "form_name")
 
 _EVENTS_OF_A_SITE = 24
 _JOURNAL = 64
@@ -51,7 +51,7 @@ def form_name(form: Found) -> str:
     return "chain that counts its hits" if form.counts_hits else "chain"
 
 
-class Chronicle:
+class EventLog:
     """The events of one attachment.
 
     :param now: Unix time in seconds.

@@ -7,8 +7,8 @@ from optpolined.codegen.forms import Form, Key, LearnKeys
 from optpolined.control.gc_pause import collector_rests
 from optpolined.control.recorder import Recorder
 from optpolined.learning.config import LearningConfig
-from optpolined.learning.overridden import Ruling
-from optpolined.learning.runner import Pupil
+from optpolined.learning.overridden import Override
+from optpolined.learning.runner import StrategyRunner
 from optpolined.learning.strategy import Decision, Share, SiteEpoch, SiteStatus, Snapshot
 from optpolined.patching.inline_sites import Found, Unsettled
 from optpolined.session.session import Session
@@ -25,28 +25,28 @@ class Learner:
     ) -> None:
         self._session = session
         self._recorder = recorder
-        self._pupil = Pupil(config)
+        self._runner = StrategyRunner(config)
         self._follow(session.survey.inventory.eligible, ())
 
     @property
     def wanted(self) -> Mapping[GuestVirtual, Form]:
         """The form that each site is to have; ``ORIGINAL`` where absent."""
-        return self._pupil.wanted
+        return self._runner.wanted
 
     @property
     def states(self) -> Mapping[GuestVirtual, str]:
         """The name of each site's state."""
-        return self._pupil.states
+        return self._runner.states
 
     @property
     def shares(self) -> Mapping[GuestVirtual, Sequence[Share]]:
         """The shares by which the targets of a site were chosen last."""
-        return self._pupil.shares
+        return self._runner.shares
 
     @property
     def decision(self) -> Decision:
         """What the last epoch changed."""
-        return self._pupil.decision
+        return self._runner.decision
 
     def relearn(self, site: GuestVirtual) -> None:
         """Forget what was learned of a site, as if its module had gone and come back."""
@@ -59,29 +59,29 @@ class Learner:
     def _follow(self, came: Iterable[GuestVirtual], went: Iterable[GuestVirtual]) -> None:
         eligible = self._session.survey.inventory.eligible
         keys: dict[GuestVirtual, Key | None] = {site: eligible[site].key for site in came}
-        self._pupil.follow(keys, went)
+        self._runner.follow(keys, went)
         if self._recorder is not None:
             self._recorder.follow(keys, went)
 
-    def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
+    def rule(self, overrides: Mapping[GuestVirtual, Override]) -> None:
         """Decide about these sites, and no others, by what somebody said."""
-        self._pupil.rule(rulings)
+        self._runner.rule(overrides)
         if self._recorder is not None:
-            self._recorder.rule(rulings)
+            self._recorder.rule(overrides)
 
     def adopt(self, config: LearningConfig) -> None:
         """Go on with other settings."""
-        self._pupil.adopt(config)
+        self._runner.adopt(config)
         if self._recorder is not None:
             self._recorder.adopt(config)
 
     def status(self) -> Mapping[GuestVirtual, SiteStatus]:
         """Where every site stands; its wanted form in the strategy's words."""
-        return self._pupil.status()
+        return self._runner.status()
 
     def told(self, forms: Mapping[GuestVirtual, Found]) -> dict[GuestVirtual, Form]:
         """What stands at the sites, in the strategy's words; without what is nobody's form."""
-        return self._pupil.told(_settled(forms))
+        return self._runner.told(_settled(forms))
 
     def snapshot(self, epoch: int, seconds: float, forms: Mapping[GuestVirtual, Found]) -> Snapshot:
         """Count, and give one epoch as the strategy is to see it; ``forms`` stood for all of it.
@@ -98,12 +98,12 @@ class Learner:
         settled = _settled(forms)
         if self._recorder is not None:
             self._recorder.saw(epoch, seconds, by_cpu, tables, settled)
-        return self._pupil.snapshot(epoch, seconds, counts, tables, settled)
+        return self._runner.snapshot(epoch, seconds, counts, tables, settled)
 
     def decide(self, snapshot: Snapshot) -> None:
         """Let the strategy decide; ``wanted`` and ``states`` follow."""
         with collector_rests():
-            made = self._pupil.decide(snapshot)
+            made = self._runner.decide(snapshot)
         if self._recorder is not None:
             self._recorder.decided(made)
 

@@ -4,33 +4,33 @@ from collections.abc import Callable, Collection
 
 from optpolined.addresses import GuestVirtual
 from optpolined.api.requests import Ban, Freeze, Pin, Relearn, Revert, Thaw, Unban, Unpin
-from optpolined.api.status import RuledSite
+from optpolined.api.status import OverriddenSite
 from optpolined.config import PolicyConfig
 from optpolined.control.learner import Learner
 from optpolined.control.names import Names
-from optpolined.control.override_file import Orders, Standstill
-from optpolined.control.overrides import Rules
-from optpolined.learning.overridden import Ruling
+from optpolined.control.override_file import SavedOverrides, Standstill
+from optpolined.control.overrides import Overrides
+from optpolined.learning.overridden import Override
 from optpolined.session.survey import ModuleChange, Survey
 
-__all__ = ("Governor", "Order")
+__all__ = ("Operator", "OperatorCommand")
 
 _SHOWN = 64
 
-Order = Pin | Unpin | Ban | Unban | Relearn | Freeze | Thaw | Revert
+OperatorCommand = Pin | Unpin | Ban | Unban | Relearn | Freeze | Thaw | Revert
 """What people decide about sites."""
 
 
-class Governor:
+class Operator:
     """The rules over one guest while it is attached."""
 
     def __init__(
         self,
-        rules: Rules,
+        rules: Overrides,
         survey: Survey,
         learner: Learner,
         names: Names,
-        keep: Callable[[Orders], None] = lambda _: None,
+        keep: Callable[[SavedOverrides], None] = lambda _: None,
     ) -> None:
         """:param keep: Called with all orders, after each that is new."""
         self._rules = rules
@@ -38,7 +38,7 @@ class Governor:
         self._survey = survey
         self._learner = learner
         self._names = names
-        self._rulings: dict[GuestVirtual, Ruling] = {}
+        self._overrides: dict[GuestVirtual, Override] = {}
         self.follow()
 
     @property
@@ -48,20 +48,20 @@ class Governor:
 
     def follow(self) -> None:
         """Rule over the sites that there are now."""
-        self._rulings = self._rules.rulings(self._names)
-        self._learner.rule(self._rulings)
+        self._overrides = self._rules.overrides(self._names)
+        self._learner.rule(self._overrides)
 
-    def change(self, order: Order) -> str:
+    def change(self, order: OperatorCommand) -> str:
         """Do what was asked, and answer it in a line; the next epoch makes it so.
 
         :raise NameRefusedError: it cannot be; nothing has changed.
         """
         says = self._obey(order)
-        self._keep(self._rules.orders())
+        self._keep(self._rules.saved_overrides())
         self.follow()
         return says
 
-    def _obey(self, order: Order) -> str:
+    def _obey(self, order: OperatorCommand) -> str:
         rules, names = self._rules, self._names
         match order:
             case Freeze():
@@ -89,17 +89,17 @@ class Governor:
         """Go by another policy from now on."""
         self._learner.follow(ModuleChange(self._survey.admit(policy), ()))
         self._rules.adopt(policy)
-        self._keep(self._rules.orders())
+        self._keep(self._rules.saved_overrides())
         self.follow()
 
     def pinned(self) -> Collection[GuestVirtual]:
         """The sites that have the one target that somebody gave them."""
-        return {site for site, ruling in self._rulings.items() if ruling.target is not None}
+        return {site for site, override in self._overrides.items() if override.target is not None}
 
-    def ruled(self) -> tuple[RuledSite, ...]:
+    def ruled(self) -> tuple[OverriddenSite, ...]:
         """The first sites that somebody has decided about."""
         symbols = self._survey.symbols
         return tuple(
-            RuledSite(symbols.name(site), ruling.state, ruling.reason)
-            for site, ruling in sorted(self._rulings.items())[:_SHOWN]
+            OverriddenSite(symbols.name(site), override.state, override.reason)
+            for site, override in sorted(self._overrides.items())[:_SHOWN]
         )

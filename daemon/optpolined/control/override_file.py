@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from optpolined.config import PolicyConfig
 
-__all__ = ("OrderBook", "Orders", "Standstill")
+__all__ = ("OverrideFile", "SavedOverrides", "Standstill")
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Standstill(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
+class SavedOverrides:
     """All that holds now; ``policy`` is what it was ordered on top of."""
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
@@ -43,32 +43,32 @@ class Orders:
     standstill: Standstill
 
 
-_JSON: TypeAdapter[Orders] = TypeAdapter(Orders)
+_JSON: TypeAdapter[SavedOverrides] = TypeAdapter(SavedOverrides)
 
 
-class OrderBook:
+class OverrideFile:
     """The file of one guest; for whoever holds the guest's lock."""
 
     def __init__(self, directory: Path, guest: str) -> None:
         self._path = directory / f"{guest}.orders"
 
-    def read(self) -> Orders | None:
+    def read(self) -> SavedOverrides | None:
         """What a daemon that died had been ordered; a file that makes no sense is none."""
         try:
-            orders = _JSON.validate_json(self._path.read_bytes())
+            saved_overrides = _JSON.validate_json(self._path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
             said = str(error).partition("\n")[0]
             _log.warning("%s: the orders of the last daemon are lost: %s", self._path, said)
             return None
-        return orders
+        return saved_overrides
 
-    def write(self, orders: Orders) -> None:
+    def write(self, saved_overrides: SavedOverrides) -> None:
         """Keep ``orders`` instead of what was kept; what cannot be kept holds all the same."""
         new = self._path.with_suffix(".orders-new")
         try:
-            new.write_bytes(_JSON.dump_json(orders))
+            new.write_bytes(_JSON.dump_json(saved_overrides))
             new.replace(self._path)
         except OSError as error:
             _log.warning("%s: orders will not outlive this daemon: %s", new, error.strerror)

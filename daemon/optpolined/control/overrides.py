@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from optpolined.addresses import GuestVirtual
 from optpolined.config import PolicyConfig, matches
 from optpolined.control.names import NameRefusedError, Names, is_site_name
-from optpolined.control.override_file import Orders, Standstill
+from optpolined.control.override_file import SavedOverrides, Standstill
 from optpolined.kernel.sites.scan import Site
-from optpolined.learning.overridden import Ruling
+from optpolined.learning.overridden import Override
 
-__all__ = ("Rules",)
+__all__ = ("Overrides",)
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _REVERTED = "reverted by hand: relearn lets it learn again"
 
 
-class Rules:
+class Overrides:
     """The pins, the bans and the patterns that hold now."""
 
     def __init__(self, policy: PolicyConfig) -> None:
@@ -41,23 +41,23 @@ class Rules:
         self._pins = dict(policy.pins)
         self._bans = list(policy.bans)
 
-    def orders(self) -> Orders:
+    def saved_overrides(self) -> SavedOverrides:
         """All that holds now."""
-        return Orders(
+        return SavedOverrides(
             self.policy, dict(self._pins), list(self._bans), list(self._reverted), self.standstill
         )
 
-    def obey(self, orders: Orders) -> None:
+    def obey(self, saved_overrides: SavedOverrides) -> None:
         """Go on by the orders of a daemon that died.
 
         Pins and bans that stood on another policy are forgotten, as where that changes while we
         run.
         """
-        self._reverted = list(orders.reverted)
-        self.standstill = orders.standstill
-        if orders.policy == self.policy:
-            self._pins = dict(orders.pins)
-            self._bans = list(orders.bans)
+        self._reverted = list(saved_overrides.reverted)
+        self.standstill = saved_overrides.standstill
+        if saved_overrides.policy == self.policy:
+            self._pins = dict(saved_overrides.pins)
+            self._bans = list(saved_overrides.bans)
 
     def pin(self, names: Names, site: str, target: str) -> str:
         """Give a site one target for good; answer what was done.
@@ -157,22 +157,22 @@ class Rules:
         was, self.standstill = self.standstill, Standstill.NONE
         return "nothing is frozen" if was is Standstill.NONE else "thawed: sites are changed again"
 
-    def rulings(self, names: Names) -> dict[GuestVirtual, Ruling]:
+    def overrides(self, names: Names) -> dict[GuestVirtual, Override]:
         """What holds for each site that somebody has decided about.
 
         Warns, once, of pins that mean nothing in this guest.
         """
-        rulings = {}
+        overrides = {}
         for site, target in self._pins.items():
             try:
                 where, goes = names.site(site), names.target(target)
             except NameRefusedError as error:
                 self._warn(f"the pin of {site} to {target} does not hold: {error}")
             else:
-                rulings[where] = Ruling(goes, f"pinned to {names.name(goes)}")
+                overrides[where] = Override(goes, f"pinned to {names.name(goes)}")
         for site in self._reverted:
             try:
-                rulings[names.site(site)] = Ruling(None, _REVERTED)
+                overrides[names.site(site)] = Override(None, _REVERTED)
             except NameRefusedError as error:
                 self._warn(f"that {site} was reverted does not hold: {error}")
         banned, patterns = self._split_bans(names)
@@ -180,10 +180,10 @@ class Rules:
             reason = self.policy.refusal(found.function, found.module)
             ban = banned.get(address) or _matching(found, patterns)
             if reason is not None:
-                rulings[address] = Ruling(None, reason)
+                overrides[address] = Override(None, reason)
             elif ban is not None:
-                rulings[address] = Ruling(None, f"banned by {ban!r}")
-        return rulings
+                overrides[address] = Override(None, f"banned by {ban!r}")
+        return overrides
 
     def _split_bans(self, names: Names) -> tuple[dict[GuestVirtual, str], list[str]]:
         """The bans of one site, by its address, and the patterns."""

@@ -14,7 +14,7 @@ from typing import IO
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Form, Key
 from optpolined.learning.config import LearningConfig
-from optpolined.learning.overridden import Ruling
+from optpolined.learning.overridden import Override
 from optpolined.learning.shape import KeyTable
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.errors import TraceError
@@ -95,7 +95,7 @@ class Recorder:
         self._came: dict[GuestVirtual, Key | None] = {}
         self._went: list[GuestVirtual] = []
         self._said: list[Said] = []
-        self._rulings: dict[GuestVirtual, Ruling] = {}
+        self._overrides: dict[GuestVirtual, Override] = {}
         self._written: dict[GuestVirtual, Form] = {}
         self._standing: dict[GuestVirtual, Form] = {}
         self._seen: TraceEpoch | None = None
@@ -109,7 +109,7 @@ class Recorder:
             said if isinstance(said, LearningConfig) else _without(said, gone)
             for said in self._said
         ]
-        self._rulings = _without(self._rulings, gone)
+        self._overrides = _without(self._overrides, gone)
         for site in went:
             self._written.pop(site, None)
             if site in self._came:
@@ -118,11 +118,11 @@ class Recorder:
                 self._went.append(site)
         self._came.update(came)
 
-    def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
+    def rule(self, overrides: Mapping[GuestVirtual, Override]) -> None:
         """These rulings hold from now on; the next epoch tells."""
-        if rulings != self._rulings:
-            self._rulings = dict(rulings)
-            self._said.append(self._rulings)
+        if overrides != self._overrides:
+            self._overrides = dict(overrides)
+            self._said.append(self._overrides)
 
     def adopt(self, learning: LearningConfig) -> None:
         """These settings hold from now on; the next epoch tells."""
@@ -169,6 +169,6 @@ class Recorder:
 
 
 def _without(
-    rulings: Mapping[GuestVirtual, Ruling], gone: AbstractSet[GuestVirtual]
-) -> dict[GuestVirtual, Ruling]:
-    return {site: ruling for site, ruling in rulings.items() if site not in gone}
+    overrides: Mapping[GuestVirtual, Override], gone: AbstractSet[GuestVirtual]
+) -> dict[GuestVirtual, Override]:
+    return {site: override for site, override in overrides.items() if site not in gone}

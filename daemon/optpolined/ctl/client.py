@@ -12,12 +12,12 @@ from optpolined.api.status import Status
 from optpolined.config import GuestConfig
 from optpolined.telemetry.server import ask, read_status, status_socket
 
-__all__ = ("Daemon",)
+__all__ = ("DaemonClient",)
 
 _PATIENCE_SECONDS = 60.0
 
 
-class Daemon:
+class DaemonClient:
     """The daemon of ``guest``; where nobody answers, it says what to do."""
 
     def __init__(self, guest: str, config: GuestConfig) -> None:

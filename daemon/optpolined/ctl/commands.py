@@ -26,7 +26,7 @@ from optpolined.api.requests import (
 )
 from optpolined.api.status import Status
 from optpolined.config import DEFAULT_DIRECTORIES, GuestConfig, load
-from optpolined.ctl.client import Daemon
+from optpolined.ctl.client import DaemonClient
 from optpolined.session.rescue import rescue
 
 __all__ = ("run",)
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> Answer | Status:
     """
     directories = (options.config_dir,) if options.config_dir else DEFAULT_DIRECTORIES
     config = load(options.guest, directories)
-    daemon = Daemon(options.guest, config)
+    daemon = DaemonClient(options.guest, config)
     match options.command:
         case "status":
             return daemon.status()
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> Answer | Status:
             return daemon.ask(_request(_REQUESTS[name], options))
 
 
-def _top(options: argparse.Namespace, daemon: Daemon) -> Answer:
+def _top(options: argparse.Namespace, daemon: DaemonClient) -> Answer:
     from optpolined.ctl.top import run_top  # noqa: PLC0415 - Textual takes half a second to load
 
     return run_top(daemon, options.interval, as_json=options.json)

@@ -3,7 +3,7 @@
 from optpolined.config import GuestConfig
 from optpolined.kernel.module.header import read_status
 from optpolined.kernel.module.module_list import read_modules
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.session.link import NothingToGainError, connect, refuse_on_failure
 from optpolined.session.survey import Survey
 
@@ -20,7 +20,7 @@ def dry_run(guest: str, config: GuestConfig, *, force: bool) -> list[str]:
         attachment = link.attachment
         header = attachment.header
         modules = read_modules(attachment.space, header)
-        originals = Entries(attachment.space, header).originals()
+        originals = PokeEntries(attachment.space, header).originals()
         found = Survey(attachment, modules, config.policy, originals)
         held = read_status(attachment.space, header).held
     inventory = found.inventory

@@ -17,12 +17,12 @@ from optpolined.telemetry.server import serve_status, status_socket
 from optpolined.telemetry.web.server import serve_web
 from optpolined.telemetry.web.sources import Sources
 
-__all__ = ("Hub",)
+__all__ = ("Endpoints",)
 
 _ANSWER_SECONDS = 10.0
 
 
-class Hub:
+class Endpoints:
     """Tells others of one guest, for as long as the ``with`` block runs.
 
     Nothing is told before :meth:`open`, which needs the lock of an attachment: another daemon may

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from optpolined.api.status import Status
 from optpolined.config import GuestConfig
-from optpolined.control.override_file import OrderBook
-from optpolined.control.overrides import Rules
+from optpolined.control.override_file import OverrideFile
+from optpolined.control.overrides import Overrides
 from optpolined.control.recorder import Recording
-from optpolined.daemon.endpoints import Hub
+from optpolined.daemon.endpoints import Endpoints
 from optpolined.session.tally import Tally
 from optpolined.telemetry.notify import Notifier
 
@@ -31,11 +31,11 @@ class Job:
     duration_seconds: float | None
     stop: threading.Event
     show: Callable[[Status], None]
-    rules: Rules
+    rules: Overrides
     """What people have decided about sites; outlives an attachment."""
-    orders: OrderBook
+    saved_overrides: OverrideFile
     """Where what people order is kept."""
-    hub: Hub
+    endpoints: Endpoints
     """Who is told, and who asks; outlives an attachment too."""
     reread: Callable[[], GuestConfig | None]
     """Another configuration, where somebody asked to go by another since the last look."""

@@ -8,21 +8,21 @@ from dataclasses import replace
 
 from optpolined.addresses import GuestVirtual
 from optpolined.api.requests import Question
-from optpolined.api.status import Phase
+from optpolined.api.status import DaemonPhase
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Original
 from optpolined.config import GuestConfig
-from optpolined.control.arena_budget import Room, fit
-from optpolined.control.call_rates import Rates
-from optpolined.control.event_log import Chronicle
+from optpolined.control.arena_budget import ArenaBudget, fit
+from optpolined.control.call_rates import CallRates
+from optpolined.control.event_log import EventLog
 from optpolined.control.learner import Learner
 from optpolined.control.names import Names
-from optpolined.control.operator import Governor
+from optpolined.control.operator import Operator
 from optpolined.control.override_file import Standstill
 from optpolined.control.recorder import Recorder
 from optpolined.daemon.change_log import log_changes
 from optpolined.daemon.job import Job
 from optpolined.daemon.reload import compare
-from optpolined.daemon.request_handler import Clerk
+from optpolined.daemon.request_handler import RequestHandler
 from optpolined.learning.audit import audit
 from optpolined.learning.strategy import Snapshot
 from optpolined.learning.trace.model import TraceHeader
@@ -32,14 +32,14 @@ from optpolined.qemu.errors import MonitorClosedError, ResumedError
 from optpolined.session.link import Link
 from optpolined.session.migration import has_migrated, is_migrating
 from optpolined.session.session import Session
-from optpolined.session.stub_handover import Lending
+from optpolined.session.stub_handover import StubHandover
 from optpolined.telemetry.notify import summary
-from optpolined.views.report import Report
-from optpolined.views.site_table import Table
-from optpolined.views.status import Teller, promoted_chains
+from optpolined.views.report import RunReport
+from optpolined.views.site_table import SiteTable
+from optpolined.views.status import StatusView, promoted_chains
 from optpolined.views.summary import first_report, sum_up_sites, sum_up_work
 
-__all__ = ("Daemon",)
+__all__ = ("ReconcileLoop",)
 
 _log = logging.getLogger(__name__)
 
@@ -56,53 +56,55 @@ _RETRY_EPOCHS = 20
 """A site that held somebody else's bytes is looked at again after so many epochs."""
 
 
-class Daemon:
+class ReconcileLoop:
     """One guest under management; ``job.hub`` tells of it, and has what is asked for."""
 
     def __init__(self, job: Job, link: Link, session: Session, *, attach_seconds: float) -> None:
         self._job = job
         self._link = link
         self._session = session
-        self._lending = Lending(job.guest, link, session)
+        self._stub_handover = StubHandover(job.guest, link, session)
         self._config = job.config
         self._attached_at = time.monotonic()
         self._learner = Learner(job.config.learning, session, self._recorder())
         survey = session.survey
         inventory = survey.inventory
         names = Names(survey.symbols, inventory.eligible, inventory.reasons, session.is_target)
-        self._governor = Governor(job.rules, survey, self._learner, names, job.orders.write)
+        self._operator = Operator(
+            job.rules, survey, self._learner, names, job.saved_overrides.write
+        )
         self._forms: dict[GuestVirtual, Found] = {}
         self._shunned: dict[GuestVirtual, int] = {}
         self._epoch = 0
         self._epoch_began = self._attached_at
         self._has_left = False
-        self._rates = Rates()
-        self._room = Room(session.patcher.block_bytes)
-        self._chronicle = Chronicle(time.time, survey.symbols.name)
-        self._clerk = Clerk(
-            self._lending,
+        self._rates = CallRates()
+        self._room = ArenaBudget(session.patcher.block_bytes)
+        self._event_log = EventLog(time.time, survey.symbols.name)
+        self._handler = RequestHandler(
+            self._stub_handover,
             session.static_calls,
-            self._governor,
-            Table(
+            self._operator,
+            SiteTable(
                 session=session,
                 learner=self._learner,
                 names=names,
                 rates=self._rates,
-                chronicle=self._chronicle,
+                event_log=self._event_log,
                 forms=lambda: self._forms,
             ),
         )
-        self._teller = Teller(
+        self._status_view = StatusView(
             guest=job.guest,
             config=job.config,
             link=link,
             session=session,
-            lending=self._lending,
+            stub_handover=self._stub_handover,
             learner=self._learner,
-            governor=self._governor,
+            operator=self._operator,
             rates=self._rates,
             room=self._room,
-            chronicle=self._chronicle,
+            event_log=self._event_log,
             attached_at=self._attached_at,
         )
         self._report = first_report(job.guest, link, session, attach_seconds)
@@ -121,7 +123,7 @@ class Daemon:
 
         :raise OptpolinedError: the guest or QEMU failed.
         """
-        requests = self._job.hub.requests
+        requests = self._job.endpoints.requests
         requests.open()
         self._tell(self._at_work())
         self._job.notifier.ready()
@@ -130,7 +132,7 @@ class Daemon:
                 self._one_epoch()
                 self._rest()
         except MonitorClosedError:
-            if self._job.hub.status.phase is not Phase.MIGRATING:
+            if self._job.endpoints.status.phase is not DaemonPhase.MIGRATING:
                 raise
             self._has_left = True
         finally:
@@ -138,36 +140,36 @@ class Daemon:
         if self._has_left:
             return
         if self._job.audit and not self._job.stop.is_set() and self._pause() is None:
-            self._tell(Phase.AUDITING)
+            self._tell(DaemonPhase.AUDITING)
             self._audit()
 
     def _one_epoch(self) -> None:
         began = time.monotonic()
         phase = self._pause()
-        if phase is not Phase.MIGRATING:
+        if phase is not DaemonPhase.MIGRATING:
             self._forms = self._session.look()
-        if phase is None and self._governor.standstill is not Standstill.NONE:
+        if phase is None and self._operator.standstill is not Standstill.NONE:
             self._stand_still()
-            phase = Phase.FROZEN
+            phase = DaemonPhase.FROZEN
         elif phase is None:
             self._reconcile()
-        elif phase is Phase.RELEASED:
+        elif phase is DaemonPhase.RELEASED:
             self._rates.update(self._snapshot())
         self._session.tally.epochs.add(time.monotonic() - began)
         self._tell(phase or self._at_work())
 
-    def _pause(self) -> Phase | None:
+    def _pause(self) -> DaemonPhase | None:
         """Why nothing can be changed now; ``None`` where it can."""
-        if self._lending.is_released:
-            return Phase.RELEASED
+        if self._stub_handover.is_released:
+            return DaemonPhase.RELEASED
         if is_migrating(self._link.monitor):
-            return Phase.MIGRATING
-        return None if self._link.monitor.status() == "running" else Phase.PAUSED
+            return DaemonPhase.MIGRATING
+        return None if self._link.monitor.status() == "running" else DaemonPhase.PAUSED
 
-    def _at_work(self) -> Phase:
-        if self._governor.standstill is not Standstill.NONE:
-            return Phase.FROZEN
-        return Phase.RUNNING if self._promoted() else Phase.LEARNING
+    def _at_work(self) -> DaemonPhase:
+        if self._operator.standstill is not Standstill.NONE:
+            return DaemonPhase.FROZEN
+        return DaemonPhase.RUNNING if self._promoted() else DaemonPhase.LEARNING
 
     def _rest(self) -> None:
         """Wait for the next epoch, and carry out what is asked for meanwhile."""
@@ -179,11 +181,11 @@ class Daemon:
             self._answer_some()
 
     def _answer_some(self) -> None:
-        requests = self._job.hub.requests
+        requests = self._job.endpoints.requests
         for _ in range(_REQUESTS_AT_ONCE):
             if (asked := requests.take()) is None:
                 return
-            said = self._clerk.answer(asked.request, self._pause())
+            said = self._handler.answer(asked.request, self._pause())
             if not isinstance(asked.request, Question):
                 self._tell(self._pause() or self._at_work())
             asked.answer(said)
@@ -193,9 +195,9 @@ class Daemon:
         reread = compare(self._config, config)
         with self._job.notifier.reloading():
             self._job.config = self._config = reread.config
-            self._teller = replace(self._teller, config=reread.config)
+            self._status_view = replace(self._status_view, config=reread.config)
             self._learner.adopt(reread.config.learning)
-            self._governor.adopt(reread.config.policy)
+            self._operator.adopt(reread.config.policy)
         _log.info(
             "the configuration is read again: %s; what was asked of pins and bans is forgotten",
             reread,
@@ -207,11 +209,11 @@ class Daemon:
     def _await_migration(self) -> None:
         """Wait for the end of a migration, to know where there is something to put back."""
         said = False
-        while not self._has_left and self._pause() is Phase.MIGRATING:
+        while not self._has_left and self._pause() is DaemonPhase.MIGRATING:
             if not said:
                 _log.warning("leaving, but the guest is migrating: waiting for the end of that")
             said = True
-            self._tell(Phase.MIGRATING)
+            self._tell(DaemonPhase.MIGRATING)
             self._job.notifier.alive()
             time.sleep(_MIGRATION_SECONDS)
 
@@ -224,13 +226,13 @@ class Daemon:
         self._job.notifier.stopping()
         self._await_migration()
         if not self._has_left:
-            self._tell(Phase.DETACHING)
+            self._tell(DaemonPhase.DETACHING)
         self._sum_up_sites()
         if self._has_migrated():
             ended = ", and its QEMU has ended" if self._has_left else ""
             _log.warning("the guest has migrated%s: start optpolined where it runs now", ended)
             report.migrated_away = True
-        elif not self._lending.take_to_leave():
+        elif not self._stub_handover.take_to_leave():
             _log.error(
                 "a debugger has the gdbstub: the sites are left as they are; end it, then run "
                 "`optpolined --guest %s --recover-only`",
@@ -245,7 +247,7 @@ class Daemon:
             same = "identical to" if report.text_identical_after_detach else "NOT identical to"
             _log.info("detached: the text is %s what it was", same)
         if not self._has_left:
-            self._tell(Phase.DETACHED)
+            self._tell(DaemonPhase.DETACHED)
         self._sum_up_work()
 
     def leave(self) -> None:
@@ -258,14 +260,14 @@ class Daemon:
         self._sum_up_work()
 
     def _sum_up_sites(self) -> None:
-        arena = self._job.hub.status.arena
-        sum_up_sites(self._report, self._promoted(), self._teller.skipped(), arena)
+        arena = self._job.endpoints.status.arena
+        sum_up_sites(self._report, self._promoted(), self._status_view.skipped(), arena)
 
     def _sum_up_work(self) -> None:
         seconds = time.monotonic() - self._attached_at
-        sum_up_work(self._report, self._job.hub.status, seconds)
+        sum_up_work(self._report, self._job.endpoints.status, seconds)
 
-    def report(self) -> Report:
+    def report(self) -> RunReport:
         """What this run did; complete after :meth:`detach` or :meth:`leave`."""
         return self._report
 
@@ -276,7 +278,7 @@ class Daemon:
         snapshot = self._snapshot()
         self._rates.update(snapshot)
         self._learner.decide(snapshot)
-        self._chronicle.decided(self._epoch, self._learner.decision, self._learner.wanted)
+        self._event_log.decided(self._epoch, self._learner.decision, self._learner.wanted)
         self._room.note(snapshot)
         patcher = self._session.patcher
         changes = {
@@ -286,7 +288,7 @@ class Daemon:
                 self._forms,
                 patcher.room_bytes,
                 self._epoch,
-                self._governor.pinned(),
+                self._operator.pinned(),
             ).items()
             if form != self._forms.get(site, ORIGINAL) and self._shunned.get(site, 0) <= self._epoch
         }
@@ -301,7 +303,7 @@ class Daemon:
         self._epoch += 1
         self._follow_modules()
         self._rates.update(self._snapshot())
-        if self._governor.standstill is Standstill.REVERTED:
+        if self._operator.standstill is Standstill.REVERTED:
             changed = (site for site, form in self._forms.items() if _is_ours(form))
             self._poke(dict.fromkeys(sorted(changed), ORIGINAL))
         with suppress(ResumedError):
@@ -312,10 +314,10 @@ class Daemon:
         if change is None:
             return
         self._learner.follow(change)
-        self._governor.follow()
+        self._operator.follow()
         self._room.forget(change.went)
         self._rates.forget(change.went)
-        self._chronicle.forget(change.went)
+        self._event_log.forget(change.went)
         for site in change.went:
             self._forms.pop(site, None)
             self._shunned.pop(site, None)
@@ -338,7 +340,7 @@ class Daemon:
             self._forms = self._session.patcher.observe()
             self._epoch_began = time.monotonic()
         log_changes(wanted, report, self._session.survey.symbols.name)
-        self._chronicle.changed(self._epoch, wanted, report.sites)
+        self._event_log.changed(self._epoch, wanted, report.sites)
         self._session.tally.pokes += report.done
         self._session.tally.refused += report.refused
         shunned = (site for site, reason in report.sites.items() if reason not in _PASSING)
@@ -370,18 +372,18 @@ class Daemon:
     def _promoted(self) -> dict[GuestVirtual, Chain]:
         return promoted_chains(self._learner, self._forms)
 
-    def _tell(self, phase: Phase) -> None:
-        hub = self._job.hub
-        hub.tell(self._teller.tell(phase, self._epoch, self._forms, hub.status))
-        self._job.notifier.status(summary(hub.status))
-        self._job.show(hub.status)
+    def _tell(self, phase: DaemonPhase) -> None:
+        endpoints = self._job.endpoints
+        endpoints.tell(self._status_view.tell(phase, self._epoch, self._forms, endpoints.status))
+        self._job.notifier.status(summary(endpoints.status))
+        self._job.show(endpoints.status)
 
     def end(self) -> None:
         """Add to the tally what counted anew with this attachment; it has ended."""
         tally = self._session.tally
         tally.counted_calls += self._rates.counted_calls
         tally.missed_calls += self._rates.missed_calls
-        tally.int3_hits = self._job.hub.status.int3_hits
+        tally.int3_hits = self._job.endpoints.status.int3_hits
 
 
 def _is_ours(form: Found) -> bool:

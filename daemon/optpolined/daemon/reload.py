@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from optpolined.config import GuestConfig
 
-__all__ = ("Reread", "compare")
+__all__ = ("Reload", "compare")
 
 _ADOPTED = ("learning", "policy")
 """The sections that hold from the next epoch on; what the others say was used to attach."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reread:
+class Reload:
     """A configuration that was read again."""
 
     config: GuestConfig
@@ -28,11 +28,11 @@ class Reread:
         return f"{changed}{left}"
 
 
-def compare(old: GuestConfig, new: GuestConfig) -> Reread:
+def compare(old: GuestConfig, new: GuestConfig) -> Reload:
     """Find out what of ``new`` can be adopted in the place of ``old``."""
     differ = tuple(_differ(old.model_dump(), new.model_dump()))
     adopted = {section: getattr(new, section) for section in _ADOPTED}
-    return Reread(
+    return Reload(
         old.model_copy(update=adopted),
         tuple(key for key in differ if key.startswith(_ADOPTED)),
         tuple(key for key in differ if not key.startswith(_ADOPTED)),

@@ -14,28 +14,28 @@ from optpolined.api.requests import (
     TakeStub,
 )
 from optpolined.api.sites import StaticCallRow
-from optpolined.api.status import Phase
+from optpolined.api.status import DaemonPhase
 from optpolined.control.names import NameRefusedError
-from optpolined.control.operator import Governor, Order
+from optpolined.control.operator import Operator, OperatorCommand
 from optpolined.kernel.errors import TranslationError
 from optpolined.patching.static_calls import StaticCallError, StaticCalls
 from optpolined.qemu.errors import QemuError
-from optpolined.session.stub_handover import Lending
-from optpolined.views.site_table import Table
+from optpolined.session.stub_handover import StubHandover
+from optpolined.views.site_table import SiteTable
 
-__all__ = ("Clerk",)
+__all__ = ("RequestHandler",)
 
 
 @dataclass(frozen=True, slots=True)
-class Clerk:
+class RequestHandler:
     """Answers requests about one attached guest."""
 
-    lending: Lending
+    stub_handover: StubHandover
     static_calls: StaticCalls
-    governor: Governor
-    table: Table
+    operator: Operator
+    table: SiteTable
 
-    def answer(self, request: Request, pause: Phase | None) -> Answer:
+    def answer(self, request: Request, pause: DaemonPhase | None) -> Answer:
         """Do what was asked.
 
         :param pause: Why nothing may be changed now, if so.
@@ -44,9 +44,9 @@ class Clerk:
         try:
             match request:
                 case ReleaseStub():
-                    return self.lending.release()
+                    return self.stub_handover.release()
                 case TakeStub():
-                    return self.lending.take()
+                    return self.stub_handover.take()
                 case SetStaticCall():
                     return self._set(request, pause)
                 case ListSites() | Explain() | ListStaticCalls():
@@ -56,15 +56,15 @@ class Clerk:
         except QemuError as error:
             return Answer(outcome="failed", says=str(error))
 
-    def _govern(self, order: Order) -> Answer:
+    def _govern(self, order: OperatorCommand) -> Answer:
         """Nothing is touched now: the next epoch makes it so, as soon as something may change."""
         try:
-            return Answer(outcome="done", says=self.governor.change(order))
+            return Answer(outcome="done", says=self.operator.change(order))
         except NameRefusedError as error:
             return Answer(outcome="refused", says=str(error))
 
-    def _tell(self, question: Question, pause: Phase | None) -> Answer:
-        if pause is Phase.MIGRATING and not isinstance(question, ListSites):
+    def _tell(self, question: Question, pause: DaemonPhase | None) -> Answer:
+        if pause is DaemonPhase.MIGRATING and not isinstance(question, ListSites):
             return _not_now(pause)  # even to read may take stops
         match question:
             case ListSites():
@@ -97,7 +97,7 @@ class Clerk:
             return Answer(outcome="failed", says=str(error))
         return Answer(outcome="done", says=f"{len(rows)} static calls", static_calls=rows)
 
-    def _set(self, request: SetStaticCall, pause: Phase | None) -> Answer:
+    def _set(self, request: SetStaticCall, pause: DaemonPhase | None) -> Answer:
         if pause is not None:
             return _not_now(pause)
         try:
@@ -109,5 +109,5 @@ class Clerk:
         return Answer(outcome="done", says=says)
 
 
-def _not_now(pause: Phase) -> Answer:
+def _not_now(pause: DaemonPhase) -> Answer:
     return Answer(outcome="refused", says=f"not now: the phase is {pause.value!r}; ask again")

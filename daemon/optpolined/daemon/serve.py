@@ -11,18 +11,18 @@ from pathlib import Path
 
 from optpolined.api.status import Status
 from optpolined.config import GuestConfig
-from optpolined.control.override_file import OrderBook
-from optpolined.control.overrides import Rules
+from optpolined.control.override_file import OverrideFile
+from optpolined.control.overrides import Overrides
 from optpolined.control.recorder import Recording
-from optpolined.daemon.endpoints import Hub
+from optpolined.daemon.endpoints import Endpoints
 from optpolined.daemon.job import Job
-from optpolined.daemon.loop import Daemon
+from optpolined.daemon.loop import ReconcileLoop
 from optpolined.kernel.errors import GuardedError, KernelError
 from optpolined.qemu.errors import QemuError
 from optpolined.session.link import AttachRefusedError, connect, refuse_on_failure
 from optpolined.session.session import Session
 from optpolined.telemetry.notify import Notifier
-from optpolined.views.report import Report
+from optpolined.views.report import RunReport
 
 __all__ = ("Options", "serve")
 
@@ -53,7 +53,7 @@ def serve(
     options: Options,
     stop: threading.Event,
     show: Callable[[Status], None],
-) -> Report:
+) -> RunReport:
     """Manage a guest until ``stop`` is set or the time is over; everything is put back then.
 
     ``show`` gets the status once an epoch.  A guest that is reset, or goes back to a snapshot, is
@@ -73,20 +73,20 @@ def serve(
             duration_seconds=options.duration_seconds,
             stop=stop,
             show=show,
-            rules=Rules(config.policy),
-            orders=OrderBook(config.runtime_directory, guest),
-            hub=stack.enter_context(Hub(guest, config)),
+            rules=Overrides(config.policy),
+            saved_overrides=OverrideFile(config.runtime_directory, guest),
+            endpoints=stack.enter_context(Endpoints(guest, config)),
             reread=options.reread,
             notifier=options.notifier,
         )
         if options.record is not None:
             job.recording = stack.enter_context(closing(Recording(options.record)))
         report = _serve(job)
-        job.orders.forget()
+        job.saved_overrides.forget()
         return report
 
 
-def _serve(job: Job) -> Report:
+def _serve(job: Job) -> RunReport:
     job.notifier.status("attaching")
     report = _attach(job)
     last = False
@@ -97,15 +97,15 @@ def _serve(job: Job) -> Report:
         try:
             report = _attach(job)
         except AttachRefusedError as error:  # it boots, or has no module yet
-            if str(error) != job.hub.status.trouble:
+            if str(error) != job.endpoints.status.trouble:
                 _log.warning("not attached: %s", error)
             _tell_of_trouble(job, str(error))
-    return report or Report(job.guest, lost=True)
+    return report or RunReport(job.guest, lost=True)
 
 
 def _tell_of_trouble(job: Job, trouble: str) -> None:
     """Tell that the guest is not attached to; what was counted stays."""
-    before, tally = job.hub.status, job.tally
+    before, tally = job.endpoints.status, job.tally
     status = Status(
         guest=job.guest,
         trouble=trouble,
@@ -126,7 +126,7 @@ def _tell_of_trouble(job: Job, trouble: str) -> None:
         rescues=tally.rescues,
         read_errors=tally.read_errors,
     )
-    job.hub.tell(status)
+    job.endpoints.tell(status)
     job.notifier.status(f"not attached: {trouble}")
     job.show(status)
 
@@ -135,13 +135,13 @@ def _take_over(job: Job) -> None:
     """Go on by the orders that a daemon that died was given; they hold from the first attach."""
     if job.attached_at is not None:
         return
-    orders = job.orders.read()
-    if orders is not None:
-        job.rules.obey(orders)
+    saved_overrides = job.saved_overrides.read()
+    if saved_overrides is not None:
+        job.rules.obey(saved_overrides)
         _log.warning("what the last daemon was ordered holds on; see `optpolinectl status`")
 
 
-def _attach(job: Job) -> Report | None:
+def _attach(job: Job) -> RunReport | None:
     """One attachment; ``None`` where the guest no longer is what was attached to.
 
     It was reset, went back to a snapshot, or says what makes no sense: what stands in it then is
@@ -152,7 +152,7 @@ def _attach(job: Job) -> Report | None:
         _take_over(job)
         with refuse_on_failure():
             session = Session(link, job.config, time.monotonic, force=job.force, tally=job.tally)
-            daemon = Daemon(job, link, session, attach_seconds=time.monotonic() - began)
+            daemon = ReconcileLoop(job, link, session, attach_seconds=time.monotonic() - began)
         # What was read of the guest stays: the collector need not look at it each time.
         gc.freeze()
         sites = session.survey.inventory
@@ -163,7 +163,7 @@ def _attach(job: Job) -> Report | None:
             len(sites.eligible),
         )
         try:
-            job.hub.open()
+            job.endpoints.open()
             job.attached()
             daemon.run()
             daemon.detach()

@@ -31,7 +31,7 @@ from optpolined.codegen.forms import ORIGINAL, Chain, Form, LearnKeys, Original
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.model import Trace
 
-__all__ = ("NOBODY", "Calls", "EpochTruth", "find_truth")
+__all__ = ("NOBODY", "Calls", "EpochTruth", "find_actual_calls")
 
 NOBODY = GuestVirtual(0)
 """The target of calls whose target nobody noted."""
@@ -75,15 +75,15 @@ class _Stretch:
         return max(self.first - place, place - self.last, 0)
 
 
-def find_truth(trace: Trace) -> list[EpochTruth]:
+def find_actual_calls(trace: Trace) -> list[EpochTruth]:
     """What was called in each epoch of the trace."""
-    truth: list[EpochTruth] = [{} for _ in trace.epochs]
+    actual: list[EpochTruth] = [{} for _ in trace.epochs]
     for site, lives in _lives(trace).items():
         for looks in lives:
             for place, calls in _Site(looks).calls():
                 if calls:
-                    truth[place][site] = calls
-    return truth
+                    actual[place][site] = calls
+    return actual
 
 
 def _lives(trace: Trace) -> dict[GuestVirtual, list[list[_Look]]]:

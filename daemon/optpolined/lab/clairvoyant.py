@@ -34,11 +34,11 @@ class Clairvoyant:
         return sum(self.direct) / calls if calls else 0.0
 
 
-def foresee(truth: Sequence[EpochTruth], shaper: Shaper) -> Clairvoyant:
+def foresee(actual: Sequence[EpochTruth], shaper: Shaper) -> Clairvoyant:
     """The clairvoyant's account of these calls."""
     account = Clairvoyant()
     known: dict[tuple[Share, ...], tuple[float, float]] = {}
-    for sites in truth:
+    for sites in actual:
         calls, direct = 0, 0.0
         for by_cpu in sites.values():
             seen = spread(by_cpu)

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
-from optpolined.lab.actual_calls import find_truth
+from optpolined.lab.actual_calls import find_actual_calls
 from optpolined.lab.clairvoyant import foresee
 from optpolined.lab.errors import LabError, ReplayError
-from optpolined.lab.replay import Outcome, is_recorded, replay, replay_recorded
+from optpolined.lab.replay import ReplayResult, is_recorded, replay, replay_recorded
 from optpolined.lab.table import Comparison, as_json, table
 from optpolined.learning.config import LearningConfig
 from optpolined.learning.shape import Shaper
@@ -152,14 +152,14 @@ def _compare(
     learning: LearningConfig,
     tick: Callable[[], None],
 ) -> Comparison:
-    truth = find_truth(trace)
-    outcomes: dict[str, Outcome] = {}
+    actual = find_actual_calls(trace)
+    outcomes: dict[str, ReplayResult] = {}
     for strategy in strategies:
         if is_recorded(trace, strategy, learning):
-            outcomes[f"{strategy} (recorded)"] = replay_recorded(trace, truth, tick)
+            outcomes[f"{strategy} (recorded)"] = replay_recorded(trace, actual, tick)
         else:
-            outcomes[strategy] = replay(trace, truth, strategy, learning, tick)
-    return Comparison(name, foresee(truth, Shaper(learning.shape, learning.costs)), outcomes)
+            outcomes[strategy] = replay(trace, actual, strategy, learning, tick)
+    return Comparison(name, foresee(actual, Shaper(learning.shape, learning.costs)), outcomes)
 
 
 def _warn(comparison: Comparison, errors: Console) -> None:

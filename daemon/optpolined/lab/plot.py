@@ -32,9 +32,9 @@ def _draw_one(comparison: Comparison, above: Axes, below: Axes) -> None:
     best = comparison.clairvoyant
     above.plot(_shares(best.direct, best.calls), color="0.8", label="clairvoyant")
     for name, outcome in comparison.outcomes.items():
-        ledger = outcome.ledger
-        above.plot(_shares(ledger.direct, ledger.calls), label=name)
-        below.plot(list(accumulate(ledger.pokes)), label=name)
+        score = outcome.score
+        above.plot(_shares(score.direct, score.calls), label=name)
+        below.plot(list(accumulate(score.pokes)), label=name)
     above.set_title(comparison.trace)
     above.set_ylim(-0.02, 1.02)
     above.set_ylabel(f"coverage, mean of {_SMOOTH_EPOCHS} epochs")

@@ -1,9 +1,9 @@
 """A strategy at work on a trace: the very code that works in the daemon.
 
 A strategy that is not the recorded one would have poked other sites, and so counted other calls.
-It is replayed in a :class:`World`, which answers to its pokes with the calls of ``find_truth``.  It
-obeys the pins and bans of the trace, and goes on with its own settings where those of the recorded
-one were changed.
+It is replayed in a :class:`SimulatedGuest`, which answers to its pokes with the calls of
+``find_actual_calls``.  It obeys the pins and bans of the trace, and goes on with its own settings
+where those of the recorded one were changed.
 
 The recorded strategy with the recorded settings is given what it was given then, epoch by epoch,
 whatever it asks for, and told what was said then: so it decides what it decided in the daemon, and
@@ -17,25 +17,25 @@ from dataclasses import dataclass
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Form, LearnKeys
 from optpolined.lab.actual_calls import EpochTruth
-from optpolined.lab.score import Ledger
-from optpolined.lab.simulated_guest import World
+from optpolined.lab.score import Score
+from optpolined.lab.simulated_guest import SimulatedGuest
 from optpolined.learning.config import LearningConfig
-from optpolined.learning.runner import Pupil
+from optpolined.learning.runner import StrategyRunner
 from optpolined.learning.shape import KeyTable
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.trace.model import Trace, TraceEpoch, summed
 
-__all__ = ("Outcome", "is_recorded", "replay", "replay_recorded")
+__all__ = ("ReplayResult", "is_recorded", "replay", "replay_recorded")
 
 Tick = Callable[[], None]
 """Called after each epoch."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReplayResult:
     """What became of a replay."""
 
-    ledger: Ledger
+    score: Score
     decisions: Sequence[Mapping[GuestVirtual, Form]]
     """The sites whose wanted form each epoch changed."""
     differs_at: int | None = None
@@ -53,24 +53,24 @@ def is_recorded(trace: Trace, strategy: StrategyName, learning: LearningConfig) 
 
 def replay(
     trace: Trace,
-    truth: Sequence[EpochTruth],
+    actual: Sequence[EpochTruth],
     strategy: StrategyName,
     learning: LearningConfig,
     tick: Tick = lambda: None,
-) -> Outcome:
+) -> ReplayResult:
     """A strategy in a guest that makes the calls of ``truth``.
 
     Key tables are those of the trace, the latest that were read by then.
     """
-    pupil, world = Pupil(learning, strategy), World()
-    ledger = Ledger(learning.costs)
+    runner, world = StrategyRunner(learning, strategy), SimulatedGuest()
+    score = Score(learning.costs)
     decisions = []
     tables: dict[GuestVirtual, KeyTable] = {}
-    for epoch, calls in zip(trace.epochs, truth, strict=True):
+    for epoch, calls in zip(trace.epochs, actual, strict=True):
         for site in epoch.went:
             world.forget(site)
             tables.pop(site, None)
-        _tell(pupil, epoch, adopts=False)
+        _tell(runner, epoch, adopts=False)
         tables.update(epoch.tables)
         read = {
             site: table
@@ -78,52 +78,52 @@ def replay(
             if isinstance(world.forms.get(site), LearnKeys)
         }
         counts = world.count(calls)
-        ledger.epoch(calls, epoch.seconds, world.forms)
-        snapshot = pupil.snapshot(epoch.epoch, epoch.seconds, counts, read, world.forms)
-        decisions.append(pupil.decide(snapshot))
-        ledger.poke(world.poke(decisions[-1]))
+        score.epoch(calls, epoch.seconds, world.forms)
+        snapshot = runner.snapshot(epoch.epoch, epoch.seconds, counts, read, world.forms)
+        decisions.append(runner.decide(snapshot))
+        score.poke(world.poke(decisions[-1]))
         tick()
-    return Outcome(ledger, decisions)
+    return ReplayResult(score, decisions)
 
 
 def replay_recorded(
     trace: Trace,
-    truth: Sequence[EpochTruth],
+    actual: Sequence[EpochTruth],
     tick: Tick = lambda: None,
-) -> Outcome:
+) -> ReplayResult:
     """The recorded strategy, given what it was given."""
     assert trace.header.strategy is not None
-    pupil = Pupil(trace.header.learning, trace.header.strategy)
-    ledger = Ledger(trace.header.learning.costs)
+    runner = StrategyRunner(trace.header.learning, trace.header.strategy)
+    score = Score(trace.header.learning.costs)
     decisions = []
     differs_at = None
     standing: dict[GuestVirtual, Form] = {}
-    for (epoch, forms), calls in zip(trace.standing(), truth, strict=True):
-        if ledger.calls:
-            ledger.poke({s: f for s, f in epoch.forms.items() if f != standing.get(s, ORIGINAL)})
+    for (epoch, forms), calls in zip(trace.standing(), actual, strict=True):
+        if score.calls:
+            score.poke({s: f for s, f in epoch.forms.items() if f != standing.get(s, ORIGINAL)})
         standing = dict(forms)
-        _tell(pupil, epoch, adopts=True)
-        ledger.epoch(calls, epoch.seconds, forms)
+        _tell(runner, epoch, adopts=True)
+        score.epoch(calls, epoch.seconds, forms)
         counts = {site: summed(by_cpu) for site, by_cpu in epoch.counts.items()}
-        snapshot = pupil.snapshot(epoch.epoch, epoch.seconds, counts, epoch.tables, standing)
-        decisions.append(pupil.decide(snapshot))
+        snapshot = runner.snapshot(epoch.epoch, epoch.seconds, counts, epoch.tables, standing)
+        decisions.append(runner.decide(snapshot))
         if differs_at is None and decisions[-1] != epoch.wanted:
             differs_at = epoch.epoch
         tick()
     if decisions:
-        ledger.poke(decisions[-1])
-    return Outcome(ledger, decisions, differs_at)
+        score.poke(decisions[-1])
+    return ReplayResult(score, decisions, differs_at)
 
 
-def _tell(pupil: Pupil, epoch: TraceEpoch, *, adopts: bool) -> None:
+def _tell(runner: StrategyRunner, epoch: TraceEpoch, *, adopts: bool) -> None:
     """What happened before the epoch.
 
     :param adopts: Whether other settings are for this pupil.
     """
     if epoch.came or epoch.went:
-        pupil.follow(epoch.came, epoch.went)
+        runner.follow(epoch.came, epoch.went)
     for said in epoch.said:
         if not isinstance(said, LearningConfig):
-            pupil.rule(said)
+            runner.rule(said)
         elif adopts:
-            pupil.adopt(said)
+            runner.adopt(said)

@@ -22,7 +22,7 @@ from optpolined.lab.actual_calls import NOBODY, Calls, EpochTruth
 from optpolined.learning.cost import Costs
 from optpolined.learning.strategy import Share
 
-__all__ = ("Ledger", "Spread", "spread", "stop_seconds")
+__all__ = ("Score", "Spread", "spread", "stop_seconds")
 
 _STOP_SECONDS = 0.36e-3
 _SITE_SECONDS = 3.24e-6
@@ -59,7 +59,7 @@ def stop_seconds(sites: int) -> float:
 
 
 @dataclass(slots=True)
-class Ledger:
+class Score:
     """The account of one strategy; lists have an element for each epoch."""
 
     costs: Costs
@@ -76,10 +76,10 @@ class Ledger:
     """From the start; none where there was none."""
     _targets: dict[GuestVirtual, frozenset[GuestVirtual]] = field(default_factory=dict)
 
-    def epoch(self, truth: EpochTruth, seconds: float, forms: Mapping[GuestVirtual, Form]) -> None:
+    def epoch(self, actual: EpochTruth, seconds: float, forms: Mapping[GuestVirtual, Form]) -> None:
         """An epoch in which these ``forms`` stood."""
         calls = direct = 0
-        for site, by_cpu in truth.items():
+        for site, by_cpu in actual.items():
             seen = spread(by_cpu)
             form = forms.get(site, ORIGINAL)
             calls += seen.calls

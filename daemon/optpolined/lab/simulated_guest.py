@@ -13,10 +13,10 @@ from optpolined.kernel.module.abi import RECORD_SLOTS
 from optpolined.lab.actual_calls import NOBODY, EpochTruth
 from optpolined.learning.strategy import SiteEpoch
 
-__all__ = ("World",)
+__all__ = ("SimulatedGuest",)
 
 
-class World:
+class SimulatedGuest:
     """``forms`` is its text; sites that are not in it stand as they were built."""
 
     def __init__(self) -> None:
@@ -43,10 +43,10 @@ class World:
         self.forms.pop(site, None)
         self._claimed.pop(site, None)
 
-    def count(self, truth: EpochTruth) -> dict[GuestVirtual, SiteEpoch]:
+    def count(self, actual: EpochTruth) -> dict[GuestVirtual, SiteEpoch]:
         """What the sites count of the calls of one epoch, summed over the CPUs."""
         counts = {}
-        for site, by_cpu in truth.items():
+        for site, by_cpu in actual.items():
             form = self.forms.get(site, ORIGINAL)
             if isinstance(form, Original):
                 continue

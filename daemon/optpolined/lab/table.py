@@ -7,8 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from optpolined.lab.clairvoyant import Clairvoyant
-from optpolined.lab.replay import Outcome
-from optpolined.lab.score import Ledger
+from optpolined.lab.replay import ReplayResult
+from optpolined.lab.score import Score
 
 __all__ = ("Comparison", "Row", "as_json", "row", "table")
 
@@ -38,30 +38,30 @@ class Comparison:
 
     trace: str
     clairvoyant: Clairvoyant
-    outcomes: dict[str, Outcome]
+    outcomes: dict[str, ReplayResult]
 
     def rows(self) -> list[Row]:
         """One for each strategy."""
         return [
-            row(self.trace, name, outcome.ledger, self.clairvoyant)
+            row(self.trace, name, outcome.score, self.clairvoyant)
             for name, outcome in self.outcomes.items()
         ]
 
 
-def row(trace: str, strategy: str, ledger: Ledger, best: Clairvoyant) -> Row:
+def row(trace: str, strategy: str, score: Score, best: Clairvoyant) -> Row:
     """The figures of one strategy on one trace."""
     return Row(
         trace=trace,
         strategy=strategy,
-        epochs=len(ledger.calls),
-        coverage=ledger.coverage,
-        of_clairvoyant=ledger.coverage / best.coverage if best.coverage else 1.0,
-        saved_cycles=ledger.saved_cycles,
-        regret_cycles=best.saved_cycles - ledger.saved_cycles,
-        pokes=sum(ledger.pokes),
-        flips=ledger.flips,
-        stop_seconds=ledger.stop_seconds,
-        first_promotion_seconds=ledger.first_promotion_seconds,
+        epochs=len(score.calls),
+        coverage=score.coverage,
+        of_clairvoyant=score.coverage / best.coverage if best.coverage else 1.0,
+        saved_cycles=score.saved_cycles,
+        regret_cycles=best.saved_cycles - score.saved_cycles,
+        pokes=sum(score.pokes),
+        flips=score.flips,
+        stop_seconds=score.stop_seconds,
+        first_promotion_seconds=score.first_promotion_seconds,
     )
 
 

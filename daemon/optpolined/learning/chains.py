@@ -1,7 +1,7 @@
 """Promoted sites: watched by their misses alone, audited where those look wrong."""
 
 from optpolined.learning.shares import Contest, Seen, blend, contest, estimate
-from optpolined.learning.state import Belief, History, Phase, SiteState, Window
+from optpolined.learning.state import Belief, History, SitePhase, SiteState, Window
 from optpolined.learning.windows import Now, open_window
 
 __all__ = ("audit_chain", "close_audit", "watch")
@@ -40,7 +40,7 @@ def _open_audit(
     site: SiteState, belief: Belief, now: Now, misses: float, *, alarm: bool
 ) -> SiteState:
     return SiteState(
-        Phase.MISSING,
+        SitePhase.MISSING,
         f"{misses:.0f} misses/s, {belief.calls_per_second:.0f} calls/s when last measured",
         site.history,
         now.epoch + now.settings.audit_epochs,
@@ -107,7 +107,7 @@ def _take_in(site: SiteState, ended: Contest, window: Window, now: Now) -> SiteS
         flaps = history.flaps.strike(now.epoch, now.flap_pauses)
         history = History(flaps, history.audits, history.alarms)
     return SiteState(
-        Phase.PROMOTED,
+        SitePhase.PROMOTED,
         f"challengers taken in: {ended.came}, targets given up: {ended.gone}",
         history,
         belief=Belief(ended.chain, window.calls_per_second, now.epoch),
@@ -117,10 +117,10 @@ def _take_in(site: SiteState, ended: Contest, window: Window, now: Now) -> SiteS
 def _give_up(site: SiteState, window: Window, now: Now, *, may_change: bool) -> SiteState:
     reason = f"missed {1 - window.direct:.0%} of {window.calls_per_second:.0f} calls/s"
     if may_change:
-        return open_window(site, now, Phase.RELEARNING, reason)
+        return open_window(site, now, SitePhase.RELEARNING, reason)
     reason = f"{reason}, too soon after its last change"
     wake = site.history.flaps.ready_at(now.flap_pauses)
-    return SiteState(Phase.QUARANTINE, reason, site.history, wake)
+    return SiteState(SitePhase.QUARANTINE, reason, site.history, wake)
 
 
 def close_audit(site: SiteState, now: Now) -> SiteState:
@@ -136,4 +136,4 @@ def close_audit(site: SiteState, now: Now) -> SiteState:
         reason = f"hits {window.direct:.0%} of {window.calls_per_second:.0f} calls/s"
         chain = estimate(belief.chain, window.direct)
         belief = Belief(chain, window.calls_per_second, now.epoch)
-    return SiteState(Phase.PROMOTED, reason, history, belief=belief)
+    return SiteState(SitePhase.PROMOTED, reason, history, belief=belief)

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from optpolined.learning.cost import Costs
 from optpolined.learning.errors import SettingError
-from optpolined.learning.settings import ContinuousSettings, EpochSettings, LearningSettings
+from optpolined.learning.settings import ContinuousSettings, LearningSettings, PeriodicSettings
 from optpolined.learning.shape import ShapeSettings
 from optpolined.learning.strategies import StrategyName
 
@@ -45,6 +45,6 @@ class LearningConfig(Section):
     audit_milliseconds: Annotated[int, Field(ge=100, le=60_000)] = 2000
     hysteresis: Annotated[LearningSettings, _CHECKED] = LearningSettings()
     continuous: Annotated[ContinuousSettings, _CHECKED] = ContinuousSettings()
-    epoch: Annotated[EpochSettings, _CHECKED] = EpochSettings()
+    epoch: Annotated[PeriodicSettings, _CHECKED] = PeriodicSettings()
     shape: Annotated[ShapeSettings, _CHECKED] = ShapeSettings()
     costs: Annotated[Costs, _CHECKED] = Costs()

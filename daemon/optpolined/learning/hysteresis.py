@@ -16,7 +16,7 @@ from optpolined.learning.shape import Shaper
 from optpolined.learning.shares import look
 from optpolined.learning.state import (
     HysteresisState,
-    Phase,
+    SitePhase,
     SiteState,
     dump,
     form_of,
@@ -80,7 +80,7 @@ class Hysteresis:
             for address, site in state.sites.items()
         }
         for address in state.new:
-            told[address] = SiteStatus(Phase.COLD.value, "not looked at yet", ORIGINAL)
+            told[address] = SiteStatus(SitePhase.COLD.value, "not looked at yet", ORIGINAL)
         return told
 
     def dump(self, state: HysteresisState) -> str:
@@ -147,15 +147,15 @@ class _Step:
 
     def end(self, site: SiteState, turn: int) -> SiteState:
         match site.phase:
-            case Phase.LEARNING | Phase.RELEARNING:
+            case SitePhase.LEARNING | SitePhase.RELEARNING:
                 ended = close_window(site, self.now)
-                return ended._replace(deadline=turn) if ended.phase is Phase.COLD else ended
-            case Phase.MISSING:
+                return ended._replace(deadline=turn) if ended.phase is SitePhase.COLD else ended
+            case SitePhase.MISSING:
                 return close_audit(site, self.now)
-            case Phase.QUARANTINE:
-                return open_window(site, self.now, Phase.RELEARNING, "after quarantine")
+            case SitePhase.QUARANTINE:
+                return open_window(site, self.now, SitePhase.RELEARNING, "after quarantine")
             case _:
-                return open_window(site, self.now, Phase.LEARNING, "another window")
+                return open_window(site, self.now, SitePhase.LEARNING, "another window")
 
     def open_first_windows(self) -> None:
         site = first_window(self.now)
@@ -192,7 +192,7 @@ class _Step:
             form = form_of(new)
             if not stands(old, form) if old else form != ORIGINAL:
                 wanted[address] = form
-                if new.phase is Phase.PROMOTED and new.belief is not None:
+                if new.phase is SitePhase.PROMOTED and new.belief is not None:
                     shares[address] = new.belief.chain
             if old is None or old.phase is not new.phase:
                 states[address] = new.phase.value

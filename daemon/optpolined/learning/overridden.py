@@ -1,6 +1,6 @@
 """Sites that somebody has decided about: pinned to a target, or banned.
 
-:class:`Governed` stands around a strategy.  A site that is decided about leaves the strategy, as
+:class:`Overridden` stands around a strategy.  A site that is decided about leaves the strategy, as
 one whose module has gone, and comes back as a new one when it is set free: no strategy knows of
 pins and bans, and what it learns next it learns from nothing.
 """
@@ -16,7 +16,7 @@ from optpolined.codegen.forms import ORIGINAL, Chain, Form
 from optpolined.learning.state import load_json
 from optpolined.learning.strategy import Decision, SiteStatus, Snapshot, Strategy
 
-__all__ = ("BANNED", "PINNED", "Governed", "GovernedState", "Ruling")
+__all__ = ("BANNED", "PINNED", "Overridden", "OverriddenState", "Override")
 
 StateT = TypeVar("StateT")
 
@@ -24,7 +24,7 @@ PINNED = "pinned"
 BANNED = "banned"
 
 
-class Ruling(NamedTuple):
+class Override(NamedTuple):
     """What somebody has decided about a site."""
 
     target: GuestVirtual | None
@@ -44,110 +44,116 @@ class Ruling(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class GovernedState(Generic[StateT]):
+class OverriddenState(Generic[StateT]):
     """The strategy's own state, and what it does not know."""
 
     inner: StateT
-    rulings: Mapping[GuestVirtual, Ruling] = field(default_factory=dict)
+    overrides: Mapping[GuestVirtual, Override] = field(default_factory=dict)
     untold: frozenset[GuestVirtual] = frozenset()
     """Sites that were ruled on, or set free, since the last decision."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Dump:
-    """A :class:`GovernedState` in JSON."""
+    """A :class:`OverriddenState` in JSON."""
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
 
     version: Literal[1]
     inner: str
-    rulings: dict[GuestVirtual, Ruling]
+    overrides: dict[GuestVirtual, Override]
     untold: frozenset[GuestVirtual]
 
 
 _JSON = TypeAdapter(_Dump)
 
 
-class Governed(Generic[StateT]):
+class Overridden(Generic[StateT]):
     """A :class:`Strategy` that obeys the rulings, and asks another one about all other sites."""
 
     def __init__(self, strategy: Strategy[StateT]) -> None:
         self.strategy = strategy
 
-    def initial(self, sites: Iterable[GuestVirtual]) -> GovernedState[StateT]:
-        return GovernedState(self.strategy.initial(sites))
+    def initial(self, sites: Iterable[GuestVirtual]) -> OverriddenState[StateT]:
+        return OverriddenState(self.strategy.initial(sites))
 
     def rule(
-        self, state: GovernedState[StateT], rulings: Mapping[GuestVirtual, Ruling]
-    ) -> GovernedState[StateT]:
+        self, state: OverriddenState[StateT], overrides: Mapping[GuestVirtual, Override]
+    ) -> OverriddenState[StateT]:
         """Replace the rulings; what changes is told by the next decision.
 
         :param rulings: For sites of the strategy only.
         """
-        before = state.rulings
-        changed = {site for site in {**before, **rulings} if before.get(site) != rulings.get(site)}
+        before = state.overrides
+        changed = {
+            site for site in {**before, **overrides} if before.get(site) != overrides.get(site)
+        }
         if not changed:
             return state
-        inner = self.strategy.forget(state.inner, rulings.keys() - before.keys())
-        inner = self.strategy.add(inner, before.keys() - rulings.keys())
-        return GovernedState(inner, dict(rulings), state.untold | changed)
+        inner = self.strategy.forget(state.inner, overrides.keys() - before.keys())
+        inner = self.strategy.add(inner, before.keys() - overrides.keys())
+        return OverriddenState(inner, dict(overrides), state.untold | changed)
 
     def add(
-        self, state: GovernedState[StateT], sites: Iterable[GuestVirtual]
-    ) -> GovernedState[StateT]:
-        new = [site for site in sites if site not in state.rulings]
+        self, state: OverriddenState[StateT], sites: Iterable[GuestVirtual]
+    ) -> OverriddenState[StateT]:
+        new = [site for site in sites if site not in state.overrides]
         return replace(state, inner=self.strategy.add(state.inner, new))
 
     def forget(
-        self, state: GovernedState[StateT], sites: Iterable[GuestVirtual]
-    ) -> GovernedState[StateT]:
+        self, state: OverriddenState[StateT], sites: Iterable[GuestVirtual]
+    ) -> OverriddenState[StateT]:
         gone = frozenset(sites)
-        return GovernedState(
+        return OverriddenState(
             self.strategy.forget(state.inner, gone),
-            {site: ruling for site, ruling in state.rulings.items() if site not in gone},
+            {site: override for site, override in state.overrides.items() if site not in gone},
             state.untold - gone,
         )
 
     def decide(
-        self, state: GovernedState[StateT], snapshot: Snapshot
-    ) -> tuple[GovernedState[StateT], Decision]:
+        self, state: OverriddenState[StateT], snapshot: Snapshot
+    ) -> tuple[OverriddenState[StateT], Decision]:
         inner, decision = self.strategy.decide(state.inner, snapshot)
         if not state.untold:
             return (state if inner is state.inner else replace(state, inner=inner)), decision
-        told = self.strategy.status(inner) if state.untold - state.rulings.keys() else {}
+        told = self.strategy.status(inner) if state.untold - state.overrides.keys() else {}
         wanted, states, reasons = (
             dict(decision.wanted),
             dict(decision.states),
             dict(decision.reasons),
         )
         for site in sorted(state.untold):
-            ruling = state.rulings.get(site)
-            if ruling is not None:
-                wanted[site], states[site], reasons[site] = ruling.form, ruling.state, ruling.reason
+            override = state.overrides.get(site)
+            if override is not None:
+                wanted[site], states[site], reasons[site] = (
+                    override.form,
+                    override.state,
+                    override.reason,
+                )
             else:
                 free = told[site]
                 wanted[site], states[site], reasons[site] = free.wanted, free.state, free.reason
         return (
-            GovernedState(inner, state.rulings),
+            OverriddenState(inner, state.overrides),
             Decision(wanted, decision.shares, states, reasons),
         )
 
-    def wanted(self, state: GovernedState[StateT]) -> Mapping[GuestVirtual, Form]:
-        forms = {site: ruling.form for site, ruling in state.rulings.items()}
+    def wanted(self, state: OverriddenState[StateT]) -> Mapping[GuestVirtual, Form]:
+        forms = {site: override.form for site, override in state.overrides.items()}
         ruled = {site: form for site, form in forms.items() if form != ORIGINAL}
         return {**self.strategy.wanted(state.inner), **ruled}
 
-    def status(self, state: GovernedState[StateT]) -> Mapping[GuestVirtual, SiteStatus]:
+    def status(self, state: OverriddenState[StateT]) -> Mapping[GuestVirtual, SiteStatus]:
         ruled = {
-            site: SiteStatus(ruling.state, ruling.reason, ruling.form)
-            for site, ruling in state.rulings.items()
+            site: SiteStatus(override.state, override.reason, override.form)
+            for site, override in state.overrides.items()
         }
         return {**self.strategy.status(state.inner), **ruled}
 
-    def dump(self, state: GovernedState[StateT]) -> str:
+    def dump(self, state: OverriddenState[StateT]) -> str:
         inner = self.strategy.dump(state.inner)
-        return _JSON.dump_json(_Dump(1, inner, dict(state.rulings), state.untold)).decode()
+        return _JSON.dump_json(_Dump(1, inner, dict(state.overrides), state.untold)).decode()
 
-    def load(self, text: str) -> GovernedState[StateT]:
+    def load(self, text: str) -> OverriddenState[StateT]:
         dumped = load_json(_JSON, text, "a governed strategy")
-        return GovernedState(self.strategy.load(dumped.inner), dumped.rulings, dumped.untold)
+        return OverriddenState(self.strategy.load(dumped.inner), dumped.overrides, dumped.untold)

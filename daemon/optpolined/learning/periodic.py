@@ -28,16 +28,16 @@ from pydantic import ConfigDict, TypeAdapter
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
-from optpolined.learning.settings import EpochSettings
+from optpolined.learning.settings import PeriodicSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.shares import look
 from optpolined.learning.state import load_json
 from optpolined.learning.strategy import Decision, Share, SiteStatus, Snapshot
 
-__all__ = ("Epoch", "EpochPhase", "EpochState", "Trainee")
+__all__ = ("Periodic", "PeriodicPhase", "PeriodicSite", "PeriodicState")
 
 
-class EpochPhase(StrEnum):
+class PeriodicPhase(StrEnum):
     """Where a site stands."""
 
     IDLE = "idle"
@@ -45,10 +45,10 @@ class EpochPhase(StrEnum):
     PROMOTED = "promoted"
 
 
-class Trainee(NamedTuple):
+class PeriodicSite(NamedTuple):
     """One site."""
 
-    phase: EpochPhase
+    phase: PeriodicPhase
     reason: str
     calls: tuple[tuple[GuestVirtual, int], ...] = ()
     """While learning: the calls of this training by target, by rising address."""
@@ -59,7 +59,7 @@ class Trainee(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class EpochState:
+class PeriodicState:
     """All sites."""
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
@@ -69,41 +69,43 @@ class EpochState:
     """The last one that was decided."""
     since: int | None = None
     """The epoch that began the last training."""
-    sites: dict[GuestVirtual, Trainee] = field(default_factory=dict)
+    sites: dict[GuestVirtual, PeriodicSite] = field(default_factory=dict)
     new: tuple[GuestVirtual, ...] = ()
     """Sites that join with the next epoch."""
 
 
-_JSON = TypeAdapter(EpochState)
-_LEARN = Trainee(EpochPhase.LEARNING, "training")
-_LATE = Trainee(EpochPhase.IDLE, "came after the training")
-_UNCALLED = Trainee(EpochPhase.IDLE, "too few calls in the training")
+_JSON = TypeAdapter(PeriodicState)
+_LEARN = PeriodicSite(PeriodicPhase.LEARNING, "training")
+_LATE = PeriodicSite(PeriodicPhase.IDLE, "came after the training")
+_UNCALLED = PeriodicSite(PeriodicPhase.IDLE, "too few calls in the training")
 
 
-def _form_of(site: Trainee) -> Form:
-    if site.phase is EpochPhase.LEARNING:
+def _form_of(site: PeriodicSite) -> Form:
+    if site.phase is PeriodicPhase.LEARNING:
         return LEARNING
     if site.chain:
         return Chain(tuple([target for target, _ in site.chain]))
     return ORIGINAL
 
 
-class Epoch:
+class Periodic:
     """See :class:`optpolined.learning.strategy.Strategy`, and the module's docstring."""
 
-    def __init__(self, settings: EpochSettings | None = None, shaper: Shaper | None = None) -> None:
+    def __init__(
+        self, settings: PeriodicSettings | None = None, shaper: Shaper | None = None
+    ) -> None:
         """:param shaper: Asked how many targets a form can have."""
-        self.settings = settings or EpochSettings()
+        self.settings = settings or PeriodicSettings()
         self._places = min(self.settings.max_targets, (shaper or Shaper()).targets_max)
 
-    def initial(self, sites: Iterable[GuestVirtual]) -> EpochState:
-        return self.add(EpochState(version=1), sites)
+    def initial(self, sites: Iterable[GuestVirtual]) -> PeriodicState:
+        return self.add(PeriodicState(version=1), sites)
 
-    def add(self, state: EpochState, sites: Iterable[GuestVirtual]) -> EpochState:
+    def add(self, state: PeriodicState, sites: Iterable[GuestVirtual]) -> PeriodicState:
         known = state.sites.keys() | set(state.new)
         return replace(state, new=(*state.new, *sorted(set(sites) - known)))
 
-    def forget(self, state: EpochState, sites: Iterable[GuestVirtual]) -> EpochState:
+    def forget(self, state: PeriodicState, sites: Iterable[GuestVirtual]) -> PeriodicState:
         gone = set(sites)
         return replace(
             state,
@@ -111,7 +113,7 @@ class Epoch:
             new=tuple(address for address in state.new if address not in gone),
         )
 
-    def decide(self, state: EpochState, snapshot: Snapshot) -> tuple[EpochState, Decision]:
+    def decide(self, state: PeriodicState, snapshot: Snapshot) -> tuple[PeriodicState, Decision]:
         epoch = snapshot.epoch
         if epoch <= state.epoch:
             return state, Decision()
@@ -125,13 +127,13 @@ class Epoch:
             self._work(sites, state.epoch - since, epoch - since)
         joins = _LEARN if epoch - since < self.settings.learn_epochs else _LATE
         sites.update(dict.fromkeys(state.new, joins))
-        after = EpochState(state.version, epoch, since, sites)
+        after = PeriodicState(state.version, epoch, since, sites)
         return after, _difference(state, after)
 
-    def _count(self, sites: dict[GuestVirtual, Trainee], snapshot: Snapshot) -> None:
+    def _count(self, sites: dict[GuestVirtual, PeriodicSite], snapshot: Snapshot) -> None:
         for address in snapshot.sites.keys() & sites.keys():
             site = sites[address]
-            if site.phase is not EpochPhase.LEARNING:
+            if site.phase is not PeriodicPhase.LEARNING:
                 continue
             if snapshot.installed.get(address, ORIGINAL) != LEARNING:
                 continue
@@ -143,7 +145,7 @@ class Epoch:
                 calls=tuple(sorted(calls.items())), total=site.total + seen.slow
             )
 
-    def _work(self, sites: dict[GuestVirtual, Trainee], before: int, now: int) -> None:
+    def _work(self, sites: dict[GuestVirtual, PeriodicSite], before: int, now: int) -> None:
         """Let the worker run where it is due, and the training end.
 
         :param before: Epochs since the training began, at the last decision.
@@ -155,40 +157,40 @@ class Epoch:
         if not over and now // s.worker_epochs == before // s.worker_epochs:
             return
         for address, site in sites.items():
-            if site.phase is EpochPhase.LEARNING:
+            if site.phase is PeriodicPhase.LEARNING:
                 if site.calls and site.total >= s.min_calls:
                     sites[address] = self._patched(site)
                 elif over:
                     sites[address] = _UNCALLED
 
-    def _patched(self, site: Trainee) -> Trainee:
+    def _patched(self, site: PeriodicSite) -> PeriodicSite:
         hottest = sorted(site.calls, key=lambda item: (-item[1], item[0]))[: self._places]
         chain = tuple((target, calls / site.total) for target, calls in hottest)
         share = sum([share for _, share in chain])
         reason = f"{len(chain)} targets take {share:.0%} of {site.total} calls"
-        return Trainee(EpochPhase.PROMOTED, reason, chain=chain)
+        return PeriodicSite(PeriodicPhase.PROMOTED, reason, chain=chain)
 
-    def wanted(self, state: EpochState) -> Mapping[GuestVirtual, Form]:
+    def wanted(self, state: PeriodicState) -> Mapping[GuestVirtual, Form]:
         forms = {address: _form_of(site) for address, site in state.sites.items()}
         return {address: form for address, form in forms.items() if form != ORIGINAL}
 
-    def status(self, state: EpochState) -> Mapping[GuestVirtual, SiteStatus]:
+    def status(self, state: PeriodicState) -> Mapping[GuestVirtual, SiteStatus]:
         told = {
             address: SiteStatus(site.phase.value, site.reason, _form_of(site))
             for address, site in state.sites.items()
         }
         for address in state.new:
-            told[address] = SiteStatus(EpochPhase.IDLE.value, "not looked at yet", ORIGINAL)
+            told[address] = SiteStatus(PeriodicPhase.IDLE.value, "not looked at yet", ORIGINAL)
         return told
 
-    def dump(self, state: EpochState) -> str:
+    def dump(self, state: PeriodicState) -> str:
         return _JSON.dump_json(state).decode()
 
-    def load(self, text: str) -> EpochState:
+    def load(self, text: str) -> PeriodicState:
         return load_json(_JSON, text, "the epoch strategy")
 
 
-def _difference(before: EpochState, after: EpochState) -> Decision:
+def _difference(before: PeriodicState, after: PeriodicState) -> Decision:
     wanted: dict[GuestVirtual, Form] = {}
     shares: dict[GuestVirtual, Sequence[Share]] = {}
     states: dict[GuestVirtual, str] = {}

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Form, Key
 from optpolined.learning.cost import Costs
-from optpolined.learning.overridden import Governed, Ruling
-from optpolined.learning.settings import ContinuousSettings, EpochSettings, LearningSettings
+from optpolined.learning.overridden import Overridden, Override
+from optpolined.learning.settings import ContinuousSettings, LearningSettings, PeriodicSettings
 from optpolined.learning.shape import KeyTable, Shaper, Shapes, ShapeSettings
 from optpolined.learning.strategies import StrategyName, make_strategy
 from optpolined.learning.strategy import (
@@ -21,10 +21,10 @@ from optpolined.learning.strategy import (
     Snapshot,
 )
 
-__all__ = ("Pupil", "PupilSettings")
+__all__ = ("RunnerSettings", "StrategyRunner")
 
 
-class PupilSettings(Protocol):
+class RunnerSettings(Protocol):
     """What a pupil is made of: the [learning] part of a guest's configuration."""
 
     @property
@@ -34,21 +34,21 @@ class PupilSettings(Protocol):
     @property
     def continuous(self) -> ContinuousSettings: ...
     @property
-    def epoch(self) -> EpochSettings: ...
+    def epoch(self) -> PeriodicSettings: ...
     @property
     def shape(self) -> ShapeSettings: ...
     @property
     def costs(self) -> Costs: ...
 
 
-class Pupil:
+class StrategyRunner:
     """One guest's strategy, and the forms that its decisions become.
 
     The order of an epoch is :meth:`follow`, where modules came or went, :meth:`snapshot`,
     :meth:`decide`; :meth:`rule` and :meth:`adopt` come between two epochs.
     """
 
-    def __init__(self, settings: PupilSettings, strategy: StrategyName | None = None) -> None:
+    def __init__(self, settings: RunnerSettings, strategy: StrategyName | None = None) -> None:
         """It knows no site yet.
 
         :param strategy: Instead of the one that ``settings`` names.
@@ -82,23 +82,23 @@ class Pupil:
         self._shapes.declare({site: key for site, key in came.items() if key is not None})
         self._state = self._strategy.add(self._state, came)
 
-    def rule(self, rulings: Mapping[GuestVirtual, Ruling]) -> None:
+    def rule(self, overrides: Mapping[GuestVirtual, Override]) -> None:
         """Decide about these sites, and no others, by what somebody said."""
-        self._state = self._strategy.rule(self._state, rulings)
+        self._state = self._strategy.rule(self._state, overrides)
 
-    def adopt(self, settings: PupilSettings) -> None:
+    def adopt(self, settings: RunnerSettings) -> None:
         """Go on with other settings, from what is known.
 
         Another strategy knows nothing of that, and begins with the same sites and rulings.
         """
-        sites, rulings = self.status(), self._state.rulings
+        sites, overrides = self.status(), self._state.overrides
         is_another = settings.strategy is not self._name
         shaper = Shaper(settings.shape, settings.costs)
         self._name = settings.strategy
         self._strategy = _governed(settings, self._name, shaper)
         self._shapes.adopt(shaper)
         if is_another:
-            self._state = self._strategy.rule(self._strategy.initial(sites), rulings)
+            self._state = self._strategy.rule(self._strategy.initial(sites), overrides)
             self.wanted = dict.fromkeys(self.wanted, ORIGINAL)
 
     def status(self) -> Mapping[GuestVirtual, SiteStatus]:
@@ -139,7 +139,7 @@ class Pupil:
         return made
 
 
-def _governed(settings: PupilSettings, name: StrategyName, shaper: Shaper) -> Governed[Any]:
+def _governed(settings: RunnerSettings, name: StrategyName, shaper: Shaper) -> Overridden[Any]:
     strategy = make_strategy(
         name,
         hysteresis=settings.hysteresis,
@@ -147,4 +147,4 @@ def _governed(settings: PupilSettings, name: StrategyName, shaper: Shaper) -> Go
         epoch=settings.epoch,
         shaper=shaper,
     )
-    return Governed(strategy)
+    return Overridden(strategy)

@@ -15,8 +15,8 @@ __all__ = (
     "EPOCH_RANGES",
     "RANGES",
     "ContinuousSettings",
-    "EpochSettings",
     "LearningSettings",
+    "PeriodicSettings",
 )
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -150,7 +150,7 @@ class ContinuousSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class EpochSettings:
+class PeriodicSettings:
     """Epoch: learn, patch, and train again at intervals.
 
     :raise SettingError: A value is out of :data:`EPOCH_RANGES`, or two contradict each other.

@@ -21,7 +21,7 @@ __all__ = (
     "Belief",
     "History",
     "HysteresisState",
-    "Phase",
+    "SitePhase",
     "SiteState",
     "Window",
     "dump",
@@ -32,7 +32,7 @@ __all__ = (
 )
 
 
-class Phase(StrEnum):
+class SitePhase(StrEnum):
     """Where a site stands; the package's docstring draws the ways between."""
 
     COLD = "cold"
@@ -92,7 +92,7 @@ class History(NamedTuple):
 class SiteState(NamedTuple):
     """One site."""
 
-    phase: Phase
+    phase: SitePhase
     reason: str
     history: History
     deadline: int | None = None

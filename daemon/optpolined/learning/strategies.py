@@ -5,8 +5,8 @@ from typing import Any
 
 from optpolined.learning.continuous import Continuous
 from optpolined.learning.hysteresis import Hysteresis
-from optpolined.learning.periodic import Epoch
-from optpolined.learning.settings import ContinuousSettings, EpochSettings, LearningSettings
+from optpolined.learning.periodic import Periodic
+from optpolined.learning.settings import ContinuousSettings, LearningSettings, PeriodicSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategy import Strategy
 
@@ -26,7 +26,7 @@ def make_strategy(
     *,
     hysteresis: LearningSettings,
     continuous: ContinuousSettings,
-    epoch: EpochSettings,
+    epoch: PeriodicSettings,
     shaper: Shaper,
 ) -> Strategy[Any]:
     """The strategy ``name`` with its own of the settings; only it knows its states."""
@@ -36,4 +36,4 @@ def make_strategy(
         case StrategyName.CONTINUOUS:
             return Continuous(continuous)
         case StrategyName.EPOCH:
-            return Epoch(epoch, shaper)
+            return Periodic(epoch, shaper)

@@ -7,7 +7,7 @@ from optpolined.learning.backoff import Backoff, Pauses
 from optpolined.learning.settings import LearningSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.shares import Seen, Share, blend, choose, covers, extend
-from optpolined.learning.state import Belief, History, Phase, SiteState, Window
+from optpolined.learning.state import Belief, History, SitePhase, SiteState, Window
 
 __all__ = ("Now", "close_window", "first_window", "learn", "open_window")
 
@@ -47,11 +47,11 @@ class Now:
 def first_window(now: Now) -> SiteState:
     """A site that nothing is known of."""
     fresh = Backoff(now.epoch)
-    site = SiteState(Phase.COLD, "", History(fresh, fresh, fresh))
-    return open_window(site, now, Phase.LEARNING, "first window")
+    site = SiteState(SitePhase.COLD, "", History(fresh, fresh, fresh))
+    return open_window(site, now, SitePhase.LEARNING, "first window")
 
 
-def open_window(site: SiteState, now: Now, phase: Phase, reason: str) -> SiteState:
+def open_window(site: SiteState, now: Now, phase: SitePhase, reason: str) -> SiteState:
     """Learn from nothing."""
     deadline = now.epoch + now.settings.learn_epochs
     return SiteState(phase, reason, site.history, deadline, Window(now.epoch))
@@ -96,7 +96,7 @@ def _promote(site: SiteState, window: Window, now: Now) -> SiteState:
     chain = extend(window.shares, window.candidate, s.add_share, places)
     share = sum([share for _, share in chain])
     return SiteState(
-        Phase.PROMOTED,
+        SitePhase.PROMOTED,
         f"{len(chain)} targets take {share:.0%} of {window.calls_per_second:.0f} calls/s",
         _ended(site, now),
         belief=Belief(chain, window.calls_per_second, now.epoch),
@@ -105,7 +105,7 @@ def _promote(site: SiteState, window: Window, now: Now) -> SiteState:
 
 def _ended(site: SiteState, now: Now) -> History:
     # Whatever a relearning window brings, it was a flap: two ways of failing would double twice.
-    return _struck(site.history, now) if site.phase is Phase.RELEARNING else site.history
+    return _struck(site.history, now) if site.phase is SitePhase.RELEARNING else site.history
 
 
 def _struck(history: History, now: Now) -> History:
@@ -122,12 +122,12 @@ def close_window(site: SiteState, now: Now) -> SiteState:
     history = _ended(site, now)
     if window.busy < s.promote_epochs:
         reason = f"under {s.min_calls_per_second:g} calls/s in most of the window"
-        return SiteState(Phase.COLD, reason, history)
+        return SiteState(SitePhase.COLD, reason, history)
     trouble = _too_many(window, now)
-    phase = Phase.QUARANTINE
-    if trouble is not None and site.phase is Phase.LEARNING:
-        phase = Phase.MEGAMORPHIC
-    if site.phase is Phase.LEARNING:
+    phase = SitePhase.QUARANTINE
+    if trouble is not None and site.phase is SitePhase.LEARNING:
+        phase = SitePhase.MEGAMORPHIC
+    if site.phase is SitePhase.LEARNING:
         history = _struck(history, now)
     wake = max(now.epoch + 1, history.flaps.ready_at(now.flap_pauses))
     return SiteState(

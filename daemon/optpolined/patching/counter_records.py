@@ -13,7 +13,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Chain, Form, Key, LearnKeys
 from optpolined.kernel.module.counters import RECORD
 
-__all__ = ("Records", "counts_all", "key_table_records")
+__all__ = ("RecordAllocator", "counts_all", "key_table_records")
 
 _SLOT_BYTES = 4
 
@@ -30,7 +30,7 @@ def counts_all(form: Form) -> bool:
     )
 
 
-class Records:
+class RecordAllocator:
     """Hands out record indices: 0 .. ``capacity`` - 1, first the ``clean`` ones."""
 
     def __init__(self, clean: Iterable[int]) -> None:

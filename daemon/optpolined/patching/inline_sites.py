@@ -17,7 +17,7 @@ from optpolined.kernel.module.abi import PokeState, SiteKind
 from optpolined.kernel.module.poke_table import PokeEntry
 from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.sites.inline_part import InlinePart
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.errors import SiteRefusedError
 from optpolined.patching.protocol.inline_change import InlineChange, InlineForm, classify_inline
 from optpolined.patching.protocol.standing import Standing
@@ -99,7 +99,7 @@ def standing_head(part: InlinePart, pages: AddressSpace) -> Head | None:
 
 
 def head_change(
-    part: InlinePart, head: Head, entries: Entries, pages: AddressSpace, protocol: Protocol
+    part: InlinePart, head: Head, entries: PokeEntries, pages: AddressSpace, protocol: Protocol
 ) -> InlineChange | None:
     """The change that gives an inline part its head; ``None`` where it has it.
 

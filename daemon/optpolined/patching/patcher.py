@@ -29,16 +29,16 @@ from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.sites.inline_part import InlinePart
 from optpolined.kernel.sites.scan import Site
 from optpolined.patching.arena import Arena, rounded
-from optpolined.patching.counter_records import Records, key_table_records
+from optpolined.patching.counter_records import RecordAllocator, key_table_records
 from optpolined.patching.inline_sites import Found, Head, head_change, joined, split, standing_head
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.errors import SiteRefusedError
-from optpolined.patching.protocol.execute import PatientMachine, Refusal, Report, execute, walk
+from optpolined.patching.protocol.execute import GivenUp, PatientMachine, PlanResult, execute, walk
 from optpolined.patching.protocol.inline_change import inline_steps
-from optpolined.patching.protocol.steps import Change, Phase, Protocol, Write
+from optpolined.patching.protocol.steps import Change, Protocol, StepPhase, Write
 from optpolined.x86 import INT3
 
-__all__ = ("HELD_UP", "Block", "PatchReport", "Patcher")
+__all__ = ("HELD_UP", "ArenaBlock", "PatchReport", "Patcher")
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ HELD_UP = "held_up"
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class ArenaBlock:
     """Code in the arena that was built for one site."""
 
     address: GuestVirtual
@@ -90,9 +90,9 @@ class Patcher:
         space: AddressSpace,
         header: Header,
         sites: Mapping[GuestVirtual, Site],
-        entries: Entries,
+        entries: PokeEntries,
         arena: Arena,
-        records: Records,
+        records: RecordAllocator,
         record_offset: Callable[[int], int],
         protocol: Protocol,
         batch_sites: int,
@@ -111,7 +111,7 @@ class Patcher:
         self._is_held_up = is_held_up
         self._assembler = Assembler()
         self._decoder = Decoder(self._assembler)
-        self._blocks: dict[GuestVirtual, Block] = {}
+        self._blocks: dict[GuestVirtual, ArenaBlock] = {}
         self._touched: set[GuestVirtual] = set()
         self._referred_bytes = 0
 
@@ -158,7 +158,7 @@ class Patcher:
         self._referred_bytes = sum(rounded(len(self._blocks[block].code)) for block in in_use)
         return forms
 
-    def block_of(self, address: GuestVirtual, pages: AddressSpace) -> Block | None:
+    def block_of(self, address: GuestVirtual, pages: AddressSpace) -> ArenaBlock | None:
         """The block that the site leads to now; ``None`` where it leads to none of ours.
 
         :raise GuestReplacedError: as :meth:`observe`.
@@ -246,11 +246,13 @@ class Patcher:
         result = walk(inline_steps(changes, self._protocol), self._machine)
         self._take_refusals(result, sites, report)
 
-    def _take_refusals(self, result: Report, sites: Sequence[Site], report: PatchReport) -> None:
+    def _take_refusals(
+        self, result: PlanResult, sites: Sequence[Site], report: PatchReport
+    ) -> None:
         """Note what became of changes of ``sites``, by their number."""
         for refusal in result.refused:
             self._refused(sites[refusal.change], refusal, report)
-        if any(refusal.phase is Phase.PREPARE for refusal in result.refused):
+        if any(refusal.phase is StepPhase.PREPARE for refusal in result.refused):
             self._entries.reload()
 
     def _standing(self, site: Site, pages: AddressSpace) -> tuple[Form | None, GuestVirtual | None]:
@@ -329,7 +331,7 @@ class Patcher:
             learn_stub=learn_stub,
             key_table=key_table,
         )
-        self._blocks[address] = Block(address, site.address, form, code)
+        self._blocks[address] = ArenaBlock(address, site.address, form, code)
         return Write(address, pages.read(address, size), code)
 
     def _counted_in(self, site: Site, form: Code) -> tuple[int, int]:
@@ -344,7 +346,7 @@ class Patcher:
             raise SiteRefusedError(site.address, "no_record_left")
         return self._record_offset(record), self._record_offset(table)
 
-    def _refused(self, site: Site, refusal: Refusal, report: PatchReport) -> None:
+    def _refused(self, site: Site, refusal: GivenUp, report: PatchReport) -> None:
         in_code = {site.address}
         if site.inline is not None:
             in_code |= {site.inline.compare, site.inline.branch}

@@ -12,12 +12,12 @@ from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeEntry, PokeTable
 from optpolined.kernel.paging import AddressSpace
 from optpolined.patching.protocol.steps import Protocol, Write
 
-__all__ = ("Entries",)
+__all__ = ("PokeEntries",)
 
 _STATE_OFFSET = PokeEntryLayout.state.offset
 
 
-class Entries:
+class PokeEntries:
     """The table as it was read at attach, and as we have written it since."""
 
     def __init__(self, space: AddressSpace, header: Header) -> None:

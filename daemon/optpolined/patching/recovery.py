@@ -18,7 +18,7 @@ from optpolined.kernel.module.abi import INLINE_BRANCH, STATIC_KINDS, SiteKind
 from optpolined.kernel.module.header import Header
 from optpolined.kernel.module.poke_table import PokeEntry
 from optpolined.kernel.paging import AddressSpace
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.execute import PatientMachine, execute, walk
 from optpolined.patching.protocol.inline_change import (
     InlineChange,
@@ -52,7 +52,7 @@ class Leftover:
     branch: tuple[PokeEntry, bytes] | None = None
 
 
-def find_leftovers(entries: Entries, space: AddressSpace, header: Header) -> list[Leftover]:
+def find_leftovers(entries: PokeEntries, space: AddressSpace, header: Header) -> list[Leftover]:
     """Look at every site of the poke table; those of modules that have gone are passed over."""
     arena = _arena(header)
     leftovers = []
@@ -121,7 +121,10 @@ def _live_span(span: Sequence[PokeEntry], pages: AddressSpace) -> Iterator[tuple
 
 
 def put_back(
-    leftovers: Iterable[Leftover], entries: Entries, space: AddressSpace, machine: PatientMachine
+    leftovers: Iterable[Leftover],
+    entries: PokeEntries,
+    space: AddressSpace,
+    machine: PatientMachine,
 ) -> None:
     """Restore the sites that hold something of ours; those of others are left alone.
 
@@ -183,7 +186,7 @@ def _unlearning(
     )
 
 
-def _stale(entries: Entries, space: AddressSpace) -> Iterator[Write]:
+def _stale(entries: PokeEntries, space: AddressSpace) -> Iterator[Write]:
     """What disarms the entries whose site holds a whole instruction, or is there no more."""
     with space.snapshot() as pages:
         armed = entries.armed(pages)

@@ -28,9 +28,9 @@ from optpolined.kernel.sites.static_calls import (
     static_target,
 )
 from optpolined.kernel.symbols.symbols import Symbols
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.execute import Machine, execute
-from optpolined.patching.protocol.steps import Change, Phase, Protocol
+from optpolined.patching.protocol.steps import Change, Protocol, StepPhase
 from optpolined.qemu.errors import ResumedError
 from optpolined.x86 import INT3
 
@@ -112,7 +112,7 @@ class StaticCalls:
         machine: Machine,
         space: AddressSpace,
         symbols: Symbols,
-        entries: Entries,
+        entries: PokeEntries,
         protocol: Protocol,
         calls: Mapping[str, StaticCall],
     ) -> None:
@@ -249,7 +249,7 @@ class StaticCalls:
 
     def _execute(self, changes: Sequence[Change]) -> None:
         refused = execute(changes, self._protocol, self._machine).refused
-        if any(refusal.phase is Phase.PREPARE for refusal in refused):
+        if any(refusal.phase is StepPhase.PREPARE for refusal in refused):
             self._entries.reload()
         for refusal in refused:
             raise StaticCallError(

@@ -18,7 +18,7 @@ from optpolined.kernel.module.header import read_status
 from optpolined.kernel.module.module_list import read_modules
 from optpolined.kernel.sites.declarations import read_declarations
 from optpolined.kernel.symbols.symbols import Symbols
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol
 from optpolined.patching.recovery import find_leftovers, put_back
 from optpolined.patching.static_calls import StaticCalls, find_static_calls
@@ -73,7 +73,7 @@ def recover(link: Link, config: GuestConfig) -> Recovered:
     machine = machine_of(link, config, time.monotonic)
     mailbox = open_mailbox(attachment, machine)
     with refuse_on_failure():
-        entries = Entries(space, header)
+        entries = PokeEntries(space, header)
         if link.monitor.status() == "running":
             mailbox.request(RequestOp.MODULES)
         check_text_guard(space, header)
@@ -103,7 +103,9 @@ def recover(link: Link, config: GuestConfig) -> Recovered:
     return recovered
 
 
-def _restore_static_calls(attachment: Attachment, entries: Entries, machine: GuestMachine) -> int:
+def _restore_static_calls(
+    attachment: Attachment, entries: PokeEntries, machine: GuestMachine
+) -> int:
     """Point the static calls where they were built to go: only code says which there are.
 
     Answers how many places changed.

@@ -31,10 +31,10 @@ from optpolined.kernel.module.header import read_status
 from optpolined.kernel.module.module_list import read_modules
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.patching.arena import Arena, GraceToken
-from optpolined.patching.counter_records import Records, counts_all, key_table_records
+from optpolined.patching.counter_records import RecordAllocator, counts_all, key_table_records
 from optpolined.patching.inline_sites import Found
 from optpolined.patching.patcher import Patcher, PatchReport
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.execute import Machine
 from optpolined.patching.protocol.standing import Standing
 from optpolined.patching.protocol.steps import Protocol
@@ -97,7 +97,7 @@ class Session:
         self._mailbox = open_mailbox(link.attachment, self.machine, link.alive)
         self._mailbox.request(RequestOp.MODULES)
         self._patient = PatientGuest(self.machine, self._request_grace)
-        self._entries = Entries(self.space, self.header)
+        self._entries = PokeEntries(self.space, self.header)
         check_text_guard(self.space, self.header)
         modules = read_modules(self.space, self.header)
         self._recover()
@@ -113,7 +113,7 @@ class Session:
         self.arena = Arena(self.header.arena, self.header.arena_size)
         self._int3_before = self.counters.int3().hits
         self._adopt(blocks_in_use(self._leftovers(), self.header))
-        self.records = Records(self._clean_records(ours_ran=any(self._entries)))
+        self.records = RecordAllocator(self._clean_records(ours_ran=any(self._entries)))
         self._last = self.counters.snapshot(0)
         self._grace: GraceToken | None = None
         self._grace_began = 0.0

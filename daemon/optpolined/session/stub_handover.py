@@ -15,7 +15,7 @@ from optpolined.qemu.memory import StubMemory
 from optpolined.session.link import Link
 from optpolined.session.session import Session
 
-__all__ = ("Lending",)
+__all__ = ("StubHandover",)
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _WAIT_SECONDS = 20.0
 _RETRY_SECONDS = 0.2
 
 
-class Lending:
+class StubHandover:
     """The gdbstub of ``guest``, and who has it."""
 
     def __init__(self, guest: str, link: Link, session: Session) -> None:

@@ -22,14 +22,14 @@ from optpolined.api.status import (
     EPOCH_BUCKETS_SECONDS,
     GRACE_BUCKETS_SECONDS,
     STOP_BUCKETS_SECONDS,
+    DaemonPhase,
     Durations,
-    Phase,
     Status,
 )
 
 __all__ = ("StatusCollector",)
 
-_MANAGED = frozenset({Phase.LEARNING, Phase.RUNNING, Phase.AUDITING})
+_MANAGED = frozenset({DaemonPhase.LEARNING, DaemonPhase.RUNNING, DaemonPhase.AUDITING})
 
 _REFUSALS = (
     "arena_full",
@@ -96,7 +96,7 @@ def _of_guest(status: Status) -> Iterator[Metric]:
         "phase",
         "1 for what the daemon is doing, 0 for all else.",
         "phase",
-        {phase.name.lower(): phase is status.phase for phase in Phase},
+        {phase.name.lower(): phase is status.phase for phase in DaemonPhase},
     )
     yield _gauge("frozen", "1 while somebody wants nothing changed.", status.frozen)
     yield _gauge("stub_released", "1 while a debugger may have the gdbstub.", status.stub_released)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from optpolined.addresses import GuestVirtual
 from optpolined.api.sites import Explanation, Instruction, Listing, Part, SiteRow
 from optpolined.codegen.listing import disassemble
-from optpolined.control.event_log import Chronicle
+from optpolined.control.event_log import EventLog
 from optpolined.kernel.errors import TranslationError
 from optpolined.kernel.module.abi import SiteKind
 from optpolined.kernel.paging import AddressSpace
@@ -15,7 +15,7 @@ from optpolined.session.session import Session
 __all__ = ("explain",)
 
 
-def explain(session: Session, site: Site, row: SiteRow, chronicle: Chronicle) -> Explanation:
+def explain(session: Session, site: Site, row: SiteRow, event_log: EventLog) -> Explanation:
     """Tell all of one site.  Reads, and stops nobody.
 
     :raise TranslationError: it is not mapped any more.
@@ -37,7 +37,7 @@ def explain(session: Session, site: Site, row: SiteRow, chronicle: Chronicle) ->
         kind="call" if site.kind is SiteKind.CALL else "jmp",
         parts=parts,
         block=block,
-        history=chronicle.of(site.address),
+        history=event_log.of(site.address),
     )
 
 

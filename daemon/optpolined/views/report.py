@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-__all__ = ("Report", "SiteCounts", "StopCounts")
+__all__ = ("RunReport", "SiteCounts", "StopCounts")
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class StopCounts:
 
 
 @dataclass(slots=True)
-class Report:
+class RunReport:
     """What a run of the daemon did; written by ``--report FILE``.
 
     ``coverage`` is measured in the audit window: direct calls over all calls of eligible sites;

@@ -7,8 +7,8 @@ from optpolined.api.requests import ListSites
 from optpolined.api.sites import Explanation, SiteRow, Target
 from optpolined.codegen.forms import ORIGINAL, Code
 from optpolined.config import matches
-from optpolined.control.call_rates import Rates
-from optpolined.control.event_log import Chronicle, form_name
+from optpolined.control.call_rates import CallRates
+from optpolined.control.event_log import EventLog, form_name
 from optpolined.control.learner import Learner
 from optpolined.control.names import Names
 from optpolined.kernel.symbols.symbols import Symbols
@@ -17,7 +17,7 @@ from optpolined.patching.inline_sites import Found
 from optpolined.session.session import Session
 from optpolined.views.explain import explain
 
-__all__ = ("SKIPPED", "Table")
+__all__ = ("SKIPPED", "SiteTable")
 
 SKIPPED = "skipped"
 """The state of a site that is left alone."""
@@ -28,7 +28,7 @@ _ORDERS: Mapping[str, Callable[[SiteRow], float]] = {
 }
 
 
-class Table:
+class SiteTable:
     """All sites of one attachment; ``forms`` gives what stands at those that were ever changed."""
 
     def __init__(
@@ -37,15 +37,15 @@ class Table:
         session: Session,
         learner: Learner,
         names: Names,
-        rates: Rates,
-        chronicle: Chronicle,
+        rates: CallRates,
+        event_log: EventLog,
         forms: Callable[[], Mapping[GuestVirtual, Found]],
     ) -> None:
         self._session = session
         self._learner = learner
         self._names = names
         self._rates = rates
-        self._chronicle = chronicle
+        self._event_log = event_log
         self._forms = forms
 
     def rows(self, asked: ListSites) -> Sequence[SiteRow]:
@@ -71,7 +71,7 @@ class Table:
         site = self._names.site(name)
         row = self._row(site, self._learner.status().get(site), self._forms())
         return explain(
-            self._session, self._session.survey.inventory.eligible[site], row, self._chronicle
+            self._session, self._session.survey.inventory.eligible[site], row, self._event_log
         )
 
     def _row(

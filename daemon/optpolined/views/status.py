@@ -7,44 +7,44 @@ from dataclasses import dataclass
 
 from optpolined import __version__
 from optpolined.addresses import GuestVirtual
-from optpolined.api.status import HotSite, Phase, Status, Versions
+from optpolined.api.status import DaemonPhase, HotSite, Status, Versions
 from optpolined.codegen.forms import ORIGINAL, Chain, Form
 from optpolined.config import GuestConfig
-from optpolined.control.arena_budget import Room
-from optpolined.control.call_rates import Rate, Rates
-from optpolined.control.event_log import Chronicle
+from optpolined.control.arena_budget import ArenaBudget
+from optpolined.control.call_rates import CallRates, Rate
+from optpolined.control.event_log import EventLog
 from optpolined.control.learner import Learner
-from optpolined.control.operator import Governor
+from optpolined.control.operator import Operator
 from optpolined.control.override_file import Standstill
 from optpolined.kernel.module.abi import ABI_VERSION
 from optpolined.patching.inline_sites import Found
 from optpolined.session.link import Link
 from optpolined.session.session import Session
-from optpolined.session.stub_handover import Lending
+from optpolined.session.stub_handover import StubHandover
 
-__all__ = ("Teller",)
+__all__ = ("StatusView",)
 
 
 @dataclass(frozen=True, slots=True)
-class Teller:
+class StatusView:
     """What the status of one attachment is made of."""
 
     guest: str
     config: GuestConfig
     link: Link
     session: Session
-    lending: Lending
+    stub_handover: StubHandover
     learner: Learner
-    governor: Governor
-    rates: Rates
-    room: Room
-    chronicle: Chronicle
+    operator: Operator
+    rates: CallRates
+    room: ArenaBudget
+    event_log: EventLog
     attached_at: float
     """As time.monotonic() gives it."""
 
     def tell(
         self,
-        phase: Phase,
+        phase: DaemonPhase,
         epoch: int,
         forms: Mapping[GuestVirtual, Found],
         before: Status,
@@ -55,7 +55,7 @@ class Teller:
         :param before: Of which the parts are kept that cannot be read now.
         """
         session, tally, learner = self.session, self.session.tally, self.learner
-        is_away = phase is Phase.MIGRATING  # even to read may take stops
+        is_away = phase is DaemonPhase.MIGRATING  # even to read may take stops
         inventory = session.survey.inventory
         promoted = promoted_chains(learner, forms)
         rates = self.rates.promoted(promoted)
@@ -73,15 +73,15 @@ class Teller:
             attachments=tally.attachments,
             epoch=epoch,
             epochs=tally.epochs.summary(),
-            stub_released=self.lending.is_released,
-            frozen=self.governor.standstill is not Standstill.NONE,
+            stub_released=self.stub_handover.is_released,
+            frozen=self.operator.standstill is not Standstill.NONE,
             found=inventory.found,
             eligible=len(inventory.eligible),
             skipped=self.skipped(),
             states=dict(Counter(learner.states.values())),
             targets_histogram=dict(Counter(len(chain.targets) for chain in promoted.values())),
             hottest=self._hottest(rates, promoted),
-            ruled=self.governor.ruled(),
+            ruled=self.operator.ruled(),
             counted_calls=tally.counted_calls + self.rates.counted_calls,
             missed_calls=tally.missed_calls + self.rates.missed_calls,
             direct_per_second=worth.direct_per_second,
@@ -100,7 +100,7 @@ class Teller:
             recoveries=tally.recoveries,
             rescues=tally.rescues,
             read_errors=tally.read_errors,
-            journal=self.chronicle.journal(),
+            journal=self.event_log.journal(),
         )
 
     def skipped(self) -> dict[str, int]:

@@ -9,15 +9,15 @@ from optpolined.api.status import ArenaUse, Status
 from optpolined.codegen.forms import Chain
 from optpolined.session.link import Link
 from optpolined.session.session import Session
-from optpolined.views.report import Report, SiteCounts, StopCounts
+from optpolined.views.report import RunReport, SiteCounts, StopCounts
 
 __all__ = ("first_report", "sum_up_sites", "sum_up_work")
 
 
-def first_report(guest: str, link: Link, session: Session, attach_seconds: float) -> Report:
+def first_report(guest: str, link: Link, session: Session, attach_seconds: float) -> RunReport:
     """What is known of a guest that was just attached to."""
     inventory = session.survey.inventory
-    return Report(
+    return RunReport(
         guest=guest,
         kernel=link.attachment.vmcoreinfo.osrelease,
         accel=link.accelerator,
@@ -28,7 +28,7 @@ def first_report(guest: str, link: Link, session: Session, attach_seconds: float
 
 
 def sum_up_sites(
-    report: Report,
+    report: RunReport,
     promoted: Mapping[GuestVirtual, Chain],
     skipped: dict[str, int],
     arena: ArenaUse,
@@ -45,7 +45,7 @@ def _by_targets(chains: Collection[Chain]) -> dict[str, int]:
     return {str(size): count for size, count in sorted(sizes.items())}
 
 
-def sum_up_work(report: Report, status: Status, seconds: float) -> None:
+def sum_up_work(report: RunReport, status: Status, seconds: float) -> None:
     """What was done in so many seconds, by the last status."""
     stops = status.stops
     report.int3_hits = status.int3_hits

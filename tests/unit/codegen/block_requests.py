@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import Assembler
-from optpolined.codegen.decode import Block, Decoder
+from optpolined.codegen.decode import DecodedBlock, Decoder
 from optpolined.codegen.forms import (
     KEY_BITS_MAX,
     MAX_LEAVES,
@@ -69,8 +69,8 @@ class Request:
             key_table=self.key_table,
         )
 
-    def block(self, size: int) -> Block:
-        return Block(self.form, self.register, self.record, size, self.key_table)
+    def block(self, size: int) -> DecodedBlock:
+        return DecodedBlock(self.form, self.register, self.record, size, self.key_table)
 
 
 def addresses(low: int = TOP, high: int = U64 - 1) -> st.SearchStrategy[GuestVirtual]:

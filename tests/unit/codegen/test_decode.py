@@ -7,7 +7,7 @@ import pytest
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import Assembler
-from optpolined.codegen.decode import Block, Decoder
+from optpolined.codegen.decode import DecodedBlock, Decoder
 from optpolined.codegen.errors import DecodeError, VerifyError
 from optpolined.codegen.forms import LEARNING, Chain
 from optpolined.x86 import Register
@@ -37,13 +37,13 @@ def assembled(*text: str, at: GuestVirtual = AT) -> bytes:
 
 def test_what_the_refusals_vary_is_accepted(decoder: Decoder) -> None:
     first, second = GuestVirtual(0xFFFFFFFF81000000), GuestVirtual(0xFFFFFFFF82000000)
-    assert decoder.decode_block(assembled(MISS), AT, STUBS) == Block(
+    assert decoder.decode_block(assembled(MISS), AT, STUBS) == DecodedBlock(
         LEARNING, Register.RAX, 0x1000, 17
     )
-    assert decoder.decode_block(assembled(FIRST, MISS), AT, STUBS) == Block(
+    assert decoder.decode_block(assembled(FIRST, MISS), AT, STUBS) == DecodedBlock(
         Chain((first,)), Register.RAX, 0x1000, 29
     )
-    assert decoder.decode_block(assembled(COUNTED, MISS), AT, STUBS) == Block(
+    assert decoder.decode_block(assembled(COUNTED, MISS), AT, STUBS) == DecodedBlock(
         Chain((second,), counts_hits=True), Register.RAX, 0x1000, 49
     )
 
@@ -170,11 +170,11 @@ def test_verify_says_what_differs(decoder: Decoder) -> None:
 
     verify(code, form)
     for wrong in (LEARNING, Chain(form.targets, counts_hits=True)):
-        with pytest.raises(VerifyError, match="instead of Block"):
+        with pytest.raises(VerifyError, match="instead of DecodedBlock"):
             verify(code, wrong)
-    with pytest.raises(VerifyError, match="instead of Block"):
+    with pytest.raises(VerifyError, match="instead of DecodedBlock"):
         verify(code, form, record=0x1001)
-    with pytest.raises(VerifyError, match="instead of Block"):
+    with pytest.raises(VerifyError, match="instead of DecodedBlock"):
         verify(code + b"\xcc", form)
     with pytest.raises(VerifyError, match="no way to a learning stub") as caught:
         verify(code[:-1], form)

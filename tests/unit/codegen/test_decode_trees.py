@@ -9,7 +9,7 @@ import pytest
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import Assembler
-from optpolined.codegen.decode import Block, Decoder
+from optpolined.codegen.decode import DecodedBlock, Decoder
 from optpolined.codegen.errors import DecodeError, VerifyError
 from optpolined.codegen.forms import Code, Key, Keyed, LearnKeys, Tree
 from optpolined.x86 import Register
@@ -55,7 +55,7 @@ def test_what_the_refusals_vary_is_accepted(
     decoder: Decoder, text: str, form: Code, key_table: int
 ) -> None:
     code = assembled(text)
-    expected = Block(form, Register.RAX, 0x1000, len(code), key_table)
+    expected = DecodedBlock(form, Register.RAX, 0x1000, len(code), key_table)
     assert decoder.decode_block(code, AT, STUBS) == expected
 
 
@@ -217,7 +217,7 @@ def test_verify_says_what_differs(decoder: Decoder, text: str, form: Code, key_t
         )
 
     verify(form, key_table)
-    with pytest.raises(VerifyError, match="instead of Block"):
+    with pytest.raises(VerifyError, match="instead of DecodedBlock"):
         verify(form, key_table + 8)
-    with pytest.raises(VerifyError, match="instead of Block"):
+    with pytest.raises(VerifyError, match="instead of DecodedBlock"):
         verify(Tree((LOW, GuestVirtual(HIGH + 1))), key_table)

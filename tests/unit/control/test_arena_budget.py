@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
-from optpolined.control.arena_budget import CALM_EPOCHS, MEASURE_EPOCHS, SILENT_EPOCHS, Room, fit
+from optpolined.control.arena_budget import (
+    CALM_EPOCHS,
+    MEASURE_EPOCHS,
+    SILENT_EPOCHS,
+    ArenaBudget,
+    fit,
+)
 from optpolined.kernel.errors import ArenaFullError
 from optpolined.learning.hysteresis import Hysteresis
 from optpolined.learning.strategy import SiteEpoch, Snapshot
@@ -39,8 +45,8 @@ def counted(rates: Mapping[GuestVirtual, float], epoch: int, form: Form = LEARNI
     return Snapshot(epoch, SECONDS, counts, dict.fromkeys(rates, form))
 
 
-def room_with(rates: Mapping[GuestVirtual, float], epoch: int = 0) -> Room:
-    room = Room(size_of)
+def room_with(rates: Mapping[GuestVirtual, float], epoch: int = 0) -> ArenaBudget:
+    room = ArenaBudget(size_of)
     room.note(counted(rates, epoch))
     return room
 
@@ -86,7 +92,7 @@ def test_who_learns_has_a_quarter_and_whoever_waited_longest_goes_first() -> Non
 
 
 def test_who_learns_already_is_not_displaced_by_who_would_like_to() -> None:
-    room = Room(size_of)
+    room = ArenaBudget(size_of)
     learners = [site(number) for number in range(100)]
     wanted: dict[GuestVirtual, Form] = dict.fromkeys(learners, LEARNING)
     standing: dict[GuestVirtual, Form | None] = dict.fromkeys(learners[50:60], LEARNING)
@@ -96,7 +102,7 @@ def test_who_learns_already_is_not_displaced_by_who_would_like_to() -> None:
 
 
 def test_who_is_silent_makes_room_for_who_was_not_looked_at() -> None:
-    room = Room(size_of)
+    room = ArenaBudget(size_of)
     learners = [site(number) for number in range(100)]
     wanted: dict[GuestVirtual, Form] = dict.fromkeys(learners, LEARNING)
     first = [
@@ -157,7 +163,7 @@ def test_it_says_so_once_when_it_begins_and_once_when_it_ends(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    room = Room(size_of)
+    room = ArenaBudget(size_of)
     few = dict.fromkeys([site(0), site(1)], ONE)
     for epoch in range(3 * CALM_EPOCHS):
         room.share(WANTED if epoch % (CALM_EPOCHS // 2) == 0 else few, {}, 32 * UNIT, epoch)
@@ -219,7 +225,7 @@ class Guest:
     rates: dict[GuestVirtual, float]
     units: int
     strategy: Hysteresis = field(default_factory=Hysteresis)
-    room: Room = field(default_factory=lambda: Room(size_of))
+    room: ArenaBudget = field(default_factory=lambda: ArenaBudget(size_of))
     forms: dict[GuestVirtual, Form | None] = field(default_factory=dict)
     wanted: dict[GuestVirtual, Form] = field(default_factory=dict)
     blocks: dict[GuestVirtual, GuestVirtual] = field(default_factory=dict)

@@ -4,7 +4,7 @@ import pytest
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, Chain, Form
-from optpolined.control.call_rates import Rates
+from optpolined.control.call_rates import CallRates
 from optpolined.learning.cost import Costs
 from optpolined.learning.strategy import SiteEpoch, Snapshot
 
@@ -18,15 +18,15 @@ def epoch(number: int, sites: dict[GuestVirtual, SiteEpoch], **forms: Form) -> S
     return Snapshot(number, 0.5, sites, installed)
 
 
-def learned() -> Rates:
+def learned() -> CallRates:
     """The hot site is called 1000 times a second, the cold one 100 times."""
-    rates = Rates()
+    rates = CallRates()
     rates.update(epoch(1, {HOT: SiteEpoch({ONE: 500}), COLD: SiteEpoch({TWO: 40}, 10)}))
     return rates
 
 
 def test_nothing_is_worth_nothing() -> None:
-    worth = Rates().worth({}, {}, {}, COSTS)
+    worth = CallRates().worth({}, {}, {}, COSTS)
     assert (worth.coverage, worth.cycles_saved_per_second) == (None, 0)
     assert worth.learning_overhead_share == 0
 

@@ -2,7 +2,7 @@
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Key, Keyed, LearnKeys, Tree
-from optpolined.control.event_log import Chronicle, form_name
+from optpolined.control.event_log import EventLog, form_name
 from optpolined.learning.strategy import Decision
 from optpolined.patching.inline_sites import UNSETTLED, Found
 from optpolined.x86 import Register
@@ -10,12 +10,12 @@ from optpolined.x86 import Register
 SITE, OTHER, ONE, TWO = map(GuestVirtual, (0x10, 0x20, 0x100, 0x200))
 
 
-def chronicle() -> Chronicle:
-    return Chronicle(lambda: 1e9, lambda address: f"f{address:x}")
+def event_log() -> EventLog:
+    return EventLog(lambda: 1e9, lambda address: f"f{address:x}")
 
 
 def test_decisions_and_changes_are_told_the_newest_first() -> None:
-    found = chronicle()
+    found = event_log()
     found.decided(3, Decision(states={SITE: "learning"}, reasons={SITE: "first window"}), {})
     wanted: dict[GuestVirtual, Form] = {SITE: Chain((ONE, TWO)), OTHER: LEARNING}
     found.changed(4, wanted, {OTHER: "foreign_bytes"})
@@ -29,7 +29,7 @@ def test_decisions_and_changes_are_told_the_newest_first() -> None:
 
 
 def test_neither_a_site_nor_the_journal_grows_without_end() -> None:
-    found = chronicle()
+    found = event_log()
     for epoch in range(1000):
         found.changed(epoch, {SITE: LEARNING}, {})
     assert len(found.of(SITE)) == 24

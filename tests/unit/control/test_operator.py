@@ -23,23 +23,23 @@ from optpolined.api.sites import SiteRow
 from optpolined.api.status import Status
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.config import LearningConfig, PolicyConfig
-from optpolined.control.call_rates import Rates
-from optpolined.control.event_log import Chronicle
+from optpolined.control.call_rates import CallRates
+from optpolined.control.event_log import EventLog
 from optpolined.control.learner import Learner
 from optpolined.control.names import Names
-from optpolined.control.operator import Governor
-from optpolined.control.override_file import Orders, Standstill
-from optpolined.control.overrides import Rules
+from optpolined.control.operator import Operator
+from optpolined.control.override_file import SavedOverrides, Standstill
+from optpolined.control.overrides import Overrides
 from optpolined.ctl import main as ctl
-from optpolined.daemon.request_handler import Clerk
+from optpolined.daemon.request_handler import RequestHandler
 from optpolined.kernel.symbols.symbols import Symbols
 from optpolined.learning.strategy import Snapshot
 from optpolined.patching.inline_sites import Found
 from optpolined.patching.static_calls import StaticCalls
 from optpolined.session.session import Session
-from optpolined.session.stub_handover import Lending
+from optpolined.session.stub_handover import StubHandover
 from optpolined.session.survey import Inventory, Survey
-from optpolined.views.site_table import Table
+from optpolined.views.site_table import SiteTable
 from tests.unit.control.test_overrides import SITES, SYMBOLS, TARGETS, at
 from tests.unit.ctl.fake_daemon import served as serve_answers
 
@@ -51,7 +51,7 @@ class Guest:
     """Six sites, of which the policy withholds one, and no machine behind them."""
 
     def __init__(
-        self, policy: PolicyConfig, keep: Callable[[Orders], None] = lambda _: None
+        self, policy: PolicyConfig, keep: Callable[[SavedOverrides], None] = lambda _: None
     ) -> None:
         eligible = {address: site for address, site in SITES.items() if address != WITHHELD}
         self.survey = survey = Survey.__new__(Survey)
@@ -62,19 +62,22 @@ class Guest:
         session.survey = survey
         self.learner = Learner(LearningConfig(), session)
         names = Names(survey.symbols, eligible, reasons, TARGETS.__contains__)
-        self.governor = Governor(Rules(policy), survey, self.learner, names, keep)
-        self.chronicle = Chronicle(lambda: 1e9, survey.symbols.name)
+        self.operator = Operator(Overrides(policy), survey, self.learner, names, keep)
+        self.event_log = EventLog(lambda: 1e9, survey.symbols.name)
         self.forms: dict[GuestVirtual, Found] = {}
-        table = Table(
+        table = SiteTable(
             session=session,
             learner=self.learner,
             names=names,
-            rates=Rates(),
-            chronicle=self.chronicle,
+            rates=CallRates(),
+            event_log=self.event_log,
             forms=lambda: self.forms,
         )
-        self.clerk = Clerk(
-            Lending.__new__(Lending), StaticCalls.__new__(StaticCalls), self.governor, table
+        self.clerk = RequestHandler(
+            StubHandover.__new__(StubHandover),
+            StaticCalls.__new__(StaticCalls),
+            self.operator,
+            table,
         )
         self.epoch = 0
 
@@ -98,8 +101,8 @@ def test_a_pin_and_a_ban_hold_from_the_next_epoch_on(guest: Guest) -> None:
     assert guest.ask(Pin(site="alpha+0x10", target="beta")).outcome == "done"
     assert guest.ask(Ban(what="beta")).outcome == "done"
     assert guest.wanted() == {at(0x10): PINNED, at(0x100): ORIGINAL}
-    assert guest.governor.pinned() == {at(0x10)}
-    assert [(site.site, site.state, site.reason) for site in guest.governor.ruled()] == [
+    assert guest.operator.pinned() == {at(0x10)}
+    assert [(site.site, site.state, site.reason) for site in guest.operator.ruled()] == [
         ("alpha+0x10", "pinned", "pinned to beta"),
         ("beta", "banned", "banned by 'beta'"),
     ]
@@ -118,11 +121,11 @@ def test_what_cannot_be_changes_nothing(guest: Guest) -> None:
 
 def test_another_policy_lets_sites_in_and_puts_others_back(guest: Guest) -> None:
     guest.ask(Pin(site="alpha+0x10", target="beta"))
-    guest.governor.adopt(PolicyConfig(exclude=("alpha",)))
+    guest.operator.adopt(PolicyConfig(exclude=("alpha",)))
     assert guest.wanted() == {at(0x10): ORIGINAL, at(0x20): ORIGINAL}
     assert guest.learner.wanted[WITHHELD] == LEARNING
     assert guest.survey.inventory.skipped == {"noinstr": 1}
-    guest.governor.adopt(PolicyConfig())
+    guest.operator.adopt(PolicyConfig())
     assert guest.wanted() == {}
 
 
@@ -185,14 +188,14 @@ def test_a_standstill_holds_until_it_is_taken_back(guest: Guest) -> None:
     found = []
     for order in (Freeze(), Revert(), Thaw()):
         guest.ask(order)
-        found.append(guest.governor.standstill)
+        found.append(guest.operator.standstill)
     assert found == [Standstill.FROZEN, Standstill.REVERTED, Standstill.NONE]
 
 
 @contextmanager
 def served(guest: Guest, directory: Path) -> Iterator[None]:
     """A daemon's socket, and a loop behind it."""
-    status = Status("vm1", ruled=guest.governor.ruled())
+    status = Status("vm1", ruled=guest.operator.ruled())
     with serve_answers(directory, guest.ask, lambda: status):
         yield
 

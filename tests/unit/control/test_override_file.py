@@ -8,15 +8,15 @@ import pytest
 from optpolined import cli
 from optpolined.api.requests import Ban, Freeze, Pin, Revert
 from optpolined.config import PolicyConfig
-from optpolined.control.override_file import OrderBook, Orders, Standstill
-from optpolined.control.overrides import Rules
+from optpolined.control.override_file import OverrideFile, SavedOverrides, Standstill
+from optpolined.control.overrides import Overrides
 from optpolined.session.recover_only import Recovered
 from tests.unit.control.test_operator import Guest
 
 POLICY = PolicyConfig(bans=("zeta",))
 
 
-def ordered(book: OrderBook) -> Orders:
+def ordered(book: OverrideFile) -> SavedOverrides:
     """The orders of a daemon that was told a few things, and then died."""
     guest = Guest(POLICY, book.write)
     for order in (Pin(site="alpha+0x10", target="beta"), Ban(what="b*"), Revert(site="alpha+0x20")):
@@ -28,24 +28,26 @@ def ordered(book: OrderBook) -> Orders:
 
 
 def test_orders_outlive_a_daemon_that_died(tmp_path: Path) -> None:
-    kept = ordered(OrderBook(tmp_path, "vm1"))
-    assert kept == Orders(
+    kept = ordered(OverrideFile(tmp_path, "vm1"))
+    assert kept == SavedOverrides(
         POLICY, {"alpha+0x10": "beta"}, ["zeta", "b*"], ["alpha+0x20"], Standstill.FROZEN
     )
-    rules = Rules(POLICY)
+    rules = Overrides(POLICY)
     rules.obey(kept)
-    assert rules.orders() == kept
+    assert rules.saved_overrides() == kept
 
 
 def test_another_policy_forgets_pins_and_bans_as_a_hang_up_does(tmp_path: Path) -> None:
-    kept = ordered(OrderBook(tmp_path, "vm1"))
-    rules = Rules(PolicyConfig())
+    kept = ordered(OverrideFile(tmp_path, "vm1"))
+    rules = Overrides(PolicyConfig())
     rules.obey(kept)
-    assert rules.orders() == Orders(PolicyConfig(), {}, [], ["alpha+0x20"], Standstill.FROZEN)
+    assert rules.saved_overrides() == SavedOverrides(
+        PolicyConfig(), {}, [], ["alpha+0x20"], Standstill.FROZEN
+    )
 
 
 def test_a_daemon_that_ends_leaves_no_orders(tmp_path: Path) -> None:
-    book = OrderBook(tmp_path, "vm1")
+    book = OverrideFile(tmp_path, "vm1")
     assert book.read() is None
     ordered(book)
     book.forget()
@@ -59,7 +61,7 @@ def test_a_file_that_makes_no_sense_is_said_and_passed_over(
 ) -> None:
     (tmp_path / "vm1.orders").write_text(text)
     with caplog.at_level(logging.WARNING):
-        assert OrderBook(tmp_path, "vm1").read() is None
+        assert OverrideFile(tmp_path, "vm1").read() is None
     (line,) = caplog.messages
     assert "are lost" in line
     assert "\n" not in line
@@ -68,16 +70,16 @@ def test_a_file_that_makes_no_sense_is_said_and_passed_over(
 def test_what_cannot_be_kept_holds_all_the_same(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guest = Guest(POLICY, OrderBook(tmp_path / "absent", "vm1").write)
+    guest = Guest(POLICY, OverrideFile(tmp_path / "absent", "vm1").write)
     assert guest.ask(Freeze()).outcome == "done"
-    assert guest.governor.standstill is Standstill.FROZEN
+    assert guest.operator.standstill is Standstill.FROZEN
     assert "will not outlive this daemon" in caplog.text
 
 
 def test_who_only_recovers_leaves_no_orders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ordered(OrderBook(tmp_path, "vm1"))
+    ordered(OverrideFile(tmp_path, "vm1"))
     text = f'runtime_directory = "{tmp_path}"\n[qemu]\nqmp_socket = "/run/qmp"\n'
     (tmp_path / "vm1.toml").write_text(text, encoding="utf-8")
     monkeypatch.setattr(
@@ -86,4 +88,4 @@ def test_who_only_recovers_leaves_no_orders(
     monkeypatch.setattr(cli, "configure_logging", lambda *_, **__: None)  # it is the process's
     assert cli.main(["--guest", "vm1", "--config-dir", str(tmp_path), "--recover-only"]) == 0
     assert "3 sites restored" in capsys.readouterr().out
-    assert OrderBook(tmp_path, "vm1").read() is None
+    assert OverrideFile(tmp_path, "vm1").read() is None

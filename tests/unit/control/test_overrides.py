@@ -8,7 +8,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Chain
 from optpolined.config import PolicyConfig
 from optpolined.control.names import NameRefusedError, Names
-from optpolined.control.overrides import Rules
+from optpolined.control.overrides import Overrides
 from optpolined.kernel.module.abi import SiteKind
 from optpolined.kernel.sites.scan import Site
 from optpolined.kernel.symbols.symbols import Symbols
@@ -58,8 +58,8 @@ def names() -> Names:
 
 
 @pytest.fixture
-def rules() -> Rules:
-    return Rules(PolicyConfig())
+def rules() -> Overrides:
+    return Overrides(PolicyConfig())
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ def test_a_name_that_is_no_site(names: Names, text: str, says: str) -> None:
         ("gamma", "the guest has no function gamma"),
     ],
 )
-def test_a_name_that_is_no_target(names: Names, rules: Rules, text: str, says: str) -> None:
+def test_a_name_that_is_no_target(names: Names, rules: Overrides, text: str, says: str) -> None:
     with pytest.raises(NameRefusedError, match=says):
         rules.pin(names, "alpha+0x10", text)
-    assert not rules.rulings(names)
+    assert not rules.overrides(names)
 
 
 def test_every_site_has_a_name_that_means_it(names: Names) -> None:
@@ -123,44 +123,44 @@ def test_every_site_has_a_name_that_means_it(names: Names) -> None:
     assert names.name(at(0x200)) == f"{at(0x200):#x}"
 
 
-def test_a_pin_is_a_chain_of_one_until_it_is_taken_back(names: Names, rules: Rules) -> None:
+def test_a_pin_is_a_chain_of_one_until_it_is_taken_back(names: Names, rules: Overrides) -> None:
     assert rules.pin(names, f"{at(0x10):#x}", "alpha") == "alpha+0x10 is pinned to alpha"
     assert rules.pin(names, "alpha+16", "beta") == "alpha+0x10 is pinned to beta"
-    (ruling,) = rules.rulings(names).items()
-    assert ruling[0] == at(0x10)
-    assert (ruling[1].form, ruling[1].reason) == (Chain((at(0x100),)), "pinned to beta")
+    (override,) = rules.overrides(names).items()
+    assert override[0] == at(0x10)
+    assert (override[1].form, override[1].reason) == (Chain((at(0x100),)), "pinned to beta")
     assert rules.unpin(names, f"{at(0x10):#x}").endswith("not pinned any more, and learns")
-    assert not rules.rulings(names)
+    assert not rules.overrides(names)
     with pytest.raises(NameRefusedError, match="is not pinned"):
         rules.unpin(names, "alpha+0x10")
 
 
-def test_a_ban_of_a_site_or_of_functions(names: Names, rules: Rules) -> None:
+def test_a_ban_of_a_site_or_of_functions(names: Names, rules: Overrides) -> None:
     assert rules.ban(names, f"{at(0x10):#x}") == "alpha+0x10 is banned"
     assert rules.ban(names, "t*") == "banned by 't*': 3 sites"
     assert rules.ban(names, "kvm:*") == "banned by 'kvm:*': 0 sites"
-    rulings = rules.rulings(names)
-    assert rulings.keys() == {at(0x10), at(0x210), at(0x310), at(0x320)}
-    assert {ruling.form for ruling in rulings.values()} == {ORIGINAL}
-    assert rulings[at(0x10)].reason == "banned by 'alpha+0x10'"
-    assert rulings[at(0x320)].reason == "banned by 't*'"
+    overrides = rules.overrides(names)
+    assert overrides.keys() == {at(0x10), at(0x210), at(0x310), at(0x320)}
+    assert {override.form for override in overrides.values()} == {ORIGINAL}
+    assert overrides[at(0x10)].reason == "banned by 'alpha+0x10'"
+    assert overrides[at(0x320)].reason == "banned by 't*'"
     assert rules.unban(names, f"{at(0x10):#x}") == "not banned any more by 'alpha+0x10'"
     rules.unban(names, "t*")
-    assert not rules.rulings(names)
+    assert not rules.overrides(names)
     with pytest.raises(NameRefusedError, match=r"t\* is not banned; bans: kvm:\*"):
         rules.unban(names, "t*")
 
 
 def test_a_banned_site_cannot_be_pinned_and_a_ban_goes_before_a_pin(
-    names: Names, rules: Rules
+    names: Names, rules: Overrides
 ) -> None:
     rules.pin(names, "alpha+0x10", "beta")
     rules.ban(names, "alpha")
-    assert rules.rulings(names)[at(0x10)].form == ORIGINAL
+    assert rules.overrides(names)[at(0x10)].form == ORIGINAL
     with pytest.raises(NameRefusedError, match="alpha\\+0x20 is banned by 'alpha': unban"):
         rules.pin(names, "alpha+0x20", "beta")
     rules.unban(names, "alpha")
-    assert rules.rulings(names)[at(0x10)].form == Chain((at(0x100),))
+    assert rules.overrides(names)[at(0x10)].form == Chain((at(0x100),))
 
 
 def test_rules_of_the_configuration(names: Names, caplog: pytest.LogCaptureFixture) -> None:
@@ -169,11 +169,11 @@ def test_rules_of_the_configuration(names: Names, caplog: pytest.LogCaptureFixtu
         pins={"alpha+0x10": "beta", "gone+0x10": "beta"},
         bans=("alpha+0x20", "gone+0x1"),
     )
-    rules = Rules(policy)
+    rules = Overrides(policy)
     with caplog.at_level(logging.WARNING):
-        first, second = rules.rulings(names), rules.rulings(names)
+        first, second = rules.overrides(names), rules.overrides(names)
     assert first == second
-    assert {site: ruling.reason for site, ruling in first.items()} == {
+    assert {site: override.reason for site, override in first.items()} == {
         at(0x10): "pinned to beta",
         at(0x20): "banned by 'alpha+0x20'",
         at(0x100): "policy_excluded",
@@ -183,10 +183,10 @@ def test_rules_of_the_configuration(names: Names, caplog: pytest.LogCaptureFixtu
         "the ban of gone+0x1 does not hold: the guest has no function gone",
     ]
     rules.adopt(PolicyConfig())
-    assert not rules.rulings(names)
+    assert not rules.overrides(names)
 
 
 def test_a_pin_of_a_module_that_has_gone_can_be_taken_back(names: Names) -> None:
-    rules = Rules(PolicyConfig(pins={"gone+0x10": "beta"}))
+    rules = Overrides(PolicyConfig(pins={"gone+0x10": "beta"}))
     rules.unpin(names, "gone+0x10")
-    assert not rules.rulings(names)
+    assert not rules.overrides(names)

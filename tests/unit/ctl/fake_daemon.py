@@ -15,7 +15,7 @@ from optpolined.api.sites import (
     SiteRow,
     Target,
 )
-from optpolined.api.status import Phase, RuledSite, Status, StopSummary
+from optpolined.api.status import DaemonPhase, OverriddenSite, Status, StopSummary
 from optpolined.telemetry.server import serve_status, status_socket
 
 HOT = SiteRow(
@@ -110,7 +110,7 @@ EXPLANATION = Explanation(
 
 STATUS_NOW = Status(
     "vm1",
-    phase=Phase.RUNNING,
+    phase=DaemonPhase.RUNNING,
     kernel="6.1.0-56-cloud-amd64",
     accelerator="kvm",
     vcpus=4,
@@ -124,7 +124,7 @@ STATUS_NOW = Status(
     direct_per_second=224_527.0,
     missed_per_second=1203.0,
     stops=StopSummary(1905, 2.5, (), 0.001, 0.00826, 0.012),
-    ruled=(RuledSite("alpha+0x10", "pinned", "pinned to beta"),),
+    ruled=(OverriddenSite("alpha+0x10", "pinned", "pinned to beta"),),
 )
 
 

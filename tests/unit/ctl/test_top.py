@@ -17,7 +17,7 @@ from optpolined.api.requests import Answer, ListSites, Request
 from optpolined.api.sites import SiteRow
 from optpolined.api.status import STATUS, Status
 from optpolined.config import load
-from optpolined.ctl.client import Daemon
+from optpolined.ctl.client import DaemonClient
 from optpolined.ctl.top.app import Top
 from optpolined.ctl.top.explain import ExplainScreen
 from tests.unit.ctl.fake_daemon import COLD, HOT, MISSED, STATUS_NOW, answer, served
@@ -85,7 +85,7 @@ class Screen:
 
 def on_screen(
     play: Callable[[Screen], Awaitable[None]],
-    source: Source | Daemon,
+    source: Source | DaemonClient,
     *,
     interval_seconds: float = 0.05,
 ) -> None:
@@ -289,7 +289,7 @@ def test_over_a_real_socket(directory: Path) -> None:
         assert "vm1  running" in screen.head()
 
     with served(directory) as asked:
-        on_screen(play, Daemon("vm1", load("vm1", [directory])))
+        on_screen(play, DaemonClient("vm1", load("vm1", [directory])))
     assert ListSites(pattern="*", order="calls", top=200) in asked
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from optpolined.api.requests import Answer, ListSites
-from optpolined.api.status import Phase, Status
+from optpolined.api.status import DaemonPhase, Status
 from optpolined.config import GuestConfig, MetricsConfig, QemuConfig
-from optpolined.daemon.endpoints import Hub
+from optpolined.daemon.endpoints import Endpoints
 from optpolined.session.errors import AttachRefusedError
 from optpolined.telemetry.server import ask, read_status, status_socket
 
@@ -38,13 +38,13 @@ def fetch(port: int, path: str) -> str:
 
 
 @contextmanager
-def loop(hub: Hub) -> Iterator[None]:
+def loop(endpoints: Endpoints) -> Iterator[None]:
     """Somebody who answers."""
     end = threading.Event()
 
     def answer() -> None:
         while not end.wait(0.01):
-            while (asked := hub.requests.take()) is not None:
+            while (asked := endpoints.requests.take()) is not None:
                 asked.answer(Answer(outcome="done", says="0 sites"))
 
     thread = threading.Thread(target=answer)
@@ -59,42 +59,42 @@ def loop(hub: Hub) -> Iterator[None]:
 def test_nothing_is_served_before_it_is_open(tmp_path: Path) -> None:
     path = status_socket(tmp_path, "vm1")
     path.touch()  # somebody else's
-    with Hub("vm1", config(tmp_path)):
+    with Endpoints("vm1", config(tmp_path)):
         pass
     assert path.exists()
 
 
 def test_status_questions_and_metrics_are_served_between_attachments(tmp_path: Path) -> None:
     port, path = free_port(), status_socket(tmp_path, "vm1")
-    with Hub("vm1", config(tmp_path, port)) as hub:
-        hub.open()
-        hub.open()
-        hub.tell(Status("vm1", Phase.RUNNING, pokes=7))
-        assert read_status(path).phase is Phase.RUNNING
+    with Endpoints("vm1", config(tmp_path, port)) as endpoints:
+        endpoints.open()
+        endpoints.open()
+        endpoints.tell(Status("vm1", DaemonPhase.RUNNING, pokes=7))
+        assert read_status(path).phase is DaemonPhase.RUNNING
         assert 'optpolined_up{guest="vm1"} 1.0' in fetch(port, "/metrics")
-        with loop(hub):
+        with loop(endpoints):
             assert ask(path, ListSites()).says == "0 sites"
             assert '"0 sites"' in fetch(port, "/api/sites")
-        hub.requests.close()
-        hub.tell(Status("vm1", trouble="the guest has no module", pokes=7))
+        endpoints.requests.close()
+        endpoints.tell(Status("vm1", trouble="the guest has no module", pokes=7))
         assert read_status(path).trouble == "the guest has no module"
         assert "not attached" in ask(path, ListSites()).says
         with pytest.raises(urllib.error.HTTPError):
             fetch(port, "/api/sites")
         assert 'optpolined_up{guest="vm1"} 0.0' in fetch(port, "/metrics")
-        hub.requests.open()
-        with loop(hub):
+        endpoints.requests.open()
+        with loop(endpoints):
             assert ask(path, ListSites()).outcome == "done"
-        assert len(hub.history.moments()) == 1
+        assert len(endpoints.history.moments()) == 1
     assert not path.exists()
     with pytest.raises(OSError, match="refused"):
         fetch(port, "/metrics")
 
 
 def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
-    with socket.socket() as taken, Hub("vm1", config(tmp_path, free_port())) as hub:
-        taken.bind(("127.0.0.1", hub._config.metrics.port))
+    with socket.socket() as taken, Endpoints("vm1", config(tmp_path, free_port())) as endpoints:
+        taken.bind(("127.0.0.1", endpoints._config.metrics.port))
         taken.listen()
         with pytest.raises(AttachRefusedError, match="in use"):
-            hub.open()
+            endpoints.open()
     assert not status_socket(tmp_path, "vm1").exists()

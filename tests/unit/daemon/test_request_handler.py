@@ -4,13 +4,13 @@ import pytest
 
 from optpolined.api.requests import Answer, ListStaticCalls, Request, SetStaticCall
 from optpolined.api.sites import StaticCallRow
-from optpolined.api.status import Phase
-from optpolined.control.operator import Governor
-from optpolined.daemon.request_handler import Clerk
+from optpolined.api.status import DaemonPhase
+from optpolined.control.operator import Operator
+from optpolined.daemon.request_handler import RequestHandler
 from optpolined.patching.static_calls import StaticCalls
 from optpolined.qemu.errors import StubClosedError
-from optpolined.session.stub_handover import Lending
-from optpolined.views.site_table import Table
+from optpolined.session.stub_handover import StubHandover
+from optpolined.views.site_table import SiteTable
 from tests.unit.patching.static_world import NUMBER, World
 
 SET_TWO = SetStaticCall(key="number", function="two")
@@ -26,9 +26,14 @@ def calls(world: World) -> StaticCalls:
     return world.static_calls()
 
 
-def ask(calls: StaticCalls, request: Request, pause: Phase | None = None) -> Answer:
+def ask(calls: StaticCalls, request: Request, pause: DaemonPhase | None = None) -> Answer:
     """No request for static calls touches the stub's lending, or the rules."""
-    clerk = Clerk(Lending.__new__(Lending), calls, Governor.__new__(Governor), Table.__new__(Table))
+    clerk = RequestHandler(
+        StubHandover.__new__(StubHandover),
+        calls,
+        Operator.__new__(Operator),
+        SiteTable.__new__(SiteTable),
+    )
     return clerk.answer(request, pause)
 
 
@@ -46,15 +51,15 @@ def test_a_key_is_set_and_set_to_nothing(calls: StaticCalls) -> None:
     assert said == Answer(outcome="done", says="number goes to nothing: 3 places changed")
 
 
-@pytest.mark.parametrize("pause", [Phase.PAUSED, Phase.RELEASED, Phase.MIGRATING])
+@pytest.mark.parametrize("pause", [DaemonPhase.PAUSED, DaemonPhase.RELEASED, DaemonPhase.MIGRATING])
 def test_nothing_is_set_while_nothing_may_be_changed(
-    world: World, calls: StaticCalls, pause: Phase
+    world: World, calls: StaticCalls, pause: DaemonPhase
 ) -> None:
     said = ask(calls, SET_TWO, pause)
     assert said.outcome == "refused"
     assert pause.value in said.says
     assert world.writes == 0
-    expected = "refused" if pause is Phase.MIGRATING else "done"
+    expected = "refused" if pause is DaemonPhase.MIGRATING else "done"
     assert ask(calls, ListStaticCalls(), pause).outcome == expected
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Tree
-from optpolined.lab.actual_calls import NOBODY, find_truth
+from optpolined.lab.actual_calls import NOBODY, find_actual_calls
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.model import Trace, TraceEpoch, TraceHeader
 
@@ -33,7 +33,7 @@ def gain(*, other: int = 0, hits: int = 0, **calls: int) -> dict[int, SiteEpoch]
 
 
 def calls(*epochs: tuple[Form, Mapping[int, SiteEpoch]]) -> list[dict[GuestVirtual, int]]:
-    return [dict(truth[S][0]) if truth else {} for truth in find_truth(trace(*epochs))]
+    return [dict(actual[S][0]) if actual else {} for actual in find_actual_calls(trace(*epochs))]
 
 
 def test_who_learns_counts_the_truth_and_what_found_no_slot_went_to_nobody() -> None:
@@ -97,7 +97,7 @@ def test_a_site_that_went_calls_nobody_and_a_new_one_starts_anew() -> None:
     gone = TraceEpoch(1, 0.5, {}, went=(S,))
     back = TraceEpoch(2, 0.5, {}, came={S: None}, forms={S: LEARNING})
     assert [second.epoch, third.epoch] == [1, 2]
-    assert find_truth(Trace(was.header, [first, gone, back, last])) == [
+    assert find_actual_calls(Trace(was.header, [first, gone, back, last])) == [
         {S: {0: {A: 9}}},
         {},
         {},

@@ -13,14 +13,14 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Key, LearnKeys
 from optpolined.config import LearningConfig
 from optpolined.control.recorder import Recorder
-from optpolined.lab.actual_calls import EpochTruth, find_truth
+from optpolined.lab.actual_calls import EpochTruth, find_actual_calls
 from optpolined.lab.replay import is_recorded, replay, replay_recorded
-from optpolined.lab.score import Ledger, spread, stop_seconds
-from optpolined.lab.simulated_guest import World
+from optpolined.lab.score import Score, spread, stop_seconds
+from optpolined.lab.simulated_guest import SimulatedGuest
 from optpolined.learning.cost import Costs
-from optpolined.learning.overridden import Ruling
-from optpolined.learning.runner import Pupil
-from optpolined.learning.settings import EpochSettings, LearningSettings
+from optpolined.learning.overridden import Override
+from optpolined.learning.runner import StrategyRunner
+from optpolined.learning.settings import LearningSettings, PeriodicSettings
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.file import TraceWriter, read_traces
@@ -32,7 +32,7 @@ QUICK = LearningConfig(
     hysteresis=LearningSettings(
         promote_epochs=2, learn_epochs=3, audit_epochs=3, quarantine_epochs=2, calm_epochs=4
     ),
-    epoch=EpochSettings(learn_epochs=4, worker_epochs=2, retrain_epochs=9),
+    epoch=PeriodicSettings(learn_epochs=4, worker_epochs=2, retrain_epochs=9),
 )
 KEY = Key(Register.RDI, 0, 3)
 A, B = target(0), target(1)
@@ -55,34 +55,34 @@ class Live:
     ) -> None:
         self.trace, self.strategy = trace, strategy
         self.said = said or {}
-        self.rulings: dict[GuestVirtual, Ruling] = {}
+        self.overrides: dict[GuestVirtual, Override] = {}
         self.present: set[GuestVirtual] = set()
         self.sites = list(trace.epochs[0].came)
-        self.pupil = Pupil(QUICK, strategy)
-        self.worlds = [World(), World()]
+        self.runner = StrategyRunner(QUICK, strategy)
+        self.worlds = [SimulatedGuest(), SimulatedGuest()]
         self.decisions: list[dict[GuestVirtual, Form]] = []
 
     def record(self, path: Path) -> Trace:
         header = TraceHeader("test", "", self.strategy, QUICK)
         with path.open("wb") as file, TraceWriter(file, header) as writer:
             recorder = Recorder(writer.write, hex)
-            for place, calls in enumerate(find_truth(self.trace)):
+            for place, calls in enumerate(find_actual_calls(self.trace)):
                 for said in self.said.get(place, ()):
                     self.say(said, recorder)
                 self.follow(place, recorder)
-                self.say(self.rulings, recorder)  # as the governor does
+                self.say(self.overrides, recorder)  # as the governor does
                 self.epoch(place, calls, recorder)
         (trace,) = read_traces(path)
         return trace
 
     def say(self, said: Said, recorder: Recorder) -> None:
         if isinstance(said, LearningConfig):
-            self.pupil.adopt(said)
+            self.runner.adopt(said)
             recorder.adopt(said)
             return
-        self.rulings = dict(said)
-        known = {address: ruling for address, ruling in said.items() if address in self.present}
-        self.pupil.rule(known)
+        self.overrides = dict(said)
+        known = {address: override for address, override in said.items() if address in self.present}
+        self.runner.rule(known)
         recorder.rule(known)
 
     def follow(self, place: int, recorder: Recorder) -> None:
@@ -96,7 +96,7 @@ class Live:
         self.present.difference_update(went)
         self.present.update(came)
         if came or went:
-            self.pupil.follow(came, went)
+            self.runner.follow(came, went)
             recorder.follow(came, went)
 
     def epoch(self, place: int, calls: EpochTruth, recorder: Recorder) -> None:
@@ -115,7 +115,7 @@ class Live:
         tables = {s: {0: A, 1: B} for s, form in forms.items() if isinstance(form, LearnKeys)}
         for _ in range(1 + (place % 7 == 3)):  # what nobody decides on is not part of the trace
             recorder.saw(place, 0.5, by_cpu, tables, forms)
-        made = self.pupil.decide(self.pupil.snapshot(place, 0.5, counts, tables, forms))
+        made = self.runner.decide(self.runner.snapshot(place, 0.5, counts, tables, forms))
         recorder.decided(made)
         self.decisions.append(made)
         # The daemon pokes what it can: here, every third change is refused.
@@ -136,7 +136,7 @@ def follow(track: list[dict[int, float]], epoch: int, _cpu: int) -> dict[int, fl
 SAID: st.SearchStrategy[Said] = st.one_of(
     st.dictionaries(
         st.integers(0, 2).map(site),
-        st.builds(Ruling, st.sampled_from([None, A, B]), st.just("because")),
+        st.builds(Override, st.sampled_from([None, A, B]), st.just("because")),
     ),
     st.builds(
         lambda name, epochs: QUICK.model_copy(
@@ -165,20 +165,20 @@ def test_a_recorded_run_is_decided_as_it_was(
     live = Live(calls, strategy, said)
     recorded = live.record(tmp_path / "x.trace")
     assert is_recorded(recorded, strategy, QUICK)
-    outcome = replay_recorded(recorded, find_truth(recorded))
+    outcome = replay_recorded(recorded, find_actual_calls(recorded))
     assert outcome.differs_at is None
     assert outcome.decisions == live.decisions
-    assert len(outcome.ledger.calls) == len(outcome.ledger.pokes) == 40
+    assert len(outcome.score.calls) == len(outcome.score.pokes) == 40
 
 
 def test_every_strategy_obeys_the_rulings_of_a_trace(tmp_path: Path) -> None:
-    rulings = {site(0): Ruling(A, "pinned"), site(1): Ruling(None, "banned")}
-    live = Live(alternation(6, 40, sites=3), StrategyName.HYSTERESIS, {6: [rulings]})
+    overrides = {site(0): Override(A, "pinned"), site(1): Override(None, "banned")}
+    live = Live(alternation(6, 40, sites=3), StrategyName.HYSTERESIS, {6: [overrides]})
     recorded = live.record(tmp_path / "x.trace")
     outcomes = [
-        replay(recorded, find_truth(recorded), strategy, QUICK) for strategy in StrategyName
+        replay(recorded, find_actual_calls(recorded), strategy, QUICK) for strategy in StrategyName
     ]
-    for outcome in [replay_recorded(recorded, find_truth(recorded)), *outcomes]:
+    for outcome in [replay_recorded(recorded, find_actual_calls(recorded)), *outcomes]:
         assert outcome.differs_at is None
         assert outcome.decisions[6][site(0)] == Chain((A,))
         assert outcome.decisions[6][site(1)] == ORIGINAL
@@ -189,15 +189,15 @@ def test_a_decision_that_is_not_the_recorded_one_is_told(tmp_path: Path) -> None
     live = Live(alternation(6, 40, sites=3), StrategyName.HYSTERESIS)
     recorded = live.record(tmp_path / "x.trace")
     recorded.epochs[7].wanted[site(0)] = Chain((A,))  # type: ignore[index]
-    assert replay_recorded(recorded, find_truth(recorded)).differs_at == 7
+    assert replay_recorded(recorded, find_actual_calls(recorded)).differs_at == 7
 
 
 @pytest.mark.parametrize("strategy", list(StrategyName))
 def test_a_replay_gives_the_same_each_time(strategy: StrategyName) -> None:
     trace = alternation(6, 60, sites=3)
-    first, second = (replay(trace, find_truth(trace), strategy, QUICK) for _ in range(2))
+    first, second = (replay(trace, find_actual_calls(trace), strategy, QUICK) for _ in range(2))
     assert first == second
-    assert first.ledger.first_promotion_seconds is not None
+    assert first.score.first_promotion_seconds is not None
 
 
 def test_what_was_recorded_is_asked_of_strategy_settings_and_costs() -> None:
@@ -206,33 +206,33 @@ def test_what_was_recorded_is_asked_of_strategy_settings_and_costs() -> None:
     assert not is_recorded(trace, StrategyName.CONTINUOUS, QUICK)
     others = QUICK.model_copy(update={"hysteresis": LearningSettings()})
     assert is_recorded(trace, StrategyName.EPOCH, others)
-    for changed in ({"epoch": EpochSettings()}, {"costs": Costs(retpoline_cycles=50)}):
+    for changed in ({"epoch": PeriodicSettings()}, {"costs": Costs(retpoline_cycles=50)}):
         assert not is_recorded(trace, StrategyName.EPOCH, QUICK.model_copy(update=changed))
 
 
 def test_the_ledger_accounts_for_an_epoch() -> None:
-    ledger = Ledger(Costs())
+    score = Score(Costs())
     calls: EpochTruth = {site(0): {0: {A: 60}, 1: {A: 30, B: 10}}, site(1): {0: {B: 7}}}
-    ledger.epoch(calls, 0.5, {})
-    ledger.poke({site(0): LEARNING})
-    ledger.epoch(calls, 0.5, {site(0): LEARNING})
-    ledger.poke({site(0): Chain((A,))})
-    assert (ledger.calls, ledger.direct, ledger.pokes) == ([107, 107], [0, 0], [1, 1])
-    assert ledger.saved_cycles == pytest.approx(100 * (36 - 39))
-    assert ledger.first_promotion_seconds == 1.0
-    ledger.epoch(calls, 0.5, {site(0): Chain((A,))})
-    assert ledger.direct[-1] == 90
-    assert ledger.saved_cycles == pytest.approx(-300 + 100 * (36 - Costs().chain([0.9])))
-    assert ledger.coverage == 90 / 321
+    score.epoch(calls, 0.5, {})
+    score.poke({site(0): LEARNING})
+    score.epoch(calls, 0.5, {site(0): LEARNING})
+    score.poke({site(0): Chain((A,))})
+    assert (score.calls, score.direct, score.pokes) == ([107, 107], [0, 0], [1, 1])
+    assert score.saved_cycles == pytest.approx(100 * (36 - 39))
+    assert score.first_promotion_seconds == 1.0
+    score.epoch(calls, 0.5, {site(0): Chain((A,))})
+    assert score.direct[-1] == 90
+    assert score.saved_cycles == pytest.approx(-300 + 100 * (36 - Costs().chain([0.9])))
+    assert score.coverage == 90 / 321
 
 
 def test_a_flip_is_another_set_of_targets() -> None:
-    ledger = Ledger(Costs())
+    score = Score(Costs())
     for form in (Chain((A, B)), Chain((B, A)), LEARNING, ORIGINAL, Chain((A, B), counts_hits=True)):
-        ledger.poke({site(0): form})
-    assert ledger.flips == 0
-    ledger.poke({site(0): Chain((A,))})
-    assert ledger.flips == 1
+        score.poke({site(0): form})
+    assert score.flips == 0
+    score.poke({site(0): Chain((A,))})
+    assert score.flips == 1
 
 
 def test_stops_are_cut_into_slices() -> None:
@@ -250,7 +250,7 @@ def test_what_a_call_costs_follows_the_form() -> None:
 
 
 def test_a_world_has_seven_slots_a_cpu_and_a_fresh_record_where_they_are_full() -> None:
-    world, nine = World(), {target(n): 1 for n in range(9)}
+    world, nine = SimulatedGuest(), {target(n): 1 for n in range(9)}
     assert world.count({site(0): {0: nine}}) == {}
     world.poke({site(0): LEARNING})
     assert world.count({site(0): {0: nine}})[site(0)].other == 2

@@ -9,9 +9,9 @@ import pytest
 
 from optpolined.codegen.forms import Original
 from optpolined.config import LearningConfig
-from optpolined.lab.actual_calls import EpochTruth, find_truth
+from optpolined.lab.actual_calls import EpochTruth, find_actual_calls
 from optpolined.lab.clairvoyant import foresee
-from optpolined.lab.replay import Outcome, replay, replay_recorded
+from optpolined.lab.replay import ReplayResult, replay, replay_recorded
 from optpolined.learning.settings import LearningSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategies import StrategyName
@@ -27,11 +27,11 @@ PATIENT = LearningConfig(hysteresis=LearningSettings(quarantine_epochs_max=1_000
 @cache
 def scenario(title: str) -> tuple[Trace, list[EpochTruth]]:
     (trace,) = read_traces(FILES / f"{title}.trace")
-    return trace, find_truth(trace)
+    return trace, find_actual_calls(trace)
 
 
 @cache
-def outcome(title: str, strategy: StrategyName) -> Outcome:
+def outcome(title: str, strategy: StrategyName) -> ReplayResult:
     return replay(*scenario(title), strategy, LearningConfig())
 
 
@@ -48,8 +48,8 @@ def test_the_files_are_what_the_scenarios_make(title: str) -> None:
 
 @pytest.mark.parametrize("title", SCENARIOS)
 def test_a_made_up_trace_is_the_whole_truth(title: str) -> None:
-    trace, truth = scenario(title)
-    for epoch, calls in zip(trace.epochs, truth, strict=True):
+    trace, actual = scenario(title)
+    for epoch, calls in zip(trace.epochs, actual, strict=True):
         assert calls == {
             address: {cpu: gain.calls for cpu, gain in by_cpu.items()}
             for address, by_cpu in epoch.counts.items()
@@ -59,13 +59,13 @@ def test_a_made_up_trace_is_the_whole_truth(title: str) -> None:
 @pytest.mark.parametrize("title", TRANQUIL)
 def test_hysteresis_covers_what_can_be_covered(title: str) -> None:
     best = foresee(scenario(title)[1], Shaper())
-    assert outcome(title, StrategyName.HYSTERESIS).ledger.coverage >= 0.95 * best.coverage
+    assert outcome(title, StrategyName.HYSTERESIS).score.coverage >= 0.95 * best.coverage
 
 
 @pytest.mark.parametrize("title", ["drift", "bursts", "phase-change"])
 def test_hysteresis_pokes_at_most_a_fifth_as_often_as_continuous(title: str) -> None:
     mine, theirs = (
-        sum(outcome(title, strategy).ledger.pokes)
+        sum(outcome(title, strategy).score.pokes)
         for strategy in (StrategyName.HYSTERESIS, StrategyName.CONTINUOUS)
     )
     assert 5 * mine <= theirs
@@ -74,8 +74,8 @@ def test_hysteresis_pokes_at_most_a_fifth_as_often_as_continuous(title: str) -> 
 @pytest.mark.parametrize("period", [0.5, 0.9, 1, 1.1, 2, 3, 10, 30])
 def test_pokes_of_an_alternation_grow_with_the_logarithm_of_time(period: float) -> None:
     trace = alternation(period, 4000)
-    made = replay(trace, find_truth(trace), StrategyName.HYSTERESIS, PATIENT)
-    sums = list(itertools.accumulate(made.ledger.pokes))
+    made = replay(trace, find_actual_calls(trace), StrategyName.HYSTERESIS, PATIENT)
+    sums = list(itertools.accumulate(made.score.pokes))
     growth = [sums[2 * n - 1] - sums[n - 1] for n in (250, 500, 1000, 2000)]
     # A doubling of the trace lets in one strike and the pokes around it, however long it is.
     assert max(growth) <= 30
@@ -83,12 +83,12 @@ def test_pokes_of_an_alternation_grow_with_the_logarithm_of_time(period: float) 
 
 
 def test_after_a_phase_change_the_right_targets_stand_in_time() -> None:
-    trace, truth = scenario("phase-change")
+    trace, actual = scenario("phase-change")
     settings = LearningConfig().hysteresis
     change = 120
     for address in trace.epochs[0].came:
-        before = {t for calls in truth[change - 1][address].values() for t in calls}
-        after = {t for calls in truth[change][address].values() for t in calls} - before
+        before = {t for calls in actual[change - 1][address].values() for t in calls}
+        after = {t for calls in actual[change][address].values() for t in calls} - before
         standing: set[int] = set()
         right = []
         for decision in outcome("phase-change", StrategyName.HYSTERESIS).decisions:
@@ -105,31 +105,31 @@ def test_after_a_phase_change_the_right_targets_stand_in_time() -> None:
 def test_the_scenarios_are_what_they_say() -> None:
     cold, _ = scenario("cold-and-hot")
     assert len(cold.epochs[0].came) == 1010
-    _, truth = scenario("one-cpu-differs")
-    assert not truth[0][site(0)][0].keys() & truth[0][site(0)][1].keys()
-    _, truth = scenario("wrap-and-reset")
-    calls = [sum(made.values()) for epoch in truth for made in epoch[site(0)].values()]
+    _, actual = scenario("one-cpu-differs")
+    assert not actual[0][site(0)][0].keys() & actual[0][site(0)][1].keys()
+    _, actual = scenario("wrap-and-reset")
+    calls = [sum(made.values()) for epoch in actual for made in epoch[site(0)].values()]
     assert max(calls) < 2000
     for period in (0.5, 1):
-        seen = [set(epoch[site(0)][0]) for epoch in find_truth(alternation(period, 9))]
+        seen = [set(epoch[site(0)][0]) for epoch in find_actual_calls(alternation(period, 9))]
         assert not seen[0] & seen[1]
 
 
 def test_the_recorded_run_of_the_demo_is_decided_as_it_was() -> None:
-    trace, truth = scenario("demo")
+    trace, actual = scenario("demo")
     assert (FILES / "demo.trace").stat().st_size < 300_000
     assert not trace.is_cut
     assert sum(epoch.seconds for epoch in trace.epochs) > 120
-    recorded = replay_recorded(trace, truth)
+    recorded = replay_recorded(trace, actual)
     assert recorded.differs_at is None
     # 0.976; what is lost are the first epochs, in which nobody knows anything.
-    best = foresee(truth, Shaper())
-    assert recorded.ledger.coverage >= 0.97 * best.coverage
+    best = foresee(actual, Shaper())
+    assert recorded.score.coverage >= 0.97 * best.coverage
 
 
 def test_on_the_calls_of_the_demo_hysteresis_is_ahead_of_its_rivals() -> None:
     best = foresee(scenario("demo")[1], Shaper())
-    mine, *theirs = (outcome("demo", strategy).ledger for strategy in StrategyName)
+    mine, *theirs = (outcome("demo", strategy).score for strategy in StrategyName)
     assert mine.coverage >= 0.95 * best.coverage
     for their in theirs:
         assert mine.coverage > their.coverage

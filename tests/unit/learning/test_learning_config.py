@@ -14,8 +14,8 @@ from optpolined.learning.settings import (
     EPOCH_RANGES,
     RANGES,
     ContinuousSettings,
-    EpochSettings,
     LearningSettings,
+    PeriodicSettings,
 )
 from optpolined.learning.shape import SHAPE_RANGES, FormChoice, ShapeSettings
 from optpolined.learning.strategies import StrategyName
@@ -25,7 +25,7 @@ EXAMPLE = Path(__file__).parents[3] / "configs" / "guests" / "vm1.toml"
 SECTIONS = {
     "hysteresis": (LearningSettings, RANGES),
     "continuous": (ContinuousSettings, CONTINUOUS_RANGES),
-    "epoch": (EpochSettings, EPOCH_RANGES),
+    "epoch": (PeriodicSettings, EPOCH_RANGES),
     "shape": (ShapeSettings, SHAPE_RANGES),
     "costs": (Costs, COST_RANGES),
 }

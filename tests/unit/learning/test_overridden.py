@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.learning.errors import StateError
-from optpolined.learning.overridden import BANNED, PINNED, Governed, GovernedState, Ruling
+from optpolined.learning.overridden import BANNED, PINNED, Overridden, OverriddenState, Override
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import Decision, SiteStatus, Snapshot
 
@@ -17,8 +17,8 @@ from .synthetic import SECONDS, A, B, Run, phases, replay, site, steady
 from .test_properties import SNAPSHOTS
 from .test_rivals import make
 
-PIN = Ruling(B, "pinned to b")
-BAN = Ruling(None, "banned by 'x*'")
+PIN = Override(B, "pinned to b")
+BAN = Override(None, "banned by 'x*'")
 SITES = [site(n) for n in range(4)]
 
 every = pytest.mark.parametrize("name", list(StrategyName))
@@ -27,14 +27,14 @@ every = pytest.mark.parametrize("name", list(StrategyName))
 def governed(name: StrategyName) -> Run:
     """Four sites that call A, under a governed strategy."""
     mixes = {address: steady(5000, 10) for address in SITES}
-    return Run(mixes, strategy=Governed(make(name)))
+    return Run(mixes, strategy=Overridden(make(name)))
 
 
-def rule(run: Run, rulings: dict[GuestVirtual, Ruling]) -> None:
+def rule(run: Run, overrides: dict[GuestVirtual, Override]) -> None:
     strategy, state = run.strategy, run.state
-    assert isinstance(strategy, Governed)
-    assert isinstance(state, GovernedState)
-    run.state = strategy.rule(state, rulings)
+    assert isinstance(strategy, Overridden)
+    assert isinstance(state, OverriddenState)
+    run.state = strategy.rule(state, overrides)
 
 
 @every
@@ -101,7 +101,7 @@ def test_a_site_that_goes_takes_its_ruling_along() -> None:
     assert run.decisions[-1].wanted[SITES[0]] == LEARNING
 
 
-RULINGS = st.dictionaries(st.sampled_from(SITES), st.sampled_from([PIN, BAN, Ruling(A, "a")]))
+RULINGS = st.dictionaries(st.sampled_from(SITES), st.sampled_from([PIN, BAN, Override(A, "a")]))
 STEPS = st.lists(st.tuples(SNAPSHOTS, st.none() | RULINGS), max_size=20)
 
 
@@ -109,14 +109,14 @@ STEPS = st.lists(st.tuples(SNAPSHOTS, st.none() | RULINGS), max_size=20)
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_decisions_add_up_to_what_is_wanted_and_outlive_a_dump(
-    name: StrategyName, steps: list[tuple[Snapshot, dict[GuestVirtual, Ruling] | None]]
+    name: StrategyName, steps: list[tuple[Snapshot, dict[GuestVirtual, Override] | None]]
 ) -> None:
-    strategy: Governed[Any] = Governed(make(name))
+    strategy: Overridden[Any] = Overridden(make(name))
     state = strategy.initial(SITES)
     standing: dict[GuestVirtual, Form] = {}
-    for snapshot, rulings in steps:
-        if rulings is not None:
-            state = strategy.rule(state, rulings)
+    for snapshot, overrides in steps:
+        if overrides is not None:
+            state = strategy.rule(state, overrides)
         state = strategy.load(strategy.dump(state))
         state, decision = strategy.decide(state, snapshot)
         standing.update(decision.wanted)
@@ -124,17 +124,19 @@ def test_decisions_add_up_to_what_is_wanted_and_outlive_a_dump(
         assert strategy.wanted(state) == asked
         told = strategy.status(state)
         assert told.keys() == set(SITES)
-        for address, ruling in state.rulings.items():
-            assert told[address].wanted == ruling.form
+        for address, override in state.overrides.items():
+            assert told[address].wanted == override.form
 
 
 def test_something_else_is_no_state() -> None:
     with pytest.raises(StateError, match="a governed strategy"):
-        Governed(make(StrategyName.HYSTERESIS)).load('{"version": 2}')
+        Overridden(make(StrategyName.HYSTERESIS)).load('{"version": 2}')
 
 
 def test_a_site_that_is_pinned_and_set_free_between_two_epochs_is_told_of() -> None:
-    run = Run({SITES[0]: phases(9, {A: 5000.0})}, strategy=Governed(make(StrategyName.HYSTERESIS)))
+    run = Run(
+        {SITES[0]: phases(9, {A: 5000.0})}, strategy=Overridden(make(StrategyName.HYSTERESIS))
+    )
     run.epochs(12)
     assert run.guest.installed[SITES[0]] == Chain((A,))
     rule(run, {SITES[0]: PIN})

@@ -5,19 +5,19 @@ import pytest
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain
 from optpolined.learning.errors import StateError
-from optpolined.learning.periodic import Epoch, EpochState
-from optpolined.learning.settings import EpochSettings
+from optpolined.learning.periodic import Periodic, PeriodicState
+from optpolined.learning.settings import PeriodicSettings
 from optpolined.learning.shape import FormChoice, Shaper, ShapeSettings
 from optpolined.learning.strategy import SiteEpoch, Snapshot, Strategy
 
 from .synthetic import SECONDS, A, B, C, Run, Site, mix, phases, site, steady
 
 S, T = site(0), site(1)
-SHORT = EpochSettings(learn_epochs=6, worker_epochs=2, retrain_epochs=20)
+SHORT = PeriodicSettings(learn_epochs=6, worker_epochs=2, retrain_epochs=20)
 
 
-def run(sites: dict[GuestVirtual, Site], settings: EpochSettings = SHORT) -> Run:
-    return Run(sites, strategy=Epoch(settings))
+def run(sites: dict[GuestVirtual, Site], settings: PeriodicSettings = SHORT) -> Run:
+    return Run(sites, strategy=Periodic(settings))
 
 
 def changes(guest: Run, address: GuestVirtual) -> dict[int, object]:
@@ -29,7 +29,7 @@ def changes(guest: Run, address: GuestVirtual) -> dict[int, object]:
 
 
 def test_it_is_a_strategy() -> None:
-    strategy: Strategy[EpochState] = Epoch()
+    strategy: Strategy[PeriodicState] = Periodic()
     state = strategy.initial([S])
     assert strategy.status(state)[S].state == "idle"
     state, decision = strategy.decide(state, Snapshot(0, SECONDS, {}, {}))
@@ -44,11 +44,11 @@ def test_the_worker_patches_the_most_frequent_target() -> None:
 
 
 def test_more_targets_where_the_settings_say_so() -> None:
-    settings = EpochSettings(max_targets=2)
+    settings = PeriodicSettings(max_targets=2)
     guest = run({S: steady(400, 600, 100)}, settings).epochs(5)
     assert guest.targets(S) == (B, A)
     chains = Shaper(ShapeSettings(form=FormChoice.CHAIN, chain_targets_max=2))
-    few = Run({S: steady(4, 8, 12)}, strategy=Epoch(EpochSettings(max_targets=9), chains))
+    few = Run({S: steady(4, 8, 12)}, strategy=Periodic(PeriodicSettings(max_targets=9), chains))
     assert few.epochs(5).targets(S) == (C, B)
 
 
@@ -65,7 +65,7 @@ def test_what_nobody_called_is_the_original_again() -> None:
 
 def test_few_calls_are_enough_or_not() -> None:
     assert run({S: steady(2)}).epochs(8).targets(S) == (A,)
-    picky = EpochSettings(learn_epochs=6, worker_epochs=2, retrain_epochs=20, min_calls=50)
+    picky = PeriodicSettings(learn_epochs=6, worker_epochs=2, retrain_epochs=20, min_calls=50)
     assert run({S: steady(2)}, picky).epochs(8).targets(S) == ()
 
 
@@ -95,7 +95,7 @@ def test_sites_that_come_wait_for_the_training_that_they_missed() -> None:
 
 
 def test_epochs_that_are_missing_do_not_stop_the_worker() -> None:
-    strategy = Epoch(SHORT)
+    strategy = Periodic(SHORT)
     state, _ = strategy.decide(strategy.initial([S, T]), Snapshot(0, SECONDS, {}, {}))
     standing = dict(strategy.wanted(state))
     counts = {S: SiteEpoch({A: 5})}
@@ -106,7 +106,7 @@ def test_epochs_that_are_missing_do_not_stop_the_worker() -> None:
 
 
 def test_counts_of_another_form_do_not_count() -> None:
-    strategy = Epoch(SHORT)
+    strategy = Periodic(SHORT)
     state, _ = strategy.decide(strategy.initial([S]), Snapshot(0, SECONDS, {}, {}))
     for epoch in (1, 2, 3):
         counts = {S: SiteEpoch({A: 5000})}
@@ -117,5 +117,5 @@ def test_counts_of_another_form_do_not_count() -> None:
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1, "more": 1}'])
 def test_a_state_of_something_else_is_refused(text: str) -> None:
     with pytest.raises(StateError, match=r"^not a state of the epoch strategy: ") as caught:
-        Epoch().load(text)
+        Periodic().load(text)
     assert "\n" not in str(caught.value)

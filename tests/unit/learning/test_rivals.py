@@ -11,8 +11,8 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.learning.continuous import Continuous
 from optpolined.learning.hysteresis import Hysteresis
-from optpolined.learning.periodic import Epoch
-from optpolined.learning.settings import ContinuousSettings, EpochSettings, LearningSettings
+from optpolined.learning.periodic import Periodic
+from optpolined.learning.settings import ContinuousSettings, LearningSettings, PeriodicSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategies import StrategyName, make_strategy
 from optpolined.learning.strategy import Decision, Snapshot, Strategy
@@ -28,7 +28,7 @@ def make(name: StrategyName) -> Strategy[Any]:
         name,
         hysteresis=QUICK,
         continuous=ContinuousSettings(update_calls=300, wipe_misses=300, patch_calls=60),
-        epoch=EpochSettings(learn_epochs=4, worker_epochs=2, retrain_epochs=9, max_targets=3),
+        epoch=PeriodicSettings(learn_epochs=4, worker_epochs=2, retrain_epochs=9, max_targets=3),
         shaper=Shaper(),
     )
 
@@ -38,7 +38,7 @@ every = pytest.mark.parametrize("strategy", [make(name) for name in StrategyName
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("hysteresis", Hysteresis), ("continuous", Continuous), ("epoch", Epoch)],
+    [("hysteresis", Hysteresis), ("continuous", Continuous), ("epoch", Periodic)],
 )
 def test_a_name_makes_its_strategy(name: str, kind: type) -> None:
     assert type(make(StrategyName(name))) is kind
@@ -125,7 +125,7 @@ def test_empty_epochs_give_no_target_up(
         for address, form in decision.wanted.items():
             # A window that nobody called in may end; Epoch retrains by the clock.
             gives_up = form == ORIGINAL and standing[address] != LEARNING
-            assert not gives_up or isinstance(strategy, Epoch)
+            assert not gives_up or isinstance(strategy, Periodic)
         standing.update(decision.wanted)
 
 
@@ -180,4 +180,4 @@ def test_hysteresis_pokes_less_than_its_rivals_where_sites_alternate() -> None:
 
     mine = pokes(Hysteresis(LearningSettings()))
     assert 5 * mine <= pokes(Continuous())
-    assert mine <= pokes(Epoch(EpochSettings(retrain_epochs=20)))
+    assert mine <= pokes(Periodic(PeriodicSettings(retrain_epochs=20)))

@@ -3,8 +3,8 @@
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.config import LearningConfig
-from optpolined.learning.overridden import Ruling
-from optpolined.learning.runner import Pupil
+from optpolined.learning.overridden import Override
+from optpolined.learning.runner import StrategyRunner
 from optpolined.learning.settings import LearningSettings
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import SiteEpoch
@@ -19,8 +19,8 @@ class Taught:
     """Two sites that call A and B all the time, and a pupil that gets what it wants."""
 
     def __init__(self, config: LearningConfig) -> None:
-        self.pupil = Pupil(config)
-        self.pupil.follow({site(0): None, site(1): None}, ())
+        self.runner = StrategyRunner(config)
+        self.runner.follow({site(0): None, site(1): None}, ())
         self.epoch = 0
 
     def epochs(self, number: int) -> dict[GuestVirtual, Form]:
@@ -28,41 +28,41 @@ class Taught:
         made: dict[GuestVirtual, Form] = {}
         for _ in range(number):
             self.epoch += 1
-            forms = dict(self.pupil.wanted)
+            forms = dict(self.runner.wanted)
             counts = {
                 address: SiteEpoch({A: 900} if address == site(0) else {B: 900})
                 for address, form in forms.items()
                 if form == LEARNING
             }
-            made = self.pupil.decide(self.pupil.snapshot(self.epoch, SECONDS, counts, {}, forms))
+            made = self.runner.decide(self.runner.snapshot(self.epoch, SECONDS, counts, {}, forms))
         return made
 
 
 def test_other_settings_go_on_from_what_was_learned() -> None:
     taught = Taught(PATIENT)
     taught.epochs(5)  # four of them were counted
-    taught.pupil.adopt(HASTY)
-    assert taught.pupil.wanted == {site(0): LEARNING, site(1): LEARNING}
+    taught.runner.adopt(HASTY)
+    assert taught.runner.wanted == {site(0): LEARNING, site(1): LEARNING}
     assert taught.epochs(1) == {site(0): Chain((A,)), site(1): Chain((B,))}
 
 
 def test_promoted_sites_stay_when_the_settings_change() -> None:
     taught = Taught(HASTY)
     taught.epochs(5)
-    standing = dict(taught.pupil.wanted)
-    taught.pupil.adopt(PATIENT)
+    standing = dict(taught.runner.wanted)
+    taught.runner.adopt(PATIENT)
     assert taught.epochs(1) == {}
-    assert taught.pupil.wanted == standing == {site(0): Chain((A,)), site(1): Chain((B,))}
+    assert taught.runner.wanted == standing == {site(0): Chain((A,)), site(1): Chain((B,))}
 
 
 def test_another_strategy_begins_anew_and_obeys_the_same_rulings() -> None:
     taught = Taught(HASTY)
-    taught.pupil.rule({site(1): Ruling(C, "pinned")})
+    taught.runner.rule({site(1): Override(C, "pinned")})
     taught.epochs(5)
-    taught.pupil.adopt(HASTY.model_copy(update={"strategy": StrategyName.CONTINUOUS}))
+    taught.runner.adopt(HASTY.model_copy(update={"strategy": StrategyName.CONTINUOUS}))
     # Nothing of what stands is wanted by a strategy that has not looked yet.
-    assert taught.pupil.wanted == {site(0): ORIGINAL, site(1): ORIGINAL}
+    assert taught.runner.wanted == {site(0): ORIGINAL, site(1): ORIGINAL}
     taught.epochs(1)
-    assert taught.pupil.wanted == {site(0): LEARNING, site(1): Chain((C,))}
+    assert taught.runner.wanted == {site(0): LEARNING, site(1): Chain((C,))}
     assert taught.epochs(3) == {}
-    assert taught.pupil.wanted[site(0)] == Chain((A,), counts_hits=True)
+    assert taught.runner.wanted[site(0)] == Chain((A,), counts_hits=True)

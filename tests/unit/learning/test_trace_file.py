@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Key, Keyed, LearnKeys, Tree
 from optpolined.config import LearningConfig
-from optpolined.learning.overridden import Ruling
+from optpolined.learning.overridden import Override
 from optpolined.learning.settings import LearningSettings
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import SiteEpoch
@@ -45,14 +45,14 @@ forms: st.SearchStrategy[Form] = st.one_of(
 gains = st.builds(SiteEpoch, st.dictionaries(targets, counts, max_size=4), counts, counts)
 sites = st.sampled_from(SITES)
 reasons = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=9)
-rulings = st.dictionaries(sites, st.builds(Ruling, st.none() | targets, reasons))
+overrides = st.dictionaries(sites, st.builds(Override, st.none() | targets, reasons))
 configs = st.sampled_from([LearningConfig(), LearningConfig(strategy=StrategyName.EPOCH)])
 epochs = st.builds(
     TraceEpoch,
     epoch=st.just(0),
     seconds=st.floats(0, 1e6),
     counts=st.dictionaries(sites, st.dictionaries(st.integers(0, 99), gains, max_size=3)),
-    said=st.lists(rulings | configs, max_size=3).map(tuple),
+    said=st.lists(overrides | configs, max_size=3).map(tuple),
     forms=st.dictionaries(sites, forms),
     tables=st.dictionaries(sites, st.dictionaries(st.integers(0, 63), targets, max_size=4)),
     wanted=st.dictionaries(sites, forms),

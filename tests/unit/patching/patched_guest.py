@@ -11,9 +11,9 @@ from optpolined.kernel.sites.declarations import Declaration, RecordKind
 from optpolined.kernel.sites.inline_part import InlinePart, inline_part
 from optpolined.kernel.sites.scan import Site
 from optpolined.patching.arena import Arena
-from optpolined.patching.counter_records import Records
+from optpolined.patching.counter_records import RecordAllocator
 from optpolined.patching.patcher import Patcher
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.execute import PatientMachine
 from optpolined.patching.protocol.standing import Standing
 from optpolined.patching.protocol.steps import Protocol, Write
@@ -130,8 +130,8 @@ class PatchedGuest:
             self.tables.write(*code_of(site))
         self.machine = Machine(self.tables)
         self.arena = Arena(self.header.arena, ARENA_SIZE)
-        self._records = Records(range(len(sites) if records is None else records))
-        self.entries = Entries(self.space, self.header)
+        self._records = RecordAllocator(range(len(sites) if records is None else records))
+        self.entries = PokeEntries(self.space, self.header)
 
     @property
     def space(self) -> AddressSpace:
@@ -161,7 +161,7 @@ class PatchedGuest:
 
     def next_daemon(self) -> None:
         """What a daemon does first: everything that an earlier one left is put back."""
-        self.entries = Entries(self.space, self.header)
+        self.entries = PokeEntries(self.space, self.header)
         self.put_back(lambda _standing: True)
 
     def mend(self) -> None:

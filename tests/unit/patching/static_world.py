@@ -10,7 +10,7 @@ from optpolined.kernel.module.module_list import GuestModule
 from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeEntry, PokeTable
 from optpolined.kernel.sites.declarations import Declaration, RecordKind
 from optpolined.kernel.symbols.symbols import Symbols
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.execute import PatientMachine
 from optpolined.patching.protocol.steps import Protocol, Write
 from optpolined.patching.recovery import find_leftovers, put_back
@@ -189,7 +189,7 @@ class World(PatientMachine):
                 for kind, site in zip(kinds, sites, strict=True)
             ),
         ]
-        entries = Entries(self.guest.space, self.header)
+        entries = PokeEntries(self.guest.space, self.header)
         calls, refused = find_static_calls(
             declarations, self.guest.space, self.symbols, entries.originals()
         )
@@ -205,7 +205,7 @@ class World(PatientMachine):
 
     def recover(self) -> None:
         """What a daemon does first of all."""
-        entries = Entries(self.guest.space, self.header)
+        entries = PokeEntries(self.guest.space, self.header)
         left = find_leftovers(entries, self.guest.space, self.header)
         put_back(left, entries, self.guest.space, self)
 

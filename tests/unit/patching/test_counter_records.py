@@ -8,25 +8,25 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Key
 from optpolined.kernel.module.abi import RECORDS_PER_CHUNK
 from optpolined.kernel.module.counters import RECORD
-from optpolined.patching.counter_records import Records, key_table_records
+from optpolined.patching.counter_records import RecordAllocator, key_table_records
 from optpolined.x86 import Register
 
 A, B = GuestVirtual(0x1000), GuestVirtual(0x2000)
 
 
 def test_a_site_keeps_its_record() -> None:
-    records = Records([3, 4])
+    records = RecordAllocator([3, 4])
     assert records.of(A) == records.of(A) == 3
     assert records.of(B) == 4
     assert records.site(4) == B
 
 
 def test_without_a_clean_record_a_site_has_none() -> None:
-    assert Records([]).of(A) is None
+    assert RecordAllocator([]).of(A) is None
 
 
 def test_a_renewed_record_leaves_the_old_one_to_its_owner() -> None:
-    records = Records([3, 4])
+    records = RecordAllocator([3, 4])
     records.of(A)
     assert records.renew(A) == 3
     assert records.of(A) == 4
@@ -34,21 +34,21 @@ def test_a_renewed_record_leaves_the_old_one_to_its_owner() -> None:
 
 
 def test_the_last_record_is_kept_rather_than_lost() -> None:
-    records = Records([3])
+    records = RecordAllocator([3])
     records.of(A)
     assert records.renew(A) is None
     assert records.of(A) == 3
 
 
 def test_a_recycled_record_is_given_again() -> None:
-    records = Records([3])
+    records = RecordAllocator([3])
     records.of(A)
     records.recycle([9])
     assert records.of(B) == 9
 
 
 def test_a_key_table_is_a_row_that_is_aligned_to_its_number() -> None:
-    records = Records([1, 2, 3, 5, 6, 7, 8, 9, 10, 11])
+    records = RecordAllocator([1, 2, 3, 5, 6, 7, 8, 9, 10, 11])
     assert records.key_table(A, 4) == 8
     assert records.key_table(A, 4) == 8, "a site keeps it"
     assert records.key_table(B, 2) == 2
@@ -56,14 +56,14 @@ def test_a_key_table_is_a_row_that_is_aligned_to_its_number() -> None:
 
 
 def test_without_such_a_row_a_site_has_no_key_table() -> None:
-    records = Records([1, 2, 3, 5, 6])
+    records = RecordAllocator([1, 2, 3, 5, 6])
     assert records.key_table(A, 4) is None
     assert records.key_table(A, 2) == 2, "a smaller one there is"
     assert records.of(A) == 1
 
 
 def test_the_key_table_of_a_site_that_has_gone_is_recycled_with_its_record() -> None:
-    records = Records(range(8))
+    records = RecordAllocator(range(8))
     assert records.of(A) == 0
     assert records.key_table(A, 4) == 4
     assert records.forget(A) == [4, 5, 6, 7, 0]
@@ -74,7 +74,7 @@ def test_the_key_table_of_a_site_that_has_gone_is_recycled_with_its_record() -> 
 
 
 def test_a_key_table_counts_for_no_site_and_needs_no_window() -> None:
-    records = Records(range(4))
+    records = RecordAllocator(range(4))
     assert records.key_table(A, 4) == 0
     assert records.site(0) is None
     assert records.extent == 0
@@ -98,7 +98,7 @@ def test_no_record_is_given_twice(
     clean: set[int], wishes: list[tuple[GuestVirtual, str | int]]
 ) -> None:
     """Each belongs to one site, as its record or in its key table, or to nobody."""
-    records = Records(clean)
+    records = RecordAllocator(clean)
     own: dict[GuestVirtual, int] = {}
     tables: dict[GuestVirtual, range] = {}
     stale: list[int] = []

@@ -14,7 +14,7 @@ from optpolined.patching.protocol.inline_change import (
     inline_steps,
 )
 from optpolined.patching.protocol.standing import Standing
-from optpolined.patching.protocol.steps import Grace, Phase, Plan, Protocol, Step, Write
+from optpolined.patching.protocol.steps import Grace, Plan, Protocol, Step, StepPhase, Write
 
 COMPARE = GuestVirtual(0xFFFFFFFF81000100)
 BRANCH = GuestVirtual(COMPARE + 9)
@@ -48,11 +48,11 @@ def plan_of(*changes: InlineChange) -> Plan:
     return inline_steps(changes, Protocol.BREAKPOINT)
 
 
-def phases(plan: Plan) -> list[Phase | str]:
+def phases(plan: Plan) -> list[StepPhase | str]:
     return [step.phase if isinstance(step, Step) else "grace" for step in plan]
 
 
-POKE = [Phase.BREAK, Phase.TAIL, Phase.HEAD]
+POKE = [StepPhase.BREAK, StepPhase.TAIL, StepPhase.HEAD]
 
 
 class Machine:
@@ -82,19 +82,25 @@ class Machine:
 
 def test_the_first_learning_needs_no_grace_period() -> None:
     plan = plan_of(change(UNLEARNED, FIRST))
-    assert phases(plan) == [Phase.PREPARE, Phase.UNREACHED, *POKE, Phase.DISARM]
+    assert phases(plan) == [StepPhase.PREPARE, StepPhase.UNREACHED, *POKE, StepPhase.DISARM]
 
 
 def test_a_retarget_hides_waits_rewrites_and_shows() -> None:
     plan = plan_of(change(FIRST, SECOND))
-    hide = [Phase.PREPARE, *POKE, Phase.DISARM]
-    show = [Phase.PREPARE, *POKE, Phase.DISARM]
-    assert phases(plan) == [*hide, "grace", Phase.UNREACHED, *show]
+    hide = [StepPhase.PREPARE, *POKE, StepPhase.DISARM]
+    show = [StepPhase.PREPARE, *POKE, StepPhase.DISARM]
+    assert phases(plan) == [*hide, "grace", StepPhase.UNREACHED, *show]
 
 
 def test_a_revert_waits_before_the_thunk_is_put_back() -> None:
     plan = plan_of(change(FIRST, UNLEARNED))
-    assert phases(plan) == [Phase.PREPARE, *POKE, Phase.DISARM, "grace", Phase.UNREACHED]
+    assert phases(plan) == [
+        StepPhase.PREPARE,
+        *POKE,
+        StepPhase.DISARM,
+        "grace",
+        StepPhase.UNREACHED,
+    ]
 
 
 def test_a_batch_waits_once() -> None:
@@ -131,7 +137,7 @@ def test_a_branch_that_somebody_changed_leaves_the_site_on_its_slow_path() -> No
     machine = Machine(FIRST)
     machine.memory[BRANCH] = b"\xcc" + FIRST.branch[1:]
     report = walk(plan_of(change(FIRST, SECOND)), machine)
-    assert [refusal.phase for refusal in report.refused] == [Phase.UNREACHED]
+    assert [refusal.phase for refusal in report.refused] == [StepPhase.UNREACHED]
     assert machine.memory[COMPARE] == UNLEARNED.compare
     assert machine.memory[ENTRY] == b"\0"
 
@@ -140,7 +146,7 @@ def test_nobody_waits_for_a_site_that_is_given_up() -> None:
     machine = Machine(FIRST)
     machine.memory[COMPARE] = b"\xcc" + FIRST.compare[1:]
     report = walk(plan_of(change(FIRST, SECOND)), machine)
-    assert [refusal.phase for refusal in report.refused] == [Phase.BREAK]
+    assert [refusal.phase for refusal in report.refused] == [StepPhase.BREAK]
     assert "grace" not in machine.log
     assert machine.memory[ENTRY] == b"\0"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from optpolined.addresses import GuestVirtual
 from optpolined.patching.protocol.errors import ChangeError
 from optpolined.patching.protocol.execute import execute
-from optpolined.patching.protocol.steps import Change, Phase, Protocol, Write, steps
+from optpolined.patching.protocol.steps import Change, Protocol, StepPhase, Write, steps
 
 SITE = GuestVirtual(0xFFFFFFFF81000100)
 OLD = bytes.fromhex("e8 11 22 33 44")
@@ -58,14 +58,20 @@ def guarded_change() -> Change:
 
 def test_breakpoint_order_is_prepare_break_tail_head_disarm() -> None:
     phases = [step.phase for step in steps([guarded_change()], Protocol.BREAKPOINT)]
-    assert phases == [Phase.PREPARE, Phase.BREAK, Phase.TAIL, Phase.HEAD, Phase.DISARM]
+    assert phases == [
+        StepPhase.PREPARE,
+        StepPhase.BREAK,
+        StepPhase.TAIL,
+        StepPhase.HEAD,
+        StepPhase.DISARM,
+    ]
 
 
 def test_every_phase_of_a_batch_ends_before_the_next_begins() -> None:
     other = GuestVirtual(SITE + 64)
     batch = [guarded_change(), Change(other, OLD, NEW)]
     for step in steps(batch, Protocol.BREAKPOINT):
-        if step.phase in (Phase.BREAK, Phase.TAIL, Phase.HEAD):
+        if step.phase in (StepPhase.BREAK, StepPhase.TAIL, StepPhase.HEAD):
             assert [item.change for item in step.writes] == [0, 1]
 
 
@@ -121,7 +127,7 @@ def test_foreign_bytes_are_never_overwritten(when: int, foreign: bytes, protocol
 def test_a_site_given_up_before_its_breakpoint_is_disarmed() -> None:
     memory = Bytes({SITE: bytes.fromhex("cc 11 22 33 44"), ENTRY: b"\0"})
     report = execute([guarded_change()], Protocol.BREAKPOINT, memory)
-    assert [refusal.phase for refusal in report.refused] == [Phase.BREAK]
+    assert [refusal.phase for refusal in report.refused] == [StepPhase.BREAK]
     assert memory.read(ENTRY, 1) == b"\0"
 
 
@@ -129,7 +135,7 @@ def test_a_site_lost_while_it_held_our_breakpoint_stays_armed() -> None:
     memory = Bytes({SITE: OLD, ENTRY: b"\0"})
     memory.meddle[2] = (SITE, bytes.fromhex("90 90 90 90 90"))
     report = execute([guarded_change()], Protocol.BREAKPOINT, memory)
-    assert [refusal.phase for refusal in report.refused] == [Phase.TAIL]
+    assert [refusal.phase for refusal in report.refused] == [StepPhase.TAIL]
     assert memory.read(ENTRY, 1) == b"\1"
 
 
@@ -145,7 +151,7 @@ def test_a_table_that_somebody_writes_to_ends_the_whole_batch_before_any_breakpo
     other = GuestVirtual(SITE + 64)
     memory = Bytes({SITE: OLD, ENTRY: b"\7", other: OLD})
     report = execute([guarded_change(), Change(other, OLD, NEW)], Protocol.BREAKPOINT, memory)
-    assert [refusal.phase for refusal in report.refused] == [Phase.PREPARE]
+    assert [refusal.phase for refusal in report.refused] == [StepPhase.PREPARE]
     assert report.done == []
     assert memory.read(SITE, 5) == memory.read(other, 5) == OLD
     assert memory.read(ENTRY, 1) == b"\7"

@@ -8,7 +8,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.kernel.module.abi import PokeState, SiteKind
 from optpolined.kernel.module.header import Header, parse_header
 from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeEntry, encode, home
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.execute import PatientMachine
 from optpolined.patching.protocol.standing import Standing
 from optpolined.patching.protocol.steps import Write
@@ -76,8 +76,8 @@ def patched(
     return original
 
 
-def restore(guest: FakeGuest, header: Header) -> Entries:
-    entries = Entries(guest.space, header)
+def restore(guest: FakeGuest, header: Header) -> PokeEntries:
+    entries = PokeEntries(guest.space, header)
     put_back(find_leftovers(entries, guest.space, header), entries, guest.space, Direct(guest))
     return entries
 

@@ -8,7 +8,7 @@ import pytest
 from optpolined.kernel.module.abi import PokeState, SiteKind
 from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeEntry, encode, home
 from optpolined.kernel.sites.static_calls import StaticPlace
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol
 from optpolined.patching.static_calls import (
     StaticCallError,
@@ -57,7 +57,7 @@ def test_a_change_goes_on_where_somebody_resumes_the_guest() -> None:
         assert world.static_calls().set("number", "two") == 3
         world.allowed = {place: {TWO} for place in PLACES["number"]}
         world.call_all()
-        assert Entries(world.guest.space, world.header).armed(world.guest.space) == set()
+        assert PokeEntries(world.guest.space, world.header).armed(world.guest.space) == set()
         world.allowed = {}
         world.static_calls().restore()
         assert world.live() == world.built
@@ -93,7 +93,7 @@ def test_a_daemon_that_dies_at_any_write_leaves_calls_right_and_the_next_puts_th
         world.dies_at = None
         world.recover()
         assert INT3 not in {code[0] for code in world.live().values()}
-        assert Entries(world.guest.space, world.header).armed(world.guest.space) == set()
+        assert PokeEntries(world.guest.space, world.header).armed(world.guest.space) == set()
         world.static_calls().settle()
         world.allowed = {place: {world.reaches(EVENT)} for place in PLACES["event"]}
         world.call_all()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.sites.exclusions import Exclusions, Reason, TextRange
-from optpolined.patching.poke_entries import Entries
+from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol, Write
 from optpolined.patching.static_calls import (
     StaticCallError,
@@ -90,7 +90,7 @@ def test_each_call_reaches_the_old_or_the_new_target_while_it_is_set(
     world.allowed = {}
     calls.restore()
     assert world.live() == world.built
-    assert Entries(world.guest.space, world.header).armed(world.guest.space) == set()
+    assert PokeEntries(world.guest.space, world.header).armed(world.guest.space) == set()
 
 
 def test_nothing_and_back(world: World) -> None:

@@ -26,9 +26,9 @@ from optpolined.api.sites import (
 )
 from optpolined.api.status import (
     ArenaUse,
+    DaemonPhase,
     Durations,
     HotSite,
-    Phase,
     Status,
     StopSummary,
     Versions,
@@ -87,7 +87,7 @@ class MadeUpGuest:
         promoted = [row for row in self.rows if row.state == "promoted"]
         return Status(
             "vm1",
-            Phase.RUNNING,
+            DaemonPhase.RUNNING,
             versions=Versions("0.1.0", 3, "7.2.22"),
             kernel="6.1.0-56-cloud-amd64",
             accelerator="kvm",

@@ -1,12 +1,12 @@
 """The last hour: a moment in ten seconds."""
 
-from optpolined.api.status import Phase, Status
+from optpolined.api.status import DaemonPhase, Status
 from optpolined.telemetry.history import HISTORY, INTERVAL_SECONDS, History
 
 
 def test_a_moment_is_kept_in_each_interval_and_an_hour_in_all() -> None:
     history = History()
-    status = Status("vm1", Phase.RUNNING, coverage=0.5)
+    status = Status("vm1", DaemonPhase.RUNNING, coverage=0.5)
     for second in range(5000):
         history.add(status, 1e9 + second)
     moments = history.moments()

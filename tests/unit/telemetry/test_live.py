@@ -4,7 +4,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from optpolined.api.status import HotSite, Phase, Status
+from optpolined.api.status import DaemonPhase, HotSite, Status
 from optpolined.telemetry.live import LiveView
 
 
@@ -19,7 +19,7 @@ def show(*statuses: Status, terminal: bool) -> str:
 
 RUNNING = Status(
     guest="vm1",
-    phase=Phase.RUNNING,
+    phase=DaemonPhase.RUNNING,
     seconds=12.0,
     eligible=7000,
     states={"promoted": 61},
@@ -41,13 +41,13 @@ def test_names_from_the_guest_are_not_markup() -> None:
 
 
 def test_elsewhere_a_line_comes_when_the_phase_changes_and_no_storm() -> None:
-    learning = Status("vm1", Phase.LEARNING)
+    learning = Status("vm1", DaemonPhase.LEARNING)
     lines = show(learning, learning, learning, RUNNING, terminal=False).splitlines()
     assert len(lines) == 2
     assert "61 promoted" in lines[1]
 
 
 def test_a_released_stub_is_shown() -> None:
-    released = Status("vm1", Phase.RELEASED, stub_released=True)
+    released = Status("vm1", DaemonPhase.RELEASED, stub_released=True)
     assert "stub released" in show(released, terminal=True)
     assert "stub released" in show(RUNNING, released, terminal=False).splitlines()[1]

@@ -11,9 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from optpolined.api.status import (
     EPOCH_BUCKETS_SECONDS,
     ArenaUse,
+    DaemonPhase,
     Durations,
     HotSite,
-    Phase,
     Status,
     StopSummary,
     Versions,
@@ -22,7 +22,7 @@ from optpolined.telemetry.metrics import StatusCollector
 
 STATUS = Status(
     guest="vm1",
-    phase=Phase.RUNNING,
+    phase=DaemonPhase.RUNNING,
     versions=Versions("0.1.0", 3, "7.2.22"),
     kernel="6.1.0",
     accelerator="kvm",
@@ -153,14 +153,16 @@ def test_what_is_not_known_is_absent() -> None:
     assert "optpolined_coverage_ratio" not in samples(Status("vm1"))
 
 
-@pytest.mark.parametrize("phase", Phase)
-def test_one_phase_is_on_and_only_a_managed_guest_is_up(phase: Phase) -> None:
+@pytest.mark.parametrize("phase", DaemonPhase)
+def test_one_phase_is_on_and_only_a_managed_guest_is_up(phase: DaemonPhase) -> None:
     found = samples(Status("vm1", phase))
     on = [
         series for series, value in found.items() if series.startswith("optpolined_phase") and value
     ]
     assert on == [f'optpolined_phase{{phase="{phase.name.lower()}"}}']
-    assert found["optpolined_up"] == (phase in (Phase.LEARNING, Phase.RUNNING, Phase.AUDITING))
+    assert found["optpolined_up"] == (
+        phase in (DaemonPhase.LEARNING, DaemonPhase.RUNNING, DaemonPhase.AUDITING)
+    )
 
 
 def test_a_series_that_alerts_look_at_begins_at_zero() -> None:

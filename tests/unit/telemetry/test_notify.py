@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from optpolined.api.status import Phase, Status
+from optpolined.api.status import DaemonPhase, Status
 from optpolined.telemetry.notify import Notifier, one_line, summary
 
 
@@ -143,9 +143,11 @@ def test_an_abstract_address() -> None:
 
 
 def test_the_summary_and_what_is_kept_on_its_line() -> None:
-    status = Status("vm1", Phase.LEARNING, eligible=7865)
+    status = Status("vm1", DaemonPhase.LEARNING, eligible=7865)
     assert summary(status) == "learning: 7,865 sites, 0 promoted"
-    status = Status("vm1", Phase.RUNNING, eligible=7865, targets_histogram={1: 227}, coverage=0.98)
+    status = Status(
+        "vm1", DaemonPhase.RUNNING, eligible=7865, targets_histogram={1: 227}, coverage=0.98
+    )
     said = "running: 7,865 sites, 227 promoted, 98% of calls direct"
     assert summary(status) == said
     assert one_line("a\x1b[31m\u2028b\tc") == "a\\x1b[31m\\u2028b\\tc"

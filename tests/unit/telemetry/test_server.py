@@ -8,12 +8,12 @@ import pytest
 
 from optpolined import ctl
 from optpolined.api.requests import Requests
-from optpolined.api.status import HotSite, Phase, Status
+from optpolined.api.status import DaemonPhase, HotSite, Status
 from optpolined.telemetry.server import read_status, serve_status, status_socket
 
 STATUS = Status(
     "vm1",
-    Phase.RUNNING,
+    DaemonPhase.RUNNING,
     states={"promoted": 61},
     hottest=(HotSite("vfs_read+0x1f", ("pipe_read",), 1e4, 0.0),),
 )
@@ -32,7 +32,7 @@ def test_what_is_served_is_what_is_read(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         for _ in range(2):
             status = read_status(path)
-            assert status.phase is Phase.RUNNING
+            assert status.phase is DaemonPhase.RUNNING
             assert status.states == {"promoted": 61}
     assert not path.exists()
 

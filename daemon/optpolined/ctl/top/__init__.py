@@ -12,14 +12,14 @@ import sys
 import time
 
 from optpolined.api.requests import Answer
-from optpolined.ctl.client import Daemon
+from optpolined.ctl.client import DaemonClient
 from optpolined.ctl.top.app import Top
 from optpolined.ctl.top.source import View, as_line, look
 
 __all__ = ("run_top",)
 
 
-def run_top(daemon: Daemon, interval_seconds: float, *, as_json: bool) -> Answer:
+def run_top(daemon: DaemonClient, interval_seconds: float, *, as_json: bool) -> Answer:
     """Show it until the user has seen enough; as JSON, a line for each look.
 
     :raise NoAnswerError: nobody answers to begin with.

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Form
 from optpolined.learning.config import LearningConfig
-from optpolined.learning.overridden import Ruling
+from optpolined.learning.overridden import Override
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.errors import TraceError
 from optpolined.learning.trace.lines import (
@@ -163,12 +163,12 @@ def _said_line(said: Said, number: _Numbers) -> SaidLine:
         rulings=[
             (
                 RulingLine.model_construct(
-                    target=None if ruling.target is None else number(ruling.target),
-                    reason=_printable(ruling.reason),
+                    target=None if override.target is None else number(override.target),
+                    reason=_printable(override.reason),
                 ),
                 sites,
             )
-            for ruling, sites in number.by_thing(said)
+            for override, sites in number.by_thing(said)
         ]
     )
 
@@ -308,8 +308,10 @@ class _Reader:
         if line.learning is not None:
             return line.learning
         return {
-            site: Ruling(None if ruling.target is None else self._at(ruling.target), ruling.reason)
-            for ruling, sites in line.rulings or ()
+            site: Override(
+                None if override.target is None else self._at(override.target), override.reason
+            )
+            for override, sites in line.rulings or ()
             for site in self._sites(sites)
         }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Form, Key
 from optpolined.learning.config import LearningConfig
-from optpolined.learning.overridden import Ruling
+from optpolined.learning.overridden import Override
 from optpolined.learning.shape import KeyTable
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import SiteEpoch
@@ -21,7 +21,7 @@ ByCpu = Mapping[int, SiteEpoch]
 """What the record of one site gained in one epoch, by the CPU's number; others gained nothing."""
 
 
-Said = Mapping[GuestVirtual, Ruling] | LearningConfig
+Said = Mapping[GuestVirtual, Override] | LearningConfig
 """What somebody said while the guest ran: all the rulings that hold from then on, or other
 settings."""
 

@@ -7,15 +7,15 @@ from typing import Protocol as TypingProtocol
 from optpolined.patching.protocol.steps import (
     Change,
     Grace,
-    Phase,
     Plan,
     Protocol,
     Step,
+    StepPhase,
     Write,
     steps,
 )
 
-__all__ = ("Machine", "PatientMachine", "Refusal", "Report", "execute", "walk")
+__all__ = ("GivenUp", "Machine", "PatientMachine", "PlanResult", "execute", "walk")
 
 
 class Machine(TypingProtocol):
@@ -38,24 +38,24 @@ class PatientMachine(Machine, TypingProtocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class GivenUp:
     """A change that was given up because something else stood at its address."""
 
     change: int
-    phase: Phase
+    phase: StepPhase
     write: Write
     found: bytes
 
 
 @dataclass(slots=True)
-class Report:
+class PlanResult:
     """What became of the changes, by number; those that are in neither list were not tried."""
 
     done: list[int] = field(default_factory=list)
-    refused: list[Refusal] = field(default_factory=list)
+    refused: list[GivenUp] = field(default_factory=list)
 
 
-def execute(changes: Sequence[Change], protocol: Protocol, machine: Machine) -> Report:
+def execute(changes: Sequence[Change], protocol: Protocol, machine: Machine) -> PlanResult:
     """Make ``changes``; a change whose site is not as expected is left where it stands.
 
     A refusal in PREPARE gives up all changes before any site was touched: somebody writes to the
@@ -71,7 +71,7 @@ def execute(changes: Sequence[Change], protocol: Protocol, machine: Machine) -> 
     return _walk(steps(changes, protocol), machine, None)
 
 
-def walk(plan: Plan, machine: PatientMachine) -> Report:
+def walk(plan: Plan, machine: PatientMachine) -> PlanResult:
     """Make the changes of a plan, as :func:`execute` does; it may hold grace periods.
 
     A change that is given up stays where its last write left it, which every plan makes a form that
@@ -82,12 +82,12 @@ def walk(plan: Plan, machine: PatientMachine) -> Report:
     return _walk(plan, machine, machine.grace)
 
 
-def _walk(plan: Plan, machine: Machine, grace: Callable[[], None] | None) -> Report:
+def _walk(plan: Plan, machine: Machine, grace: Callable[[], None] | None) -> PlanResult:
     numbers = sorted(
         {item.change for step in plan if isinstance(step, Step) for item in step.writes}
     )
-    report = Report()
-    given_up: dict[int, Phase] = {}
+    report = PlanResult()
+    given_up: dict[int, StepPhase] = {}
     for step in plan:
         if isinstance(step, Grace):
             assert grace is not None, "only the steps of a protocol are walked without one"
@@ -99,16 +99,16 @@ def _walk(plan: Plan, machine: Machine, grace: Callable[[], None] | None) -> Rep
         for item, bytes_found in zip(live, found, strict=True):
             if bytes_found is not None and item.change not in given_up:
                 given_up[item.change] = step.phase
-                report.refused.append(Refusal(item.change, step.phase, item.write, bytes_found))
-        if step.phase is Phase.PREPARE and Phase.PREPARE in given_up.values():
-            given_up = dict.fromkeys(numbers, Phase.PREPARE) | given_up
-        if step.phase is Phase.DISARM:
-            given_up = dict.fromkeys(given_up, Phase.DISARM)
+                report.refused.append(GivenUp(item.change, step.phase, item.write, bytes_found))
+        if step.phase is StepPhase.PREPARE and StepPhase.PREPARE in given_up.values():
+            given_up = dict.fromkeys(numbers, StepPhase.PREPARE) | given_up
+        if step.phase is StepPhase.DISARM:
+            given_up = dict.fromkeys(given_up, StepPhase.DISARM)
     report.done = [number for number in numbers if number not in given_up]
     return report
 
 
-def _goes_on(given_up_in: Phase | None, step: Step) -> bool:
-    if step.phase is Phase.DISARM:
-        return given_up_in in (None, Phase.PREPARE, Phase.BREAK, Phase.UNREACHED)
+def _goes_on(given_up_in: StepPhase | None, step: Step) -> bool:
+    if step.phase is StepPhase.DISARM:
+        return given_up_in in (None, StepPhase.PREPARE, StepPhase.BREAK, StepPhase.UNREACHED)
     return given_up_in is None

@@ -34,11 +34,11 @@ from optpolined.patching.protocol.standing import Standing
 from optpolined.patching.protocol.steps import (
     Change,
     Grace,
-    Phase,
     Plan,
     Protocol,
     SiteWrite,
     Step,
+    StepPhase,
     Write,
     steps,
 )
@@ -127,15 +127,15 @@ def inline_steps(changes: Sequence[InlineChange], protocol: Protocol) -> Plan:
         for n, change in numbered
         if change.shows
     }
-    plan: list[Step | Grace] = [*_step(Phase.PREPARE, prepare), *_steps(hide, protocol)]
+    plan: list[Step | Grace] = [*_step(StepPhase.PREPARE, prepare), *_steps(hide, protocol)]
     if any(change.waits for change in changes):
-        plan += [*_step(Phase.DISARM, disarm), Grace()]
+        plan += [*_step(StepPhase.DISARM, disarm), Grace()]
         disarm = [item for item in disarm if item.change in show]
         rearm = [SiteWrite(item.change, _reverse(item.write)) for item in disarm]
-        plan += [*_step(Phase.UNREACHED, rewrite), *_step(Phase.PREPARE, rearm)]
+        plan += [*_step(StepPhase.UNREACHED, rewrite), *_step(StepPhase.PREPARE, rearm)]
     else:
-        plan += _step(Phase.UNREACHED, rewrite)
-    return (*plan, *_steps(show, protocol), *_step(Phase.DISARM, disarm))
+        plan += _step(StepPhase.UNREACHED, rewrite)
+    return (*plan, *_steps(show, protocol), *_step(StepPhase.DISARM, disarm))
 
 
 def classify_inline(
@@ -170,7 +170,7 @@ def _same_but(head: int, found: bytes, built: bytes) -> bool:
     return len(found) == len(built) and found[head:-4] == built[head:-4]
 
 
-def _step(phase: Phase, writes: Iterable[SiteWrite]) -> list[Step]:
+def _step(phase: StepPhase, writes: Iterable[SiteWrite]) -> list[Step]:
     in_order = tuple(sorted(writes, key=lambda item: item.write.address))
     return [Step(phase, in_order)] if in_order else []
 

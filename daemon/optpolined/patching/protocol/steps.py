@@ -28,7 +28,17 @@ from optpolined.addresses import GuestVirtual
 from optpolined.patching.protocol.errors import ChangeError
 from optpolined.x86 import INT3
 
-__all__ = ("Change", "Grace", "Phase", "Plan", "Protocol", "SiteWrite", "Step", "Write", "steps")
+__all__ = (
+    "Change",
+    "Grace",
+    "Plan",
+    "Protocol",
+    "SiteWrite",
+    "Step",
+    "StepPhase",
+    "Write",
+    "steps",
+)
 
 
 class Protocol(Enum):
@@ -38,7 +48,7 @@ class Protocol(Enum):
     STOPPED = "stopped"
 
 
-class Phase(Enum):
+class StepPhase(Enum):
     """What a step does; in the order of execution."""
 
     PREPARE = "prepare"
@@ -96,7 +106,7 @@ class SiteWrite:
 class Step:
     """Writes of one phase; every vCPU is stopped during each and runs after the last."""
 
-    phase: Phase
+    phase: StepPhase
     writes: tuple[SiteWrite, ...]
 
 
@@ -116,7 +126,7 @@ def steps(changes: Sequence[Change], protocol: Protocol) -> tuple[Step, ...]:
     :raise ChangeError: a breakpoint of ours stands at a site that `stopped` is to change.
     """
     make = _breakpoint_writes if protocol is Protocol.BREAKPOINT else _stopped_writes
-    by_phase: dict[Phase, list[SiteWrite]] = {phase: [] for phase in Phase}
+    by_phase: dict[StepPhase, list[SiteWrite]] = {phase: [] for phase in StepPhase}
     for number, change in enumerate(changes):
         for phase, write in make(change):
             by_phase[phase].append(SiteWrite(number, write))
@@ -127,26 +137,26 @@ def steps(changes: Sequence[Change], protocol: Protocol) -> tuple[Step, ...]:
     )
 
 
-def _breakpoint_writes(change: Change) -> Iterable[tuple[Phase, Write]]:
+def _breakpoint_writes(change: Change) -> Iterable[tuple[StepPhase, Write]]:
     site, before, after = change.site, change.before, change.after
     trap = bytes([INT3])
     for write in change.prepare:
-        yield Phase.PREPARE, write
+        yield StepPhase.PREPARE, write
     if before[0] != INT3:
-        yield Phase.BREAK, Write(site, before, trap + before[1:])
+        yield StepPhase.BREAK, Write(site, before, trap + before[1:])
     # Written whole, so that the compare covers the breakpoint too: the tail is only ours to change
     # while our own 0xCC stands in front of it.
-    yield Phase.TAIL, Write(site, trap + before[1:], trap + after[1:])
-    yield Phase.HEAD, Write(site, trap + after[1:], after)
+    yield StepPhase.TAIL, Write(site, trap + before[1:], trap + after[1:])
+    yield StepPhase.HEAD, Write(site, trap + after[1:], after)
     if change.disarm is not None:
-        yield Phase.DISARM, change.disarm
+        yield StepPhase.DISARM, change.disarm
 
 
-def _stopped_writes(change: Change) -> Iterable[tuple[Phase, Write]]:
+def _stopped_writes(change: Change) -> Iterable[tuple[StepPhase, Write]]:
     if change.before[0] == INT3:
         raise ChangeError(
             f"site {change.site:#x}: holds a breakpoint; only the breakpoint protocol ends that"
         )
     for write in change.prepare:
-        yield Phase.PREPARE, write
-    yield Phase.WHOLE, Write(change.site, change.before, change.after)
+        yield StepPhase.PREPARE, write
+    yield StepPhase.WHOLE, Write(change.site, change.before, change.after)
