@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from optpolined.api.refusal import Refusal
 from optpolined.errors import OptpolinedError
 from optpolined.learning.config import LearningConfig, Section
 from optpolined.patching.protocol.steps import Protocol
@@ -74,13 +75,13 @@ class PolicyConfig(Section):
     bans: tuple[str, ...] = ()
     """Sites, by name, and patterns, whose sites stay as they were built."""
 
-    def refusal(self, function: str, module: str | None) -> str | None:
+    def refusal(self, function: str, module: str | None) -> Refusal | None:
         """Why the policy leaves a site alone; ``None`` where it does not."""
         name = f"{module}:{function}" if module else function
         if matches(name, self.exclude):
-            return "policy_excluded"
+            return Refusal.POLICY_EXCLUDED
         if self.mode == "opt-in" and not matches(name, self.include):
-            return "policy_not_included"
+            return Refusal.POLICY_NOT_INCLUDED
         return None
 
 

@@ -10,10 +10,10 @@ from guest.image.boot import Guest
 from guest.image.build import Image
 from guest.image.paths import Flavour
 from optpolined.addresses import GuestVirtual
+from optpolined.api.refusal import Refusal
 from optpolined.kernel.module.attachment import Attachment, attach
 from optpolined.kernel.sites.exclusions import (
     Exclusions,
-    Reason,
     TextRange,
     discover,
     read_kprobe_blacklist,
@@ -130,17 +130,17 @@ def test_blacklist_is_that_of_debugfs(
 
 def test_what_is_left_alone(kernel: Scan, exclusions: Exclusions) -> None:
     excluded = {site: reason for site in kernel.sites if (reason := exclusions.reason(site))}
-    functions: dict[Reason, set[str]] = {}
+    functions: dict[Refusal, set[str]] = {}
     for site, reason in excluded.items():
         functions.setdefault(reason, set()).add(site.function)
 
     assert {"notify_die", "notifier_call_chain", "atomic_notifier_call_chain"} <= functions[
-        Reason.INT3_PATH
+        Refusal.INT3_PATH
     ]
-    assert "kprobe_int3_handler" in functions[Reason.INT3_PATH]
-    assert "default_do_nmi" in functions[Reason.NOINSTR]
-    assert "aggr_pre_handler" in functions[Reason.NOKPROBE]
-    assert set(functions) == {Reason.INT3_PATH, Reason.NOINSTR, Reason.NOKPROBE}
+    assert "kprobe_int3_handler" in functions[Refusal.INT3_PATH]
+    assert "default_do_nmi" in functions[Refusal.NOINSTR]
+    assert "aggr_pre_handler" in functions[Refusal.NOKPROBE]
+    assert set(functions) == {Refusal.INT3_PATH, Refusal.NOINSTR, Refusal.NOKPROBE}
     assert 20 <= len(excluded) <= 60
 
 
@@ -148,4 +148,4 @@ def test_our_own_module_is_left_alone(
     attachment: Attachment, exclusions: Exclusions, kernel: Scan
 ) -> None:
     stub = replace(kernel.sites[0], address=attachment.header.learn_stub[Register.RAX])
-    assert exclusions.reason(stub) is Reason.OWN
+    assert exclusions.reason(stub) is Refusal.OWN

@@ -27,7 +27,6 @@ from optpolined.learning.audit import audit
 from optpolined.learning.strategy import Snapshot
 from optpolined.learning.trace.model import TraceHeader
 from optpolined.patching.inline_sites import Found
-from optpolined.patching.patcher import HELD_UP
 from optpolined.qemu.errors import MonitorClosedError, ResumedError
 from optpolined.session.link import Link
 from optpolined.session.migration import has_migrated, is_migrating
@@ -48,9 +47,6 @@ _MIGRATION_SECONDS = 0.1
 
 _REQUESTS_AT_ONCE = 16
 """Of each look: whoever asks without end shall not keep the next epoch waiting."""
-
-_PASSING = frozenset({"arena_full", HELD_UP})
-"""Why a site was not changed that may be at the next epoch; where there are others, it rests."""
 
 _RETRY_EPOCHS = 20
 """A site that held somebody else's bytes is looked at again after so many epochs."""
@@ -343,7 +339,7 @@ class ReconcileLoop:
         self._event_log.changed(self._epoch, wanted, report.sites)
         self._session.tally.pokes += report.done
         self._session.tally.refused += report.refused
-        shunned = (site for site, reason in report.sites.items() if reason not in _PASSING)
+        shunned = (site for site, reason in report.sites.items() if not reason.is_transient)
         self._shunned.update(dict.fromkeys(shunned, self._epoch + _RETRY_EPOCHS))
 
     def _audit(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from optpolined.addresses import GuestVirtual
+from optpolined.api.refusal import Refusal
 from optpolined.codegen.assemble import branch_target, site_instruction
 from optpolined.codegen.errors import DecodeError, ReachError
 from optpolined.codegen.forms import Chain, Form
@@ -20,9 +21,8 @@ from optpolined.kernel.sites.inline_part import InlinePart
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.errors import SiteRefusedError
 from optpolined.patching.protocol.inline_change import InlineChange, InlineForm, classify_inline
-from optpolined.patching.protocol.standing import Standing
+from optpolined.patching.protocol.standing import Standing, foreign_reason
 from optpolined.patching.protocol.steps import Protocol
-from optpolined.x86 import INT3
 
 __all__ = (
     "UNSETTLED",
@@ -108,12 +108,11 @@ def head_change(
     try:
         before = _read(part, pages)
     except TranslationError as error:
-        raise SiteRefusedError(part.compare, "unmapped") from error
+        raise SiteRefusedError(part.compare, Refusal.UNMAPPED) from error
     if standing_head(part, pages) is None:
-        reason = "foreign_breakpoint" if before.compare[0] == INT3 else "foreign_bytes"
-        raise SiteRefusedError(part.compare, reason)
+        raise SiteRefusedError(part.compare, foreign_reason(before.compare))
     if not pages.is_contiguous(part.compare, len(before.compare)):
-        raise SiteRefusedError(part.compare, "split_page")
+        raise SiteRefusedError(part.compare, Refusal.SPLIT_PAGE)
     after = _form(part, head)
     if after == before:
         return None
@@ -122,7 +121,7 @@ def head_change(
         note, _ = entries.guard(branch, pages, Protocol.STOPPED)
         arm, disarm = entries.guard(compare, pages, protocol)
     except PokeTableFullError as error:
-        raise SiteRefusedError(part.compare, "poke_table_full") from error
+        raise SiteRefusedError(part.compare, Refusal.POKE_TABLE_FULL) from error
     return InlineChange(
         compare=part.compare,
         branch=part.branch,
@@ -141,7 +140,7 @@ def _form(part: InlinePart, head: Head) -> InlineForm:
     try:
         branch = site_instruction(part.unlearned_branch, part.branch, head.target)
     except ReachError as error:
-        raise SiteRefusedError(part.compare, "out_of_reach") from error
+        raise SiteRefusedError(part.compare, Refusal.OUT_OF_REACH) from error
     return InlineForm(part.unlearned_compare[:-4] + compared, branch)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 
 from optpolined.addresses import GuestVirtual
+from optpolined.api.refusal import Refusal
 from optpolined.codegen.assemble import Assembler, branch_target, site_instruction
 from optpolined.codegen.decode import Decoder
 from optpolined.codegen.errors import DecodeError
@@ -35,14 +36,12 @@ from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.errors import SiteRefusedError
 from optpolined.patching.protocol.execute import GivenUp, PatientMachine, PlanResult, execute, walk
 from optpolined.patching.protocol.inline_change import inline_steps
+from optpolined.patching.protocol.standing import foreign_reason
 from optpolined.patching.protocol.steps import Change, Protocol, StepPhase, Write
-from optpolined.x86 import INT3
 
-__all__ = ("HELD_UP", "ArenaBlock", "PatchReport", "Patcher")
+__all__ = ("ArenaBlock", "PatchReport", "Patcher")
 
 _log = logging.getLogger(__name__)
-
-HELD_UP = "held_up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +59,19 @@ class PatchReport:
     """How many sites were changed, and what the others were refused for."""
 
     done: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    sites: dict[GuestVirtual, str] = field(default_factory=dict)
+    refused: Counter[Refusal] = field(default_factory=Counter)
+    sites: dict[GuestVirtual, Refusal] = field(default_factory=dict)
     """The refused sites, with the reason."""
 
-    def refuse(self, site: GuestVirtual, reason: str) -> None:
+    def refuse(self, site: GuestVirtual, reason: Refusal) -> None:
         """Count one site that stays as it is; an inline one has two places, and counts once."""
-        if self.sites.get(site, HELD_UP) == HELD_UP:
+        if self.sites.get(site, Refusal.HELD_UP) is Refusal.HELD_UP:
             self.refused[reason] += 1
         self.sites[site] = reason
 
     def hold_up(self, sites: Iterable[GuestVirtual]) -> None:
         """Note sites that were not even looked at: that is no refusal, another time will do."""
-        self.sites.update(dict.fromkeys(sites, HELD_UP))
+        self.sites.update(dict.fromkeys(sites, Refusal.HELD_UP))
 
 
 class Patcher:
@@ -285,13 +284,13 @@ class Patcher:
         try:
             before = pages.read(address, site.length)
         except TranslationError as error:
-            raise SiteRefusedError(address, _foreign_reason(b"")) from error
+            raise SiteRefusedError(address, Refusal.UNMAPPED) from error
         if self._standing(site, pages)[0] is None:
-            raise SiteRefusedError(address, _foreign_reason(before))
+            raise SiteRefusedError(address, foreign_reason(before))
         if not pages.is_contiguous(address, site.length):
             # It takes two packets, and a daemon may die between them.  What would stand there then
             # is no instruction, and neither ours nor the original.
-            raise SiteRefusedError(address, "split_page")
+            raise SiteRefusedError(address, Refusal.SPLIT_PAGE)
         block: tuple[Write, ...] = ()
         after = site.original
         if not isinstance(form, Original):
@@ -301,7 +300,7 @@ class Patcher:
         try:
             prepare, disarm = self._entries.guard(_entry(site), pages, self._protocol)
         except PokeTableFullError as error:
-            raise SiteRefusedError(address, "poke_table_full") from error
+            raise SiteRefusedError(address, Refusal.POKE_TABLE_FULL) from error
         self._touched.add(address)
         return Change(address, before, after, (*prepare, *block), disarm)
 
@@ -312,7 +311,7 @@ class Patcher:
         try:
             address = self._arena.allocate(size)
         except ArenaFullError as error:
-            raise SiteRefusedError(site.address, "arena_full") from error
+            raise SiteRefusedError(site.address, Refusal.ARENA_FULL) from error
         learn_stub = self._header.learn_stub[site.register]
         code = self._assembler.assemble(
             form,
@@ -338,12 +337,12 @@ class Patcher:
         """The percpu offsets of the site's record and, where the form has one, of its key table."""
         record = self._records.of(site.address)
         if record is None:
-            raise SiteRefusedError(site.address, "no_record_left")
+            raise SiteRefusedError(site.address, Refusal.NO_RECORD_LEFT)
         if not isinstance(form, LearnKeys):
             return self._record_offset(record), 0
         table = self._records.key_table(site.address, key_table_records(form.key))
         if table is None:
-            raise SiteRefusedError(site.address, "no_record_left")
+            raise SiteRefusedError(site.address, Refusal.NO_RECORD_LEFT)
         return self._record_offset(record), self._record_offset(table)
 
     def _refused(self, site: Site, refusal: GivenUp, report: PatchReport) -> None:
@@ -351,7 +350,7 @@ class Patcher:
         if site.inline is not None:
             in_code |= {site.inline.compare, site.inline.branch}
         ours = refusal.write.address in in_code
-        reason = _foreign_reason(refusal.found) if ours else "table_changed"
+        reason = foreign_reason(refusal.found) if ours else Refusal.TABLE_CHANGED
         report.refuse(site.address, reason)
         _log.warning(
             "%s at %#x left alone: %s where %s was expected (%s, in phase %s)",
@@ -373,13 +372,6 @@ def _whole(part: InlinePart, rest: Form | None, pages: AddressSpace) -> Found:
 
 def _entry(site: Site) -> PokeEntry:
     return PokeEntry(site.address, site.thunk, site.kind, PokeState.IDLE, site.original)
-
-
-def _foreign_reason(found: bytes) -> str:
-    """Why the bytes at a site keep us from changing it."""
-    if not found:
-        return "unmapped"
-    return "foreign_breakpoint" if found[0] == INT3 else "foreign_bytes"
 
 
 def _batches(items: Sequence[GuestVirtual], size: int) -> Iterator[Sequence[GuestVirtual]]:

@@ -26,7 +26,13 @@ from optpolined.patching.protocol.inline_change import (
     classify_inline,
     inline_steps,
 )
-from optpolined.patching.protocol.standing import Range, Standing, classify, classify_static
+from optpolined.patching.protocol.standing import (
+    Range,
+    Standing,
+    classify,
+    classify_static,
+    foreign_reason,
+)
 from optpolined.patching.protocol.steps import Change, Protocol, Write
 from optpolined.x86 import INT3
 
@@ -142,9 +148,12 @@ def put_back(
         for left in leftovers:
             if left.standing not in (Standing.OURS, Standing.INTERRUPTED):
                 _log.warning(
-                    "site %#x holds somebody else's bytes: left alone",
+                    "site %#x holds bytes that another program wrote: left alone",
                     left.entry.site,
-                    extra={"site": f"{left.entry.site:#x}", "reason": "foreign_bytes"},
+                    extra={
+                        "site": f"{left.entry.site:#x}",
+                        "reason": foreign_reason(left.found),
+                    },
                 )
                 continue
             prepare, disarm = entries.guard(left.entry, pages, Protocol.BREAKPOINT)

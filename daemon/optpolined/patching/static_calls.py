@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from optpolined.addresses import GuestVirtual
+from optpolined.api.refusal import Refusal
 from optpolined.codegen.errors import DecodeError, ReachError
 from optpolined.errors import OptpolinedError
 from optpolined.kernel.errors import PokeTableFullError, TranslationError
@@ -19,7 +20,7 @@ from optpolined.kernel.module.abi import PokeState
 from optpolined.kernel.module.poke_table import PokeEntry
 from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.sites.declarations import TRAMPOLINE_PREFIX, Declaration
-from optpolined.kernel.sites.exclusions import Exclusions, Reason
+from optpolined.kernel.sites.exclusions import Exclusions
 from optpolined.kernel.sites.static_calls import (
     StaticCall,
     StaticPlace,
@@ -88,7 +89,7 @@ def changeable(
     come to the trampoline while a 0xCC stands there.
     """
 
-    def reason(address: GuestVirtual) -> Reason | None:
+    def reason(address: GuestVirtual) -> Refusal | None:
         home = symbols.function(address)
         return home and exclusions.reason_at(address, home.name, home.module)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from optpolined.addresses import GuestVirtual
+from optpolined.api.refusal import Refusal
 from optpolined.config import PolicyConfig
 from optpolined.kernel.module.attachment import Attachment
 from optpolined.kernel.module.module_list import GuestModule
@@ -28,7 +29,7 @@ class Inventory:
     """Every site that was found, by its address."""
 
     eligible: dict[GuestVirtual, Site] = field(default_factory=dict)
-    reasons: dict[GuestVirtual, str] = field(default_factory=dict)
+    reasons: dict[GuestVirtual, Refusal] = field(default_factory=dict)
     """Why each of the others is left alone."""
     withheld: dict[GuestVirtual, Site] = field(default_factory=dict)
     """Those of the others that only the policy keeps us from."""
@@ -36,7 +37,7 @@ class Inventory:
     @property
     def skipped(self) -> Counter[str]:
         """The sites that are left alone, counted by reason."""
-        return Counter(self.reasons.values())
+        return Counter[str](self.reasons.values())
 
     @property
     def found(self) -> int:
@@ -168,12 +169,12 @@ class Survey:
             refused += unlike
             for site in sites:
                 reason = exclusions.reason(site)
-                policy = self._policy.refusal(site.function, region.module)
-                if reason is None and policy is None:
+                refusal = reason or self._policy.refusal(site.function, region.module)
+                if refusal is None:
                     self.inventory.eligible[site.address] = site
                     came.append(site.address)
                     continue
-                self.inventory.reasons[site.address] = str(reason or policy)
+                self.inventory.reasons[site.address] = refusal
                 if reason is None:
                     self.inventory.withheld[site.address] = site
         self._say(refused)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from optpolined.addresses import GuestVirtual
+from optpolined.api.refusal import Refusal
 from optpolined.api.requests import (
     Answer,
     Ban,
@@ -56,7 +57,7 @@ class Guest:
         eligible = {address: site for address, site in SITES.items() if address != WITHHELD}
         self.survey = survey = Survey.__new__(Survey)
         survey.symbols = Symbols(SYMBOLS)
-        reasons = {at(0x30): "noinstr", WITHHELD: "policy_excluded"}
+        reasons = {at(0x30): Refusal.NOINSTR, WITHHELD: Refusal.POLICY_EXCLUDED}
         survey.inventory = Inventory(eligible, reasons, {WITHHELD: SITES[WITHHELD]})
         session = Session.__new__(Session)
         session.survey = survey

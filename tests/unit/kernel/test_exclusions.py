@@ -6,12 +6,11 @@ from collections.abc import Sequence
 import pytest
 
 from optpolined.addresses import GuestVirtual
+from optpolined.api.refusal import Refusal
 from optpolined.kernel.errors import BlacklistError, SymbolsError
 from optpolined.kernel.module.abi import SiteKind
 from optpolined.kernel.sites.exclusions import (
-    REASONS,
     Exclusions,
-    Reason,
     TextRange,
     discover,
     read_kprobe_blacklist,
@@ -89,25 +88,25 @@ def exclusions() -> Exclusions:
     [
         (TEXT, None),
         (TEXT + 0x0FFF, None),
-        (TEXT + 0x1000, Reason.NOINSTR),
-        (TEXT + 0x1FFF, Reason.NOINSTR),
+        (TEXT + 0x1000, Refusal.NOINSTR),
+        (TEXT + 0x1FFF, Refusal.NOINSTR),
         (TEXT + 0x2000, None),
-        (TEXT + 0x3000, Reason.CPUIDLE),
-        (TEXT + 0x4000, Reason.ENTRY),
-        (TEXT + 0x5FFF, Reason.THUNK),
+        (TEXT + 0x3000, Refusal.CPUIDLE),
+        (TEXT + 0x4000, Refusal.ENTRY),
+        (TEXT + 0x5FFF, Refusal.THUNK),
         (TEXT + 0x6000, None),
-        (TEXT + 0x7000, Reason.INIT),
-        (TEXT + 0x9000, Reason.NOKPROBE),
-        (TEXT + 0x917F, Reason.NOKPROBE),
+        (TEXT + 0x7000, Refusal.INIT),
+        (TEXT + 0x9000, Refusal.NOKPROBE),
+        (TEXT + 0x917F, Refusal.NOKPROBE),
         (TEXT + 0x9180, None),
-        (OWN.start, Reason.OWN),
-        (OWN.end - 1, Reason.OWN),
+        (OWN.start, Refusal.OWN),
+        (OWN.end - 1, Refusal.OWN),
         (OWN.end, None),
         (0, None),
         ((1 << 64) - 1, None),
     ],
 )
-def test_sections(exclusions: Exclusions, where: int, reason: Reason | None) -> None:
+def test_sections(exclusions: Exclusions, where: int, reason: Refusal | None) -> None:
     assert exclusions.reason(site(where)) is reason
 
 
@@ -116,23 +115,13 @@ def test_sections(exclusions: Exclusions, where: int, reason: Reason | None) -> 
     ["notify_die", "notifier_call_chain", "kprobe_int3_handler", "do_int3.cold", "get_kprobe"],
 )
 def test_the_way_to_our_handler(exclusions: Exclusions, function: str) -> None:
-    assert exclusions.reason(site(TEXT, function)) is Reason.INT3_PATH
+    assert exclusions.reason(site(TEXT, function)) is Refusal.INT3_PATH
     assert exclusions.reason(site(TEXT, function, "mod")) is None
     assert exclusions.reason(site(TEXT, f"my_{function}")) is None
 
 
 def test_live_flags_come_first(exclusions: Exclusions) -> None:
-    assert exclusions.reason(site(TEXT + 0x1000, live_flags=True)) is Reason.LIVE_FLAGS
-
-
-def test_every_reason_is_explained() -> None:
-    assert set(REASONS) == set(Reason)
-    assert {reason for reason in Reason if REASONS[reason].breakpoint_only} == {
-        Reason.INT3_PATH,
-        Reason.NOINSTR,
-        Reason.NOKPROBE,
-        Reason.CPUIDLE,
-    }
+    assert exclusions.reason(site(TEXT + 0x1000, live_flags=True)) is Refusal.LIVE_FLAGS
 
 
 @pytest.mark.parametrize("name", ["__noinstr_text_start", "__entry_text_end"])
@@ -150,7 +139,7 @@ def test_a_kernel_without_kprobes() -> None:
 
     found = discover(without, Memory().read, OWN)
     assert found.reason(site(TEXT + 0x9000)) is None
-    assert found.reason(site(TEXT, "notify_die")) is Reason.INT3_PATH
+    assert found.reason(site(TEXT, "notify_die")) is Refusal.INT3_PATH
 
 
 def test_a_symbol_that_stands_twice() -> None:
@@ -206,7 +195,7 @@ def test_blacklist_without_end() -> None:
 def test_overlapping_ranges() -> None:
     ranges = [(0x100, 0x300), (0x180, 0x200), (0x300, 0x310), (0x400, 0x401)]
     found = Exclusions(
-        (Reason.NOKPROBE, TextRange(GuestVirtual(start), GuestVirtual(end)))
+        (Refusal.NOKPROBE, TextRange(GuestVirtual(start), GuestVirtual(end)))
         for start, end in ranges
     )
     inside = [address for address in range(0x500) if found.reason(site(address))]

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.sites.exclusions import Exclusions, Reason, TextRange
+from optpolined.api.refusal import Refusal
+from optpolined.kernel.sites.exclusions import Exclusions, TextRange
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol, Write
 from optpolined.patching.static_calls import (
@@ -45,7 +46,7 @@ def test_a_key_with_a_place_in_code_that_must_be_left_alone_is_left_alone(world:
     nothing = Exclusions([])
     assert changeable(calls, world.symbols, nothing) == (calls, [])
     for place in PLACES["number"]:
-        noinstr = Exclusions([(Reason.NOINSTR, TextRange(place, GuestVirtual(place + 1)))])
+        noinstr = Exclusions([(Refusal.NOINSTR, TextRange(place, GuestVirtual(place + 1)))])
         may, (line,) = changeable(calls, world.symbols, noinstr)
         assert may == {"event": calls["event"]}
         assert line == "the static call number is left alone, for one of its places: noinstr"

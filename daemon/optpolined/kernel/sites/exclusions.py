@@ -1,11 +1,11 @@
-"""Sites that are left alone, and why.
+"""Sites that must be left alone, and why.
 
     exclusions = discover(symbols.addresses, space.read, own_text)
-    exclusions.reason(site)         # None, or a Reason
+    exclusions.reason(site)         # None, or a Refusal
 
 A patched site differs from the kernel's in two ways: while it changes, it holds a 0xCC; afterwards,
-its branch goes through a block, which touches the flags, the stack and per-CPU memory.  The table
-``REASONS`` says for each reason which of the two the site cannot bear.
+its branch goes through a block, which touches the flags, the stack and per-CPU memory.  A site is
+left alone where it cannot bear one of the two.
 
 What may never hold a 0xCC is what runs between an int3 and our handler, on the way in and on the
 way out: an int3 there meets itself until the stack is used up.  That is exc_int3() with what it
@@ -19,79 +19,15 @@ preemption off, and C code in .irqentry.text or .softirqentry.text, which are no
 
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from optpolined.addresses import GuestVirtual
+from optpolined.api.refusal import Refusal
 from optpolined.kernel.errors import BlacklistError, SymbolsError
 from optpolined.kernel.sites.scan import Site
 
-__all__ = (
-    "REASONS",
-    "Exclusions",
-    "Meaning",
-    "Reason",
-    "TextRange",
-    "discover",
-    "read_kprobe_blacklist",
-)
-
-
-class Reason(StrEnum):
-    """Why a site is left alone; where several hold, the first."""
-
-    LIVE_FLAGS = "live_flags"
-    OWN = "own"
-    THUNK = "thunk"
-    INIT = "init"
-    ENTRY = "entry"
-    INT3_PATH = "int3_path"
-    NOINSTR = "noinstr"
-    NOKPROBE = "nokprobe"
-    CPUIDLE = "cpuidle"
-
-
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """``breakpoint_only``: it is the 0xCC that does harm; a whole change in one stop does none."""
-
-    text: str
-    breakpoint_only: bool
-
-
-REASONS: Final[Mapping[Reason, Meaning]] = MappingProxyType(
-    {
-        Reason.LIVE_FLAGS: Meaning(
-            "the flags are loaded right before it, for the target: a block would change them",
-            breakpoint_only=False,
-        ),
-        Reason.OWN: Meaning("it is optpoline.ko's own code", breakpoint_only=False),
-        Reason.THUNK: Meaning("it is part of a retpoline thunk", breakpoint_only=False),
-        Reason.INIT: Meaning(
-            "it is init code, whose memory is free after boot", breakpoint_only=False
-        ),
-        Reason.ENTRY: Meaning(
-            "it is entry code, which may run on the page tables, stack and gs of user mode",
-            breakpoint_only=False,
-        ),
-        Reason.INT3_PATH: Meaning(
-            "it runs on every int3 before or after our handler", breakpoint_only=True
-        ),
-        Reason.NOINSTR: Meaning(
-            "the kernel declares the code free of instrumentation (noinstr)", breakpoint_only=True
-        ),
-        Reason.NOKPROBE: Meaning(
-            "the kernel lets no kprobe into the function: it may run on an int3",
-            breakpoint_only=True,
-        ),
-        Reason.CPUIDLE: Meaning(
-            "it is idle code, where RCU does not watch (__cpuidle)", breakpoint_only=True
-        ),
-    }
-)
+__all__ = ("Exclusions", "TextRange", "discover", "read_kprobe_blacklist")
 
 
 class TextRange(NamedTuple):
@@ -105,13 +41,13 @@ class TextRange(NamedTuple):
 # that can be attached to lacks those that are required.  .irqentry.text is within the entry text as
 # far as it is assembly.
 _SECTIONS: Final = (
-    (Reason.THUNK, "__indirect_thunk_start", "__indirect_thunk_end", False),
-    (Reason.INIT, "__init_begin", "__init_end", False),
-    (Reason.INIT, "_sinittext", "_einittext", False),
-    (Reason.ENTRY, "__entry_text_start", "__entry_text_end", True),
-    (Reason.NOINSTR, "__noinstr_text_start", "__noinstr_text_end", True),
-    (Reason.NOKPROBE, "__kprobes_text_start", "__kprobes_text_end", False),
-    (Reason.CPUIDLE, "__cpuidle_text_start", "__cpuidle_text_end", False),
+    (Refusal.THUNK, "__indirect_thunk_start", "__indirect_thunk_end", False),
+    (Refusal.INIT, "__init_begin", "__init_end", False),
+    (Refusal.INIT, "_sinittext", "_einittext", False),
+    (Refusal.ENTRY, "__entry_text_start", "__entry_text_end", True),
+    (Refusal.NOINSTR, "__noinstr_text_start", "__noinstr_text_end", True),
+    (Refusal.NOKPROBE, "__kprobes_text_start", "__kprobes_text_end", False),
+    (Refusal.CPUIDLE, "__cpuidle_text_start", "__cpuidle_text_end", False),
 )
 
 # Those that 6.1 marks noinstr or NOKPROBE are here too: the reason then says more, and a kernel
@@ -158,25 +94,25 @@ class Exclusions:
     Build it anew when a module was loaded: the blacklist grows then.
     """
 
-    def __init__(self, ranges: Iterable[tuple[Reason, TextRange]]) -> None:
-        by_reason: dict[Reason, list[TextRange]] = {}
+    def __init__(self, ranges: Iterable[tuple[Refusal, TextRange]]) -> None:
+        by_reason: dict[Refusal, list[TextRange]] = {}
         for reason, text in ranges:
             by_reason.setdefault(reason, []).append(text)
         self._ranges = {reason: _Ranges(texts) for reason, texts in by_reason.items()}
 
-    def reason(self, site: Site) -> Reason | None:
+    def reason(self, site: Site) -> Refusal | None:
         """Say why ``site`` must be left alone; None where it may be patched."""
         if site.live_flags:
-            return Reason.LIVE_FLAGS
+            return Refusal.LIVE_FLAGS
         return self.reason_at(site.address, site.function, site.module)
 
-    def reason_at(self, address: GuestVirtual, function: str, module: str | None) -> Reason | None:
+    def reason_at(self, address: GuestVirtual, function: str, module: str | None) -> Refusal | None:
         """The same for an instruction in ``function`` that leaves the flags as they are."""
         inside = {reason for reason, ranges in self._ranges.items() if address in ranges}
         # gcc gives parts and clones of a function its name and a suffix (.cold, .isra.0).
         if module is None and function.partition(".")[0] in _INT3_PATH:
-            inside.add(Reason.INT3_PATH)
-        return next((reason for reason in Reason if reason in inside), None)
+            inside.add(Refusal.INT3_PATH)
+        return next((reason for reason in Refusal if reason in inside), None)
 
 
 class _Ranges:
@@ -211,7 +147,7 @@ def discover(
     :raise BlacklistError: the kernel's list of functions without kprobes cannot be read.
     :raise TranslationError: that list leads to memory that is not mapped.
     """
-    ranges = [(Reason.OWN, own)]
+    ranges = [(Refusal.OWN, own)]
     for reason, first, last, required in _SECTIONS:
         start, end = _only(addresses(first), first), _only(addresses(last), last)
         if start is not None and end is not None:
@@ -223,7 +159,7 @@ def discover(
             )
     head = _only(addresses(_BLACKLIST), _BLACKLIST)
     if head is not None:
-        ranges.extend((Reason.NOKPROBE, text) for text in read_kprobe_blacklist(read, head))
+        ranges.extend((Refusal.NOKPROBE, text) for text in read_kprobe_blacklist(read, head))
     return Exclusions(ranges)
 
 

@@ -1,6 +1,7 @@
 """Errors of the poke engine; the tree is drawn in the package's docstring."""
 
 from optpolined.addresses import GuestVirtual
+from optpolined.api.refusal import Refusal
 from optpolined.errors import OptpolinedError
 
 __all__ = ("ChangeError", "PokeError", "SiteRefusedError")
@@ -15,9 +16,9 @@ class ChangeError(PokeError):
 
 
 class SiteRefusedError(PokeError):
-    """A site that must stay as it is; ``reason`` is a word for metrics and reports."""
+    """A site that must stay as it is; ``reason`` says why."""
 
-    def __init__(self, site: GuestVirtual, reason: str) -> None:
+    def __init__(self, site: GuestVirtual, reason: Refusal) -> None:
         super().__init__(f"site {site:#x} is left alone: {reason}")
         self.site = site
         self.reason = reason

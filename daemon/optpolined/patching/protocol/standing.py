@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from optpolined.api.refusal import Refusal
 from optpolined.x86 import INT3
 
-__all__ = ("Range", "Standing", "classify", "classify_static")
+__all__ = ("Range", "Standing", "classify", "classify_static", "foreign_reason")
 
 
 class Standing(Enum):
@@ -56,6 +57,13 @@ def classify_static(found: bytes, *, armed: bool) -> Standing:
     if found[:1] != bytes([INT3]):
         return Standing.ORIGINAL
     return Standing.INTERRUPTED if armed else Standing.FOREIGN
+
+
+def foreign_reason(found: bytes) -> Refusal:
+    """Return why the foreign bytes at a site keep it from being changed; empty: it is unmapped."""
+    if not found:
+        return Refusal.UNMAPPED
+    return Refusal.FOREIGN_BREAKPOINT if found[0] == INT3 else Refusal.FOREIGN_BYTES
 
 
 def _target(site: int, instruction: bytes) -> int:
