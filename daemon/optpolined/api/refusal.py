@@ -55,11 +55,6 @@ class Refusal(StrEnum):
         return _FACTS[self].foreign
 
     @property
-    def breakpoint_only(self) -> bool:
-        """Whether only a 0xCC does harm at the site: one whole write in a stop does none."""
-        return _FACTS[self].breakpoint_only
-
-    @property
     def is_of_change(self) -> bool:
         """Whether it refuses a change; the others keep a site from being tried at all."""
         return _FACTS[self].of_change
@@ -68,7 +63,6 @@ class Refusal(StrEnum):
 @dataclass(frozen=True, slots=True)
 class _Facts:
     meaning: str
-    breakpoint_only: bool = False
     transient: bool = False
     foreign: bool = False
     of_change: bool = False
@@ -85,19 +79,12 @@ _FACTS: Final = MappingProxyType(
         Refusal.ENTRY: _Facts(
             "it is entry code, which may run on the page tables, stack and gs of user mode"
         ),
-        Refusal.INT3_PATH: _Facts(
-            "it runs on every int3 before or after our handler", breakpoint_only=True
-        ),
-        Refusal.NOINSTR: _Facts(
-            "the kernel declares the code free of instrumentation (noinstr)", breakpoint_only=True
-        ),
+        Refusal.INT3_PATH: _Facts("it runs on every int3 before or after our handler"),
+        Refusal.NOINSTR: _Facts("the kernel declares the code free of instrumentation (noinstr)"),
         Refusal.NOKPROBE: _Facts(
             "the kernel lets no kprobe into the function: it may run on an int3",
-            breakpoint_only=True,
         ),
-        Refusal.CPUIDLE: _Facts(
-            "it is idle code, where RCU does not watch (__cpuidle)", breakpoint_only=True
-        ),
+        Refusal.CPUIDLE: _Facts("it is idle code, where RCU does not watch (__cpuidle)"),
         Refusal.POLICY_EXCLUDED: _Facts("the policy excludes its function"),
         Refusal.POLICY_NOT_INCLUDED: _Facts("the policy is opt-in and does not include it"),
         Refusal.FOREIGN_BYTES: _Facts(

@@ -13,6 +13,9 @@ calls (arch/x86/kernel/traps.c, kernel/entry/common.c, kernel/context_tracking.c
 chain (kernel/notifier.c).  Most of it is noinstr.  For the rest the kernel keeps a list of its own,
 of functions that may hold no kprobe: they run on a kprobe's int3, and so on ours.
 
+Such a site could bear one whole write in a stop.  It is left alone nevertheless: it is cold, the
+live transport could not change it, and recovery would have to know it before it knows any symbol.
+
 Other contexts can take an int3, because the kernel treats it as an NMI: interrupts, NMIs, code with
 preemption off, and C code in .irqentry.text or .softirqentry.text, which are no reason here.
 """
