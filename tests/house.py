@@ -1,12 +1,14 @@
 """Draw the rooms of the daemon and the imports between them: ``make house``.
 
-    python -m tests.house
+    python -m tests.house             the rooms, with their files and lines
+    python -m tests.house --arrows    the same without numbers, as README.md shows it
+    python -m tests.house --readme    write that picture into README.md
 
-The order of the rooms stands in the docstring of `optpolined/__init__.py`, top to bottom.  Imports
-that go up in that order and files that import each other in a circle are printed; the exit code is
-then 1.
+The docstring of `optpolined/__init__.py` lists the rooms from top to bottom.  The command prints
+each import that goes up in that order and each circle of imports; the exit code is then 1.
 """
 
+import argparse
 import ast
 import re
 import sys
@@ -16,15 +18,18 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-__all__ = ("House", "Room", "read_house")
+__all__ = ("README", "House", "Room", "draw", "picture", "read_house")
 
-PACKAGE = Path(__file__).resolve().parents[1] / "daemon" / "optpolined"
+_ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = _ROOT / "daemon" / "optpolined"
+README = _ROOT / "README.md"
+_PICTURE = re.compile(r"(?<=-m tests\.house --arrows\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 _ROOM = re.compile(r"^    ([a-z0-9_]+(?:/[a-z0-9_]+)*)  +(\S.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A folder, or a module of the package itself."""
+    """A folder of the package, or a module at its top."""
 
     name: str
     purpose: str
@@ -38,17 +43,17 @@ class House:
 
     rooms: Sequence[Room]
     imports: Mapping[str, frozenset[str]]
-    """By module, without the package's name."""
+    """By module; names are without the package's own."""
 
     def room_of(self, module: str) -> str:
-        """The innermost room that a module lies in; empty where no room has it."""
+        """Return the innermost room that a module lies in; an empty name where none has it."""
         path = module.replace(".", "/")
         names = [room.name for room in self.rooms]
         inside = [name for name in names if path == name or path.startswith(f"{name}/")]
         return max(inside, key=len, default="")
 
     def arrows(self) -> dict[tuple[str, str], int]:
-        """How many imports lead from one room to another."""
+        """Count the imports from one room to another."""
         counted: Counter[tuple[str, str]] = Counter()
         for module, imported in self.imports.items():
             for other in imported:
@@ -58,7 +63,7 @@ class House:
         return dict(counted)
 
     def faults(self) -> list[str]:
-        """A line for each import that goes up, each circle, each file outside all rooms."""
+        """Return a line for each import that goes up, each circle, each file outside all rooms."""
         order = {room.name: number for number, room in enumerate(self.rooms)}
         found = []
         for module, imported in sorted(self.imports.items()):
@@ -108,7 +113,7 @@ def _lines(path: Path) -> int:
 
 
 def _imports(path: Path, package: str, modules: Mapping[str, Path]) -> Iterator[str]:
-    """The modules of the package that a file imports, wherever in it that stands."""
+    """Yield the modules of the package that a file imports, also inside its functions."""
     prefix = f"{package}."
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(prefix):
@@ -121,19 +126,29 @@ def _imports(path: Path, package: str, modules: Mapping[str, Path]) -> Iterator[
                     yield alias.name.removeprefix(prefix)
 
 
-def draw(house: House) -> str:
-    """The house as text: a line a room, with the rooms that it imports."""
+def draw(house: House, *, numbers: bool = True) -> str:
+    """Return the house as text: a line for each room, then the rooms that it imports.
+
+    :param numbers: Whether to add how many files and lines each room has.
+    """
     arrows = house.arrows()
     lines = []
     for room in house.rooms:
         below = [other.name for other in house.rooms if (room.name, other.name) in arrows]
-        indent = "  " * room.name.count("/")
-        head = f"{indent}{room.name.rsplit('/', 1)[-1]}"
-        lines.append(f"{head:<14}{room.files:>3} files {room.lines:>6,} lines  {room.purpose}")
+        size = f"{room.files:>3} files {room.lines:>6,} lines  " if numbers else ""
+        lines.append(f"{room.name:<20}{size}{room.purpose}")
         lines += _wrapped(below)
-    files, total = sum(room.files for room in house.rooms), sum(room.lines for room in house.rooms)
-    lines.append(f"{'in all':<14}{files:>3} files {total:>6,} lines")
+    if numbers:
+        files = sum(room.files for room in house.rooms)
+        total = sum(room.lines for room in house.rooms)
+        lines.append(f"{'in all':<20}{files:>3} files {total:>6,} lines")
     return "\n".join(lines)
+
+
+def picture(readme: str) -> str | None:
+    """Return the picture of the house in the text of README.md; ``None`` where it has none."""
+    found = _PICTURE.search(readme)
+    return found and found[0]
 
 
 def _wrapped(names: Sequence[str], width: int = 96) -> Iterator[str]:
@@ -148,9 +163,17 @@ def _wrapped(names: Sequence[str], width: int = 96) -> Iterator[str]:
 
 
 def main() -> int:
-    """Print the house; answer 1 where an import goes up or in a circle."""
+    """Print the house; return 1 where an import goes up or in a circle."""
+    parser = argparse.ArgumentParser(description="draw the rooms of the daemon")
+    parser.add_argument("--arrows", action="store_true", help="leave out the numbers")
+    parser.add_argument("--readme", action="store_true", help="write the picture into README.md")
+    asked = parser.parse_args()
     house = read_house()
-    print(draw(house))  # noqa: T201 - what the command is for
+    if asked.readme:
+        drawn = f"{draw(house, numbers=False)}\n"
+        README.write_text(_PICTURE.sub(lambda _: drawn, README.read_text()))
+    else:
+        print(draw(house, numbers=not asked.arrows))  # noqa: T201 - what the command is for
     faults = house.faults()
     for fault in faults:
         print(f"house: {fault}", file=sys.stderr)  # noqa: T201
