@@ -16,12 +16,11 @@ Who has no room stays, or becomes again, what the kernel was built with.
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 
 from optpolined.addresses import GuestVirtual
 from optpolined.api.status import ArenaUse
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Code, Form
-from optpolined.learning.strategy import Snapshot
+from optpolined.control.call_rates import CallRates
 from optpolined.patching.arena import Arena
 from optpolined.patching.inline_sites import Found
 
@@ -35,9 +34,6 @@ _KEPT_FREE = 8
 _MARGIN = 1.25
 """So much hotter is who displaces somebody."""
 
-_NEWEST_WEIGHT = 0.5
-"""What the newest epoch counts for in a rate."""
-
 MEASURE_EPOCHS = 64
 """A rate that is older is measured again."""
 
@@ -47,50 +43,22 @@ SILENT_EPOCHS = 32
 CALM_EPOCHS = 32
 """The degraded mode ends when everything has fitted for so long: learning comes in waves."""
 
-_NEVER = -max(MEASURE_EPOCHS, SILENT_EPOCHS)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rate:
-    calls_per_second: float = 0.0
-    measured: int = _NEVER
-    """The epoch of the last measurement."""
-
-
-_UNKNOWN = _Rate()
-
 
 class ArenaBudget:
-    """Shares out the room; ``size_of`` answers how many bytes of it the form of a site takes."""
+    """Divides the arena among the sites.
 
-    def __init__(self, size_of: Callable[[GuestVirtual, Form], int]) -> None:
+    ``size_of`` returns how many bytes of the arena a site takes in a form.  ``rates`` is read only.
+    """
+
+    def __init__(self, size_of: Callable[[GuestVirtual, Form], int], rates: CallRates) -> None:
         self._size_of = size_of
-        self._rates: dict[GuestVirtual, _Rate] = {}
+        self.rates = rates
         self._calm = 0
         self.degraded = False
         self.denied: Collection[GuestVirtual] = ()
         """The sites that would be promoted if there were room."""
         self.waiting = 0
         """The sites that would learn if there were room."""
-
-    def note(self, snapshot: Snapshot) -> None:
-        """Take in the rates of the sites that counted all their calls for the whole epoch."""
-        if snapshot.seconds <= 0:
-            return
-        for site, form in snapshot.installed.items():
-            if not isinstance(form, Code) or (form.targets and not _counts_hits(form)):
-                continue
-            counts = snapshot.sites.get(site)
-            calls = counts.hits + counts.other + sum(counts.calls.values()) if counts else 0
-            before = self._rates.get(site, _UNKNOWN)
-            weight = 1.0 if before is _UNKNOWN else _NEWEST_WEIGHT
-            rate = (1 - weight) * before.calls_per_second + weight * calls / snapshot.seconds
-            self._rates[site] = _Rate(rate, snapshot.epoch)
-
-    def forget(self, sites: Iterable[GuestVirtual]) -> None:
-        """Drop sites that are gone."""
-        for site in sites:
-            self._rates.pop(site, None)
 
     def share(
         self,
@@ -140,24 +108,17 @@ class ArenaBudget:
             retired_bytes=usage.retired,
             degraded=self.degraded,
             denied=len(self.denied),
-            denied_per_second=self.calls_per_second(self.denied),
+            denied_per_second=self.rates.calls_per_second(self.denied),
             waiting=self.waiting,
         )
 
-    def calls_per_second(self, sites: Iterable[GuestVirtual]) -> float:
-        """How often these sites are called in all, as last measured."""
-        return sum(self._rate(site).calls_per_second for site in sites)
-
-    def _rate(self, site: GuestVirtual) -> _Rate:
-        return self._rates.get(site, _UNKNOWN)
-
     def _worth(self, site: GuestVirtual, form: Found) -> float:
         promoted = isinstance(form, Code) and form.targets
-        return self._rate(site).calls_per_second * (_MARGIN if promoted else 1.0)
+        return self.rates.of(site).calls_per_second * (_MARGIN if promoted else 1.0)
 
-    def _turn(self, site: GuestVirtual, form: Found) -> tuple[bool, int, float, int]:
+    def _turn(self, site: GuestVirtual, form: Found) -> tuple[bool, float, float, int]:
         """Who counts already goes on; then it is the turn of who was measured longest ago."""
-        rate = self._rate(site)
+        rate = self.rates.of(site)
         learns = isinstance(form, Code) and not form.targets
         return not learns, rate.measured, -rate.calls_per_second, site
 
@@ -170,7 +131,7 @@ class ArenaBudget:
         """Who is to count all his calls now, and how; those that were denied do so too."""
         counting: dict[GuestVirtual, Code] = {}
         for site, form in asking.items():
-            rate = self._rate(site)
+            rate = self.rates.of(site)
             age = epoch - rate.measured
             if not form.targets:
                 if rate.calls_per_second > 0 or age >= SILENT_EPOCHS:

@@ -75,7 +75,7 @@ class ReconcileLoop:
         self._epoch_began = self._attached_at
         self._has_left = False
         self._rates = CallRates()
-        self._room = ArenaBudget(session.patcher.block_bytes)
+        self._room = ArenaBudget(session.patcher.block_bytes, self._rates)
         self._event_log = EventLog(time.time, survey.symbols.name)
         self._handler = RequestHandler(
             self._stub_handover,
@@ -275,7 +275,6 @@ class ReconcileLoop:
         self._rates.update(snapshot)
         self._learner.decide(snapshot)
         self._event_log.decided(self._epoch, self._learner.decision, self._learner.wanted)
-        self._room.note(snapshot)
         patcher = self._session.patcher
         changes = {
             site: form
@@ -311,8 +310,7 @@ class ReconcileLoop:
             return
         self._learner.follow(change)
         self._operator.follow()
-        self._room.forget(change.went)
-        self._rates.forget(change.went)
+        self._rates.drop_sites(change.went)
         self._event_log.forget(change.went)
         for site in change.went:
             self._forms.pop(site, None)

@@ -17,6 +17,7 @@ from optpolined.control.arena_budget import (
     ArenaBudget,
     fit,
 )
+from optpolined.control.call_rates import CallRates
 from optpolined.kernel.errors import ArenaFullError
 from optpolined.learning.hysteresis import Hysteresis
 from optpolined.learning.strategy import SiteEpoch, Snapshot
@@ -46,8 +47,8 @@ def counted(rates: Mapping[GuestVirtual, float], epoch: int, form: Form = LEARNI
 
 
 def room_with(rates: Mapping[GuestVirtual, float], epoch: int = 0) -> ArenaBudget:
-    room = ArenaBudget(size_of)
-    room.note(counted(rates, epoch))
+    room = ArenaBudget(size_of, CallRates())
+    room.rates.update(counted(rates, epoch))
     return room
 
 
@@ -77,13 +78,13 @@ def test_the_hottest_get_the_room_and_the_hottest_first() -> None:
     assert promoted(shared) == hottest(21)  # three quarters of seven eighths of 32
     assert list(shared)[:2] == [site(39), site(38)]
     assert set(room.denied) == set(RATES) - hottest(21)
-    assert room.calls_per_second(room.denied) == sum(RATES[site] for site in room.denied)
+    assert room.rates.calls_per_second(room.denied) == sum(RATES[site] for site in room.denied)
 
 
 def test_who_learns_has_a_quarter_and_whoever_waited_longest_goes_first() -> None:
     room = room_with(RATES)
     learners = [site(number) for number in range(100, 110)]
-    room.note(counted(dict.fromkeys(learners[:5], 1000.0), 1))
+    room.rates.update(counted(dict.fromkeys(learners[:5], 1000.0), 1))
     wanted = WANTED | dict.fromkeys(learners, LEARNING)
     shared = room.share(wanted, {}, 32 * UNIT, 2)
     assert [site for site in learners if shared[site] == LEARNING] == [*learners[:2], *learners[5:]]
@@ -92,17 +93,17 @@ def test_who_learns_has_a_quarter_and_whoever_waited_longest_goes_first() -> Non
 
 
 def test_who_learns_already_is_not_displaced_by_who_would_like_to() -> None:
-    room = ArenaBudget(size_of)
+    room = ArenaBudget(size_of, CallRates())
     learners = [site(number) for number in range(100)]
     wanted: dict[GuestVirtual, Form] = dict.fromkeys(learners, LEARNING)
     standing: dict[GuestVirtual, Form | None] = dict.fromkeys(learners[50:60], LEARNING)
-    room.note(counted(dict.fromkeys(learners[50:60], 10.0), 1))
+    room.rates.update(counted(dict.fromkeys(learners[50:60], 10.0), 1))
     shared = room.share(wanted, standing, 32 * UNIT, 2)
     assert set(learners[50:60]) <= {site for site in learners if shared[site] == LEARNING}
 
 
 def test_who_is_silent_makes_room_for_who_was_not_looked_at() -> None:
-    room = ArenaBudget(size_of)
+    room = ArenaBudget(size_of, CallRates())
     learners = [site(number) for number in range(100)]
     wanted: dict[GuestVirtual, Form] = dict.fromkeys(learners, LEARNING)
     first = [
@@ -110,7 +111,7 @@ def test_who_is_silent_makes_room_for_who_was_not_looked_at() -> None:
     ]
     assert len(first) == 28
     loud, silent = first[:3], first[3:]
-    room.note(counted(dict.fromkeys(loud, 100.0) | dict.fromkeys(silent, 0.0), 1))
+    room.rates.update(counted(dict.fromkeys(loud, 100.0) | dict.fromkeys(silent, 0.0), 1))
     standing: dict[GuestVirtual, Form | None] = dict.fromkeys(first, LEARNING)
     shared = room.share(wanted, standing, 32 * UNIT, 1)
     second = {each for each, form in shared.items() if form == LEARNING}
@@ -154,7 +155,7 @@ def test_rates_that_are_old_are_measured_again() -> None:
     for each in measured:
         granted = each in hottest(21)
         assert shared[each] == (Chain((TARGET,), counts_hits=True) if granted else LEARNING)
-    room.note(counted(dict.fromkeys(measured, 1.0), MEASURE_EPOCHS))
+    room.rates.update(counted(dict.fromkeys(measured, 1.0), MEASURE_EPOCHS))
     again = room.share(WANTED, standing, 32 * UNIT, MEASURE_EPOCHS + 1)
     assert not [site for site in measured if again[site] not in (ORIGINAL, ONE)]
 
@@ -163,7 +164,7 @@ def test_it_says_so_once_when_it_begins_and_once_when_it_ends(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    room = ArenaBudget(size_of)
+    room = ArenaBudget(size_of, CallRates())
     few = dict.fromkeys([site(0), site(1)], ONE)
     for epoch in range(3 * CALM_EPOCHS):
         room.share(WANTED if epoch % (CALM_EPOCHS // 2) == 0 else few, {}, 32 * UNIT, epoch)
@@ -200,8 +201,8 @@ def test_what_is_shared_out_fits_and_is_the_hottest(
     total = sum(size_of(each, form) for each, form in shared.items())
     assert total <= units * UNIT
     if room.degraded and promoted(shared) and room.denied:
-        least = min(room.calls_per_second([each]) for each in promoted(shared))
-        assert least >= max(room.calls_per_second([each]) for each in room.denied)
+        least = min(room.rates.calls_per_second([each]) for each in promoted(shared))
+        assert least >= max(room.rates.calls_per_second([each]) for each in room.denied)
     else:
         assert room.degraded or shared is wanted
 
@@ -225,7 +226,7 @@ class Guest:
     rates: dict[GuestVirtual, float]
     units: int
     strategy: Hysteresis = field(default_factory=Hysteresis)
-    room: ArenaBudget = field(default_factory=lambda: ArenaBudget(size_of))
+    room: ArenaBudget = field(default_factory=lambda: ArenaBudget(size_of, CallRates()))
     forms: dict[GuestVirtual, Form | None] = field(default_factory=dict)
     wanted: dict[GuestVirtual, Form] = field(default_factory=dict)
     blocks: dict[GuestVirtual, GuestVirtual] = field(default_factory=dict)
@@ -250,7 +251,7 @@ class Guest:
         snapshot = Snapshot(self.epoch, SECONDS, counts, installed)
         self.state, decision = self.strategy.decide(self.state, snapshot)
         self.wanted.update(decision.wanted)
-        self.room.note(snapshot)
+        self.room.rates.update(snapshot)
         shared = self.room.share(self.wanted, self.forms, self.arena.size, self.epoch)
         changes = {
             each: form for each, form in shared.items() if form != self.forms.get(each, ORIGINAL)
@@ -338,7 +339,7 @@ def test_with_room_again_all_are_promoted(small: Guest) -> None:
     small.run(300)
     gone = [site(number) for number in range(42, 200)]
     small.state = small.strategy.forget(small.state, gone)
-    small.room.forget(gone)
+    small.room.rates.drop_sites(gone)
     small.wanted |= dict.fromkeys(gone, ORIGINAL)
     small.run(200)
     assert not small.room.degraded

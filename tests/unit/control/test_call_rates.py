@@ -47,7 +47,7 @@ def test_a_promoted_site_saves_what_its_hits_save_less_its_misses() -> None:
     assert promoted.keys() == {HOT}
     worth = rates.worth(promoted, {HOT: PROMOTED}, {HOT: [(ONE, 0.9)]}, COSTS)
     assert (worth.direct_per_second, worth.missed_per_second) == (900, 100)
-    assert worth.coverage == pytest.approx(900 / 1100)
+    assert worth.coverage == pytest.approx(900 / (1000 + 50))  # COLD was silent
     assert worth.cycles_saved_per_second == pytest.approx(900 * (36 - 4) - 100 * (39 - 36))
     assert worth.learning_overhead_share == 0
 
@@ -61,6 +61,45 @@ def test_targets_of_unknown_shares_count_alike() -> None:
 
 def test_a_site_that_is_gone_counts_no_more() -> None:
     rates = learned()
-    rates.forget([COLD])
+    rates.drop_sites([COLD])
     assert rates.of(COLD).calls_per_second == 0
     assert rates.of(HOT).calls_per_second == 1000
+
+
+def test_a_site_that_falls_silent_while_it_learns_loses_its_rate() -> None:
+    rates = learned()
+    seen = []
+    for number in range(2, 6):
+        seen.append(rates.of(HOT).calls_per_second)
+        rates.update(epoch(number, {COLD: SiteEpoch({TWO: 50})}))
+    assert seen == [1000, 500, 250, 125]
+    assert rates.of(HOT).measured == 5
+
+
+def test_a_silent_site_does_not_lower_the_coverage_for_ever() -> None:
+    rates = learned()
+    for number in range(2, 12):
+        rates.update(epoch(number, {}, cold=PROMOTED))
+    worth = rates.worth(rates.promoted({COLD: PROMOTED}), {COLD: PROMOTED}, {}, COSTS)
+    assert worth.coverage == pytest.approx(100 / (100 + 1000 / 1024))
+
+
+def test_a_promoted_site_that_counts_only_misses_keeps_its_rate() -> None:
+    rates = learned()
+    for number in range(2, 12):
+        rates.update(epoch(number, {}, hot=PROMOTED))
+    assert rates.of(HOT).calls_per_second == 1000
+    assert rates.of(HOT).measured == 1
+
+
+def test_a_chain_that_counts_its_hits_is_measured_in_silence_too() -> None:
+    rates = learned()
+    counting = Chain((ONE,), counts_hits=True)
+    rates.update(epoch(2, {HOT: SiteEpoch({TWO: 50}, hits=450)}, hot=counting))
+    assert rates.of(HOT).calls_per_second == 1000
+    rates.update(epoch(3, {}, hot=counting))
+    assert rates.of(HOT).calls_per_second == 500
+
+
+def test_rates_of_sites_add_up() -> None:
+    assert learned().calls_per_second([HOT, COLD, ONE]) == 1100
