@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# On a fresh Debian 12: "make demo", or "make test".  Needs root or sudo, for apt
-# packages only; no kernel package is ever installed.
+# On a fresh Debian 12: "make demo", or "make test".  Only the apt packages need root
+# or sudo; no kernel package is ever installed.
 
 PYTHON ?= python3
 MINUTES ?= 10
@@ -20,40 +20,40 @@ KERNEL_PACKAGES := bc bison flex libelf-dev patch perl
 .PHONY: bench bench-forms bench-learning bench-scrape house lint lock clean
 
 help:
-	@echo 'make setup       apt packages, and .venv with what requirements.lock names'
-	@echo 'make image       the small guests that demo and tests boot'
-	@echo 'make guest-kernel a kernel built with our gcc plugin, ten minutes on two idle CPUs'
-	@echo 'make demo        the daemon at work on a guest under load, about two minutes;'
-	@echo '                 with KERNEL=plugin on the guest-kernel'
-	@echo 'make demo-seed   each system of the seed mail at work on a guest, some minutes'
-	@echo 'make test        lint and all tests'
-	@echo 'make test-unit   the tests that need no QEMU'
-	@echo 'make test-browser the status page in Chromium, a minute'
-	@echo 'make test-model  the poke protocol under every interleaving, about a minute'
-	@echo 'make model-deep  the same with more vCPUs, tasks and functions, some minutes'
-	@echo 'make test-hostile guests and peers that lie, 2,000 examples for each surface'
-	@echo 'make nightly     the same with 50,000 new examples for each, about an hour'
-	@echo 'make test-guest  the tests that boot guests'
-	@echo 'make test-systemd the unit under a real systemd, in a guest that runs a guest'
-	@echo 'make test-observability Prometheus on a guest: each alert fired, some minutes'
-	@echo 'make test-crash  the daemon killed at every packet of its work, about half an hour'
-	@echo 'make soak        sites changed without end for MINUTES=10'
-	@echo 'make bench-forms what a call costs in each form, natively, one or two minutes'
-	@echo 'make bench-learning what a decision on 20,000 sites costs, a minute or two'
-	@echo 'make bench-scrape what a scrape of 8,000 sites costs the daemon, seconds'
-	@echo 'make bench       all that is measured: bench-forms, bench-learning, bench-scrape'
-	@echo 'make docs        man pages and shell completions into build/man and build/completions'
-	@echo 'make dashboards  write the Grafana dashboards, from configs/grafana/*.py'
-	@echo 'make install     into DESTDIR=, below PREFIX=/usr/local; make uninstall'
-	@echo 'make house       the rooms of the daemon, and the imports between them'
-	@echo 'make lint        ruff and mypy'
+	@echo 'make setup       install apt packages, and the packages of requirements.lock into .venv'
+	@echo 'make image       build the small guests that demo and tests boot'
+	@echo 'make guest-kernel build a kernel with our gcc plugin, ten minutes on two idle CPUs'
+	@echo 'make demo        run the daemon on a guest under load, about two minutes;'
+	@echo '                 KERNEL=plugin uses the kernel of make guest-kernel'
+	@echo 'make demo-seed   run each system of the seed mail on a guest, some minutes'
+	@echo 'make test        run lint and all tests'
+	@echo 'make test-unit   run the tests that need no QEMU'
+	@echo 'make test-browser test the status page in Chromium, a minute'
+	@echo 'make test-model  check the poke protocol under every interleaving, about a minute'
+	@echo 'make model-deep  check it with more vCPUs, tasks and functions, some minutes'
+	@echo 'make test-hostile test against guests and peers that lie, 2,000 examples a surface'
+	@echo 'make nightly     the same with 50,000 new examples a surface, about an hour'
+	@echo 'make test-guest  run the tests that boot guests'
+	@echo 'make test-systemd test the unit under a real systemd, in a guest that runs a guest'
+	@echo 'make test-observability run Prometheus on a guest and fire each alert, some minutes'
+	@echo 'make test-crash  kill the daemon at every packet of its work, about half an hour'
+	@echo 'make soak        change sites without pause for MINUTES=10'
+	@echo 'make bench-forms measure what a call costs in each form, natively, one or two minutes'
+	@echo 'make bench-learning measure what a decision on 20,000 sites costs, a minute or two'
+	@echo 'make bench-scrape measure what a scrape of 8,000 sites costs the daemon, seconds'
+	@echo 'make bench       run bench-forms, bench-learning and bench-scrape'
+	@echo 'make docs        write man pages and shell completions to build/man and build/completions'
+	@echo 'make dashboards  write the Grafana dashboards from configs/grafana/*.py'
+	@echo 'make install     install into DESTDIR=, below PREFIX=/usr/local; make uninstall'
+	@echo 'make house       draw the rooms of the daemon, and the imports between them'
+	@echo 'make lint        run ruff and mypy'
 	@echo 'make lock        pin the newest Python packages that pyproject.toml allows'
 	@echo 'make clean       remove build/, .venv and caches'
 
 setup: apt $(BIN)/installed
 
-# Asks dpkg each time, which is quick, and apt only where something is missing.  An old package
-# list may name versions that are gone: hence the second try.
+# Asks dpkg each time, which is quick, and apt only where a package is missing.  An old package list
+# may name versions that are gone, so there is a second try after an update.
 apt:
 	@missing=; for package in $(APT_PACKAGES); do \
 		dpkg-query -W -f '$${db:Status-Abbrev}' $$package 2>/dev/null | grep -q ^ii \
@@ -83,7 +83,7 @@ $(BIN)/installed: $(BIN)/locked pyproject.toml
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Only the benchmark draws.
+# Only the benchmark needs matplotlib.
 $(BIN)/benched: requirements-bench.lock $(BIN)/locked
 	@echo 'bench: matplotlib into .venv'
 	@$(BIN)/pip install -qq --disable-pip-version-check --require-hashes -r requirements-bench.lock
@@ -92,7 +92,7 @@ $(BIN)/benched: requirements-bench.lock $(BIN)/locked
 image: setup
 	@$(BIN)/python -m guest.image.build
 
-# Its packages are for a kernel's build only.
+# Only a kernel's build needs KERNEL_PACKAGES.
 guest-kernel: setup
 	@$(MAKE) --no-print-directory apt APT_PACKAGES='$(KERNEL_PACKAGES)'
 	@$(BIN)/python -m guest.image.kernel
@@ -104,8 +104,8 @@ demo: $(if $(filter plugin,$(KERNEL)),guest-kernel,image)
 demo-seed: image
 	@$(BIN)/python -m guest.seed_demo
 
-# For the tests of the status page only: 100 MB to fetch, 400 MB installed.
-# What the tests run beside our own: a browser, a terminal, shells, another Debian.
+# The programs that the tests run: a browser, a terminal, shells, tools to make another Debian.  The
+# browser, for the status page, is the largest: 100 MB to fetch, 400 MB installed.
 tools: setup
 	@$(MAKE) --no-print-directory apt APT_PACKAGES='$(TEST_PACKAGES)'
 
@@ -162,7 +162,7 @@ docs: setup
 dashboards: setup
 	@$(BIN)/python -m configs.grafana.generate
 
-# Draws the daemon's rooms and their imports; fails where an import goes up, or in a circle.
+# Draws the daemon's rooms and their imports; fails where an import goes up or in a circle.
 house: setup
 	@$(BIN)/python -m tests.house
 
@@ -172,7 +172,7 @@ lint: setup
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
 
-# What builds the package is pinned too: setup installs it without an environment of its own.
+# Pins the packages that build ours too, because setup builds it without an isolated environment.
 lock:
 	@$(PYTHON) -m venv --clear build/lock
 	@build/lock/bin/pip install -qq --disable-pip-version-check uv

@@ -25,7 +25,7 @@ _EXAMPLE = Path("configs/guests/vm1.toml")
 
 
 def build(directory: Path) -> list[Path]:
-    """Write all of them below ``directory``; which files they are."""
+    """Write all pages and completions below ``directory``; return the files."""
     daemon, control = cli.make_parser(), ctl.make_parser()
     instead = {"calibrate": calibrate.make_parser(), "replay": replay.make_parser()}
     pages = {
@@ -44,7 +44,7 @@ def build(directory: Path) -> list[Path]:
 
 
 def _joined(daemon: ArgumentParser, instead: dict[str, ArgumentParser]) -> ArgumentParser:
-    """One parser for what `optpolined` makes of its first argument."""
+    """Return one parser for the daemon and for the commands that its first argument may name."""
     joined = ArgumentParser(prog=daemon.prog, parents=[daemon], add_help=False)
     commands = joined.add_subparsers()
     for name, parser in instead.items():

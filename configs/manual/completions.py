@@ -1,4 +1,4 @@
-"""Completions of a command for each shell, from its parser."""
+"""Makes the completions of a command for each shell, from its parser."""
 
 from argparse import ArgumentParser
 from enum import Enum
@@ -11,12 +11,12 @@ __all__ = ("completions",)
 
 _FILES = {"bash": "{}.bash", "zsh": "_{}", "fish": "{}.fish", "tcsh": "{}.tcsh"}
 _GUESTS = shtab.cmd('ls /etc/optpolined 2>/dev/null | sed -n "s/[.]toml//p"')
-_GUESTS["tcsh"] = ""  # whose rules cannot have a path in a command
+_GUESTS["tcsh"] = ""  # a rule of tcsh cannot contain a path in a command
 _COMPLETED = {"--guest": _GUESTS, "--config-dir": shtab.DIRECTORY}
 
 
 def completions(parser: ArgumentParser) -> dict[str, str]:
-    """The text of each file, by its name."""
+    """Return the text of each file, by the file's name."""
     for action in actions(parser):
         for option in action.option_strings:
             if option in _COMPLETED:

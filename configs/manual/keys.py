@@ -1,4 +1,4 @@
-"""The page of the settings, from the example that shows every key with its default."""
+"""Makes the page of the settings from the example that shows every key with its default."""
 
 import re
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ __all__ = ("keys_page",)
 
 _KEY = re.compile(r'(?:# )?(?P<key>[\w"+.-]+) = (?P<value>.+)')
 _INTRODUCTION = (
-    "The settings of one guest, in TOML: `optpolined --guest NAME` reads NAME.toml from "
+    "The settings of one guest, in TOML. `optpolined --guest NAME` reads NAME.toml from "
     "/etc/optpolined, or from configs/guests. The values shown are the defaults; only "
-    "qemu.qmp_socket is required. A file that is wrong is refused, in one line that names the "
-    "key, the value and what is allowed. A SIGHUP has the daemon read the file again."
+    "qemu.qmp_socket is required. A wrong file is refused, in one line that names the key, the "
+    "value and what is allowed. On SIGHUP the daemon reads the file again."
 )
 
 
 def keys_page(example: str) -> str:
-    """The page of section 5 from the text of configs/guests/vm1.toml."""
+    """Return the page of section 5, made from the text of configs/guests/vm1.toml."""
     lines = header("optpolined.toml", 5, "the settings of a guest of optpolined")
     lines += [".SH DESCRIPTION", escaped(_INTRODUCTION)]
     _, _, rest = example.partition("\n\n")
@@ -28,7 +28,7 @@ def keys_page(example: str) -> str:
 
 
 def _paragraph(lines: list[str]) -> Iterator[str]:
-    """A paragraph of the file: comments, each above the keys that it is about."""
+    """Yield the lines for a paragraph of the file: comments, each above its keys."""
     if lines[0].startswith("["):
         yield f".SH {escaped(lines[0])}"
         lines = lines[1:]

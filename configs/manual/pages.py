@@ -1,7 +1,6 @@
-"""A command's page, from its parser.
+"""Makes a command's page from its parser.
 
-What stands in the parser's epilog becomes sections: its paragraphs, each by the word before its
-colon.
+Each paragraph of the parser's epilog becomes a section; the words before its colon say which.
 """
 
 from argparse import ArgumentParser, HelpFormatter
@@ -28,14 +27,14 @@ _PAGES = (
 
 
 class _OneLine(HelpFormatter):
-    """Leaves it to the pager of man where a line ends."""
+    """Writes each text on one line; the pager of man breaks the lines."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=10_000)
 
 
 def command_page(parser: ArgumentParser) -> str:
-    """The page of section 1."""
+    """Return the page of section 1."""
     epilog, parser.epilog = parser.epilog or "", None
     name = parser.prog.replace(" ", "-")
     says = (parser.description or "").rstrip(".")
@@ -43,7 +42,7 @@ def command_page(parser: ArgumentParser) -> str:
     parser.formatter_class = _OneLine
     for command in commands(parser):
         command.formatter_class = _OneLine
-        command.description = None  # its help says the same
+        command.description = None  # its help text is the same
     page = Manpage(
         parser,
         {
@@ -80,7 +79,10 @@ def _section(paragraph: str) -> list[str]:
 
 
 def _exit_codes(text: str) -> list[str]:
-    """As in `0 done; 1 it failed; 2 bad input`, or with commas where no meaning has one."""
+    """Return an entry for each code in `0 done; 1 it failed; 2 bad input`.
+
+    The list may use commas instead, if no meaning contains one.
+    """
     lines = []
     for code in text.split("; " if ";" in text else ", "):
         number, _, meaning = code.partition(" ")

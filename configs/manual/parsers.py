@@ -1,4 +1,4 @@
-"""What a parser has below it; argparse has no other way to it."""
+"""Lists what a parser contains; argparse has no public way to do that."""
 
 from argparse import Action, ArgumentParser, _SubParsersAction
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ __all__ = ("actions", "commands")
 
 
 def commands(parser: ArgumentParser) -> Iterator[ArgumentParser]:
-    """The parsers of all commands of ``parser``, and of theirs."""
+    """Yield the parsers of all commands of ``parser``, at every level."""
     for action in parser._actions:  # noqa: SLF001
         if isinstance(action, _SubParsersAction):
             for command in action.choices.values():
@@ -16,6 +16,6 @@ def commands(parser: ArgumentParser) -> Iterator[ArgumentParser]:
 
 
 def actions(parser: ArgumentParser) -> Iterator[Action]:
-    """Those of ``parser``, and of all its commands."""
+    """Yield the actions of ``parser`` and of all its commands."""
     for owner in (parser, *commands(parser)):
         yield from owner._actions  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""Text for man pages."""
+"""Writes text for man pages."""
 
 from collections.abc import Iterable
 
@@ -8,14 +8,14 @@ MANUAL = "optpolined"
 
 
 def escaped(text: str) -> str:
-    """Text that is shown as it stands."""
+    """Return ``text`` with each character that roff would interpret escaped."""
     shown = text.replace("\\", "\\e").replace("-", "\\-").replace("`", "\\(ga")
     shown = shown.replace("'", "\\(aq").replace("~", "\\(ti").replace("^", "\\(ha")
     return f"\\&{shown}" if shown.startswith(".") else shown
 
 
 def header(title: str, section: int, says: str) -> list[str]:
-    """What a page begins with."""
+    """Return the first lines of a page."""
     return [
         f'.TH {escaped(title.upper())} "{section}" "" "{MANUAL}" "{MANUAL}"',
         ".SH NAME",
@@ -24,5 +24,5 @@ def header(title: str, section: int, says: str) -> list[str]:
 
 
 def as_it_is(lines: Iterable[str]) -> list[str]:
-    """Lines that are not filled."""
+    """Return lines that man does not fill."""
     return [".nf", *map(escaped, lines), ".fi"]

@@ -1,4 +1,4 @@
-"""Man pages by the real man, completions by the real shells."""
+"""The real man shows the pages, and the real shells read the completions."""
 
 import re
 import subprocess
@@ -32,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def page(built: Path, name: str) -> str:
-    """As man shows it, each run of spaces as one."""
+    """Return the page as man shows it, with one space for each run of spaces."""
     result = subprocess.run(
         ["man", "--warnings", "-E", "UTF-8", "-l", str(built / "man" / name)],
         env={"PATH": "/usr/bin:/bin", "MANWIDTH": "100", "MANPAGER": "cat", "LC_ALL": "C.UTF-8"},
@@ -94,7 +94,7 @@ def test_every_setting_is_on_its_page(built: Path) -> None:
 
 
 def completed(built: Path, *words: str, guests: Path | None = None) -> set[str]:
-    """What bash proposes for the last of ``words``."""
+    """Return what bash proposes for the last of ``words``."""
     script = (built / "completions" / f"{words[0]}.bash").read_text()
     if guests is not None:
         script = script.replace("/etc/optpolined", str(guests))
