@@ -59,6 +59,15 @@ class Refusal(StrEnum):
         """Whether it refuses a change; the others keep a site from being tried at all."""
         return _FACTS[self].of_change
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether ``refused_total`` counts it: a change was tried, and given up.
+
+        A change that is held up was not tried: the patcher did not look at the site, and the next
+        epoch asks again.
+        """
+        return self.is_of_change and self is not Refusal.HELD_UP
+
 
 @dataclass(frozen=True, slots=True)
 class _Facts:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from optpolined.addresses import GuestVirtual
+from optpolined.api.refusal import Refusal
 from optpolined.errors import OptpolinedError
 from optpolined.kernel.sites.scan import Site
 from optpolined.kernel.symbols.symbols import Function, Symbols
@@ -42,7 +43,7 @@ class Names:
         self,
         symbols: Symbols,
         sites: Mapping[GuestVirtual, Site],
-        reasons: Mapping[GuestVirtual, str],
+        reasons: Mapping[GuestVirtual, Refusal],
         is_target: Callable[[GuestVirtual], bool],
     ) -> None:
         self.sites = sites
@@ -134,7 +135,8 @@ class Names:
             raise NameRefusedError(f"{text} may be any of {len(found)} sites: {shown}")
         refused = {self._reasons[place] for place in places if place in self._reasons}
         if refused:
-            raise NameRefusedError(f"{text} is left alone: {', '.join(sorted(refused))}")
+            why = "; ".join(f"{reason}, because {reason.meaning}" for reason in sorted(refused))
+            raise NameRefusedError(f"{text} is left alone: {why}")
         raise NameRefusedError(f"{text}: there is no indirect call there that goes through a thunk")
 
 

@@ -18,6 +18,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from optpolined.api.refusal import Refusal
 from optpolined.api.status import (
     EPOCH_BUCKETS_SECONDS,
     GRACE_BUCKETS_SECONDS,
@@ -30,19 +31,6 @@ from optpolined.api.status import (
 __all__ = ("StatusCollector",)
 
 _MANAGED = frozenset({DaemonPhase.LEARNING, DaemonPhase.RUNNING, DaemonPhase.AUDITING})
-
-_REFUSALS = (
-    "arena_full",
-    "foreign_breakpoint",
-    "foreign_bytes",
-    "held_up",
-    "no_record_left",
-    "out_of_reach",
-    "poke_table_full",
-    "split_page",
-    "table_changed",
-)
-"""Why changes are refused, as far as is known; there may be others."""
 
 _LABEL_CHARACTERS = 128
 
@@ -160,7 +148,7 @@ def _of_calls(status: Status) -> Iterator[Metric]:
 
 
 def _of_changes(status: Status) -> Iterator[Metric]:
-    refused = dict.fromkeys(_REFUSALS, 0) | dict(status.refused)
+    refused = {str(reason): 0 for reason in Refusal if reason.is_counted} | dict(status.refused)
     pokes = CounterMetricFamily(
         "optpolined_pokes",
         "Changes of sites by how they were made and how they ended: done or refused.",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from optpolined import __version__
 from optpolined.addresses import GuestVirtual
+from optpolined.api.refusal import Refusal
 from optpolined.api.status import DaemonPhase, HotSite, Status, Versions
 from optpolined.codegen.forms import ORIGINAL, Chain, Form
 from optpolined.config import GuestConfig
@@ -107,7 +108,7 @@ class StatusView:
         """The sites that are left alone; those for which there is no room are eligible too."""
         roomless = len(self.room.denied) + self.room.waiting
         skipped = dict(self.session.survey.inventory.skipped)
-        return skipped | {"arena_full": roomless} if roomless else skipped
+        return skipped | {str(Refusal.ARENA_FULL): roomless} if roomless else skipped
 
     def _hottest(
         self, rates: Mapping[GuestVirtual, Rate], promoted: Mapping[GuestVirtual, Chain]

@@ -220,7 +220,7 @@ def test_the_command_asks_for_all_of_it(
         "banned by 't*': 2 sites",
         "alpha+0x10  pinned -> beta: pinned to beta",
         "alpha+0x20  cold: not looked at yet",
-        "alpha+0x30  skipped: noinstr",
+        f"alpha+0x30  skipped: noinstr, because {Refusal.NOINSTR.meaning}",
         "3 sites",
         "not banned any more by 't*'",
         "alpha+0x10 is not pinned any more, and learns",

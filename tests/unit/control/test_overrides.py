@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from optpolined.addresses import GuestVirtual
+from optpolined.api.refusal import Refusal
 from optpolined.codegen.forms import ORIGINAL, Chain
 from optpolined.config import PolicyConfig
 from optpolined.control.names import NameRefusedError, Names
@@ -54,7 +55,7 @@ TARGETS = {at(offset) for offset in (0, 0x100, 0x200, 0x300)}
 
 @pytest.fixture
 def names() -> Names:
-    return Names(Symbols(SYMBOLS), SITES, {at(0x30): "noinstr"}, TARGETS.__contains__)
+    return Names(Symbols(SYMBOLS), SITES, {at(0x30): Refusal.NOINSTR}, TARGETS.__contains__)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from optpolined.api.refusal import Refusal
 from optpolined.api.status import (
     EPOCH_BUCKETS_SECONDS,
     ArenaUse,
@@ -169,6 +170,18 @@ def test_a_series_that_alerts_look_at_begins_at_zero() -> None:
     found = samples(Status("vm1"))
     assert found['optpolined_refused_total{reason="foreign_bytes"}'] == 0
     assert found["optpolined_recoveries_total"] == 0
+
+
+def test_every_reason_that_is_counted_is_announced_and_no_other() -> None:
+    label = 'optpolined_refused_total{reason="'
+    announced = {
+        series.removeprefix(label).removesuffix('"}')
+        for series in samples(Status("vm1"))
+        if series.startswith(label)
+    }
+    assert announced == {reason for reason in Refusal if reason.is_counted}
+    assert {"unmapped", "table_changed"} <= announced
+    assert "held_up" not in announced
 
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=300)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from rich.table import Table
 
+from optpolined.api.refusal import Refusal
 from optpolined.api.sites import SiteRow, StaticCallRow, Target
 from optpolined.ctl.rendering.text import rate, styled
 
@@ -25,7 +26,14 @@ def site_line(row: SiteRow) -> str:
     goes = f" -> {', '.join(target.name for target in row.targets)}" if row.targets else ""
     calls = f", {rate(row.calls_per_second)} calls/s" if row.calls_per_second else ""
     missed = f", {rate(row.misses_per_second)} missed/s" if row.misses_per_second else ""
-    return f"{row.site}  {row.state}{goes}: {row.reason}{calls}{missed}"
+    return f"{row.site}  {row.state}{goes}: {_reason(row)}{calls}{missed}"
+
+
+def _reason(row: SiteRow) -> str:
+    """Return why the site is in its state; a label of :class:`Refusal` with its meaning."""
+    if row.reason in set(Refusal):
+        return f"{row.reason}, because {Refusal(row.reason).meaning}"
+    return row.reason
 
 
 def site_table(rows: Iterable[SiteRow]) -> Table:
@@ -43,7 +51,7 @@ def site_table(rows: Iterable[SiteRow]) -> Table:
             rate(row.misses_per_second),
             styled(row.state, STATE_STYLES.get(row.state, "")),
             styled(row.site),
-            styled(f"{goes}{row.reason}"),
+            styled(f"{goes}{_reason(row)}"),
         )
     return table
 
