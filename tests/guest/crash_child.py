@@ -25,8 +25,8 @@ from optpolined.patching.counter_records import RecordAllocator
 from optpolined.patching.patcher import Patcher
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.qemu.sockets import connect_unix
-from optpolined.session.link import Link, connect, machine_of
-from optpolined.session.mailbox import PatientGuest, open_mailbox
+from optpolined.session.link import Link, connect, transport_of
+from optpolined.session.mailbox import open_mailbox
 from tests.guest.hot_cycle import Plan
 
 __all__ = ("Cut", "Trace", "cycle", "fork")
@@ -108,8 +108,8 @@ def _patcher(link: Link, config: GuestConfig, plan: Plan) -> Patcher:
     """A patcher of the guest, whose module is held."""
     space, header = link.attachment.space, link.attachment.header
     counters = Counters.from_header(space.read, header)
-    machine = machine_of(link, config, time.monotonic)
-    mailbox = open_mailbox(link.attachment, machine)
+    transport = transport_of(link, config, time.monotonic)
+    mailbox = open_mailbox(link.attachment, transport)
     mailbox.request(RequestOp.HOLD)
     timeout = config.poke.grace_timeout_seconds
 
@@ -117,7 +117,8 @@ def _patcher(link: Link, config: GuestConfig, plan: Plan) -> Patcher:
         mailbox.request(RequestOp.GRACE, timeout_seconds=timeout)
 
     return Patcher(
-        machine=PatientGuest(machine, grace),
+        transport=transport,
+        grace=grace,
         space=space,
         header=header,
         sites=plan.sites,

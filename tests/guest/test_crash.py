@@ -15,6 +15,7 @@ import pytest
 from guest.image.boot import Guest
 from optpolined.codegen.forms import LEARNING
 from optpolined.patching.protocol.steps import Write
+from optpolined.patching.protocol.transport import WRITTEN
 from optpolined.qemu.stopnote import noted_pids
 from optpolined.session.link import connect
 from optpolined.session.recover_only import recover_only
@@ -107,7 +108,7 @@ def test_recover_only_leaves_and_names_the_bytes_of_others(
         site = session.survey.inventory.eligible[min(session.survey.inventory.eligible)]
         theirs = b"\xcc" + site.original[1:]
         assert site.address in left
-        assert session.machine.write([Write(site.address, site.original, theirs)]) == [None]
+        assert session.transport.write([Write(site.address, site.original, theirs)]) == [WRITTEN]
         session.apply({max(session.survey.inventory.eligible): LEARNING})
     code, line = command("optpolined", *recover)
     assert code == 1
@@ -115,7 +116,7 @@ def test_recover_only_leaves_and_names_the_bytes_of_others(
     assert site.function in line
     with connect(config) as link:
         session = Session(link, config, time.monotonic, force=False)
-        assert session.machine.write([Write(site.address, theirs, site.original)]) == [None]
+        assert session.transport.write([Write(site.address, theirs, site.original)]) == [WRITTEN]
     assert recover_only(config).is_complete
 
 

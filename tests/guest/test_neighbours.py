@@ -16,7 +16,7 @@ from optpolined.api.status import DaemonPhase, Status
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain
 from optpolined.kernel.sites.scan import Site
 from optpolined.patching.poke_entries import PokeEntries
-from optpolined.patching.protocol.steps import Protocol, StepPhase, steps
+from optpolined.patching.protocol.steps import Protocol, Step, StepPhase, steps
 from optpolined.qemu.monitor import Monitor
 from optpolined.session.session import Session
 from optpolined.telemetry.server import read_status
@@ -125,7 +125,10 @@ def test_a_kprobe_is_refused_while_our_breakpoint_stands(busy: Guest) -> None:
         probe = Probe(busy, session, site)
         change = session.patcher.change(site.address, LEARNING, session.space)
         for step in steps([change], Protocol.BREAKPOINT):
-            session.machine.write([item.write for item in step.writes])
+            if not isinstance(step, Step):
+                session.transport.sync()
+                continue
+            session.transport.write([item.write for item in step.writes])
             if step.phase is StepPhase.BREAK:
                 with pytest.raises(GuestCommandError, match="Invalid"):
                     probe.set()

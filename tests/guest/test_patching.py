@@ -9,8 +9,8 @@ import pytest
 from guest.image.boot import Guest
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
-from optpolined.patching.protocol.execute import Machine
-from optpolined.patching.protocol.steps import Protocol, StepPhase, Write, steps
+from optpolined.patching.protocol.steps import Protocol, Step, StepPhase, Write, steps
+from optpolined.patching.protocol.transport import UNMAPPED, WRITTEN, Outcome, Transport
 from optpolined.session.link import connect
 from optpolined.session.session import Session
 from tests.guest.harness import (
@@ -63,20 +63,24 @@ def targets_of(session: Session, function: str, count: int) -> tuple[GuestVirtua
     return tuple(target for target, _ in calls.most_common(count))
 
 
-class Meddler(Machine):
-    """Lets somebody else write to a site just before our first write of a phase."""
+class Meddler(Transport):
+    """Lets another program write to a site just before our first write of a phase."""
 
     def __init__(self, session: Session, victim: GuestVirtual, theirs: bytes) -> None:
         self._session = session
         self._victim = victim
         self._theirs: bytes | None = theirs
+        self.kind = session.transport.kind
 
-    def write(self, writes: Sequence[Write]) -> list[bytes | None]:
+    def write(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         if self._theirs and any(write.address == self._victim for write in writes):
             ours = next(write.expect for write in writes if write.address == self._victim)
             theirs, self._theirs = self._theirs, None
-            assert self._session.machine.write([Write(self._victim, ours, theirs)]) == [None]
-        return self._session.machine.write(writes)
+            assert self._session.transport.write([Write(self._victim, ours, theirs)]) == [WRITTEN]
+        return self._session.transport.write(writes)
+
+    def sync(self) -> None:
+        self._session.transport.sync()
 
 
 def cold_sites(session: Session, count: int) -> list[GuestVirtual]:
@@ -101,7 +105,9 @@ def test_bytes_changed_behind_our_back_are_left_alone_and_the_others_patched(
         forms = patcher.observe()
         assert forms.pop(sites[2]) is None
         assert set(forms.values()) == {LEARNING}
-        assert session.machine.write([Write(victim.address, theirs, victim.original)]) == [None]
+        assert session.transport.write([Write(victim.address, theirs, victim.original)]) == [
+            WRITTEN
+        ]
         patcher.apply(dict.fromkeys(sites, ORIGINAL))
 
 
@@ -111,11 +117,12 @@ def test_a_breakpoint_held_at_the_hottest_sites_does_no_harm(loaded: Guest) -> N
         assert len(hottest) == 5
         before, checks = session.int3_hits, load_state(loaded)["checks"]
         changes = [session.patcher.change(site, ORIGINAL, session.space) for site in hottest]
-        protocol = steps(changes, Protocol.BREAKPOINT)
+        plan = steps(changes, Protocol.BREAKPOINT)
+        protocol = [step for step in plan if isinstance(step, Step)]
         held = [step for step in protocol if step.phase in (StepPhase.PREPARE, StepPhase.BREAK)]
         for step in protocol:
-            written = session.machine.write([item.write for item in step.writes])
-            assert written == [None] * len(step.writes), step.phase
+            written = session.transport.write([item.write for item in step.writes])
+            assert written == [WRITTEN] * len(step.writes), step.phase
             if step is held[-1]:
                 time.sleep(2)
         assert session.int3_hits - before > 1000
@@ -213,8 +220,8 @@ def test_what_a_dead_daemon_left_is_put_back_by_the_next(loaded: Guest) -> None:
         session.apply(dict.fromkeys(sites, LEARNING))
         interrupted = session.patcher.change(sites[0], ORIGINAL, session.space)
         for step in steps([interrupted], Protocol.BREAKPOINT):
-            if step.phase in (StepPhase.PREPARE, StepPhase.BREAK):
-                session.machine.write([item.write for item in step.writes])
+            if isinstance(step, Step) and step.phase in (StepPhase.PREPARE, StepPhase.BREAK):
+                session.transport.write([item.write for item in step.writes])
     with open_session(config) as session:
         assert session.survey.texts == text
 
@@ -222,4 +229,4 @@ def test_what_a_dead_daemon_left_is_put_back_by_the_next(loaded: Guest) -> None:
 def test_physical_addresses_outside_ram_are_never_written(loaded: Guest) -> None:
     with open_session(config_of(loaded)) as session:
         unmapped = GuestVirtual(0xFFFFFFFF_00000000)
-        assert session.machine.write([Write(unmapped, b"\0", b"\1")]) == [b""]
+        assert session.transport.write([Write(unmapped, b"\0", b"\1")]) == [UNMAPPED]

@@ -15,6 +15,7 @@ from guest.image.boot import Guest
 from optpolined.config import GuestConfig, QemuConfig
 from optpolined.kernel.module.header import read_status
 from optpolined.patching.protocol.steps import Write
+from optpolined.patching.protocol.transport import WRITTEN
 from optpolined.session.link import connect
 from optpolined.session.text import read_text
 from tests.guest.harness import bench_calls, config_of, open_session
@@ -214,10 +215,10 @@ def test_while_somebody_elses_bytes_stand_at_a_place_the_module_is_held(seed: Se
     with open_session(config_of(seed.guest)) as session:
         (place,) = session.survey.static_calls[EVENT].sites
         built, theirs = place.original, bytes.fromhex("6666666690")  # a nop, as it does nothing
-        assert session.machine.write([Write(place.address, built, theirs)]) == [None]
+        assert session.transport.write([Write(place.address, built, theirs)]) == [WRITTEN]
         assert len(session.restore()) == 1
         assert read_status(session.space, session.header).held
-        assert session.machine.write([Write(place.address, theirs, built)]) == [None]
+        assert session.transport.write([Write(place.address, theirs, built)]) == [WRITTEN]
 
 
 @pytest.mark.parametrize("by_next_daemon", [True, False])

@@ -14,11 +14,11 @@ from optpolined.kernel.module.counters import Counters, clean, difference
 from optpolined.kernel.module.guards import integrity_guard
 from optpolined.kernel.module.module_list import read_modules
 from optpolined.patching.poke_entries import PokeEntries
-from optpolined.patching.protocol.execute import Machine, PatientMachine
 from optpolined.patching.protocol.steps import Write
+from optpolined.patching.protocol.transport import Outcome, Transport
 from optpolined.patching.recovery import blocks_in_use, find_leftovers, put_back
 from optpolined.session.survey import Survey
-from optpolined.session.transport.stopped import GuestMachine
+from optpolined.session.transport.stopped import StoppedTransport
 from optpolined.session.transport.stops import Stopper
 from tests.hostile.hostile_memory import HostileMemory
 
@@ -61,16 +61,17 @@ class _Stub:
             self._memory.write(address, data)
 
 
-class _Watched(PatientMachine):
-    """Notes what is asked of a machine, and where that is in physical memory."""
+class _Watched(Transport):
+    """Notes what is asked of a transport, and where that is in physical memory."""
 
-    def __init__(self, machine: Machine, attachment: Attachment) -> None:
-        self._machine = machine
+    def __init__(self, transport: Transport, attachment: Attachment) -> None:
+        self._transport = transport
+        self.kind = transport.kind
         self._space = attachment.space
         self.writes: list[Write] = []
         self.places: set[int] = set()
 
-    def write(self, writes: Sequence[Write]) -> Sequence[bytes | None]:
+    def write(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         for write in writes:
             try:
                 pieces = self._space.pieces(write.address, len(write.data))
@@ -79,10 +80,10 @@ class _Watched(PatientMachine):
             for start, size in pieces:
                 self.places.update(range(start, start + size))
         self.writes += writes
-        return self._machine.write(writes)
+        return self._transport.write(writes)
 
-    def grace(self) -> None:
-        """Nobody sleeps in this guest."""
+    def sync(self) -> None:
+        self._transport.sync()
 
 
 def recover(attachment: Attachment, memory: HostileMemory, *, still: bool) -> None:
@@ -91,7 +92,7 @@ def recover(attachment: Attachment, memory: HostileMemory, *, still: bool) -> No
     ``still``: the memory does not change by itself, so that it is known where each write must go.
     """
     stub = _Stub(memory)
-    machine = GuestMachine(
+    transport = StoppedTransport(
         stopper=Stopper(stub, lambda: 0.0),
         writer=stub,
         memory=memory,
@@ -99,7 +100,7 @@ def recover(attachment: Attachment, memory: HostileMemory, *, still: bool) -> No
         budget_seconds=1.0,
         clock=lambda: 0.0,
     )
-    watched = _Watched(machine, attachment)
+    watched = _Watched(transport, attachment)
     header = attachment.header
     table = range(header.poke_table, header.poke_table + (32 << header.poke_order))
     lengths: dict[GuestVirtual, int] = {}
@@ -107,7 +108,7 @@ def recover(attachment: Attachment, memory: HostileMemory, *, still: bool) -> No
         entries = PokeEntries(attachment.space, header)
         lengths = {entry.site: entry.length for entry in entries}
         leftovers = find_leftovers(entries, attachment.space, header)
-        put_back(leftovers, entries, attachment.space, watched)
+        put_back(leftovers, entries, attachment.space, watched, lambda: None)
     finally:
         assert not stub.stopped
         for write in watched.writes:

@@ -24,7 +24,7 @@ from optpolined.kernel.paging import AddressSpace
 from optpolined.patching.protocol.steps import Write
 from optpolined.qemu.gdbstub import GdbStub
 from optpolined.qemu.memory import ProcessMemory, RamRange
-from optpolined.session.transport.stopped import GuestMachine
+from optpolined.session.transport.stopped import StoppedTransport
 from optpolined.session.transport.stops import Stopper
 from tests.hostile.corruptions import changes_of
 from tests.hostile.examples import attack
@@ -224,7 +224,7 @@ def test_no_packet_writes_outside_the_ram_that_qemu_named(
     stub.begin([*entries, *anything])
     ticks = count()
     space = AddressSpace(MEMORY, ROOT, 4)
-    machine = GuestMachine(
+    transport = StoppedTransport(
         stopper=Stopper(client, lambda: next(ticks) / 1e4),
         writer=client,
         memory=MEMORY,
@@ -233,9 +233,9 @@ def test_no_packet_writes_outside_the_ram_that_qemu_named(
         clock=lambda: next(ticks) / 1e4,
     )
     writes = _writes(space, places)
-    found = machine.write(writes)
+    outcomes = transport.write(writes)
     stub.end()
-    assert len(found) == len(writes)
+    assert len(outcomes) == len(writes)
     assert stub.outside == []
 
 

@@ -50,7 +50,8 @@ class Daemon:
         for site in sites:
             records.of(site.address)
         self._patcher = Patcher(
-            machine=guest,
+            transport=guest,
+            grace=guest.grace,
             space=guest.space,
             header=HEADER_OF_MODEL,
             sites={site.address: site for site in sites},
@@ -106,7 +107,7 @@ def recovery(image: bytes, sites: Sequence[Site], then: Wanted | None = None) ->
     def run(guest: Guest) -> None:
         entries = PokeEntries(guest.space, HEADER_OF_MODEL)
         leftovers = find_leftovers(entries, guest.space, HEADER_OF_MODEL)
-        put_back(leftovers, entries, guest.space, guest)
+        put_back(leftovers, entries, guest.space, guest, guest.grace)
         if left := text_differences(image, guest.image()):
             raise Violation(Kind.TEXT, f"after recovery {left}")
         if then is not None:

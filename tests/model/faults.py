@@ -28,6 +28,7 @@ from optpolined.patching.protocol.steps import (
     SiteWrite,
     Step,
     StepPhase,
+    Sync,
     Write,
     steps,
 )
@@ -157,7 +158,7 @@ def _without_minus_one(changes: Sequence[InlineChange], how: Protocol) -> Plan:
 
 
 def _without_grace(changes: Sequence[InlineChange], how: Protocol) -> Plan:
-    return [step for step in inline_steps(changes, how) if isinstance(step, Step)]
+    return [step for step in inline_steps(changes, how) if not isinstance(step, Grace)]
 
 
 def _branch_before_entries(changes: Sequence[InlineChange], how: Protocol) -> Plan:
@@ -165,7 +166,7 @@ def _branch_before_entries(changes: Sequence[InlineChange], how: Protocol) -> Pl
     return sorted(plan, key=lambda step: not _is_rewrite(step))
 
 
-def _is_rewrite(step: Step | Grace) -> bool:
+def _is_rewrite(step: Step | Sync | Grace) -> bool:
     return isinstance(step, Step) and step.phase is StepPhase.UNREACHED
 
 
@@ -184,7 +185,7 @@ def _ends_at_once(changes: Sequence[InlineChange], how: Protocol) -> Plan:
     """Who unlearns does not wait: its thunk is right under any flags."""
     plan = inline_steps(changes, how)
     unlearns = all(change.after == change.unlearned for change in changes)
-    return [step for step in plan if isinstance(step, Step)] if unlearns else plan
+    return [step for step in plan if not isinstance(step, Grace)] if unlearns else plan
 
 
 def _leaves_inline_interrupted(*args: Any, **options: Any) -> Standing:
@@ -224,7 +225,7 @@ def _in_the_protocol() -> Iterator[Fault]:
     live = _promotion(rules=LIVE)
     yield Fault("no int3 phase", Kind.TORN, live, ((_WRITES, without_breakpoint),))
     yield Fault("head before tail", Kind.TORN, live, ((_WRITES, _head_before_tail),))
-    never_synced = _promotion(rules=replace(LIVE, step_serialises=False))
+    never_synced = _promotion(rules=replace(LIVE, sync_serialises=False))
     yield Fault("no sync between phases", Kind.TORN, never_synced)
     cut = _promotion(rules=Rules(stop_holds_sites=False), protocol=Protocol.STOPPED)
     yield Fault("a slice is cut inside a site", Kind.TORN, cut)

@@ -1,4 +1,4 @@
-"""The guest as the daemon's own code sees it: a machine that notes what is done to it."""
+"""The guest as the daemon's own code sees it: a transport that notes what is done to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,14 @@ from typing import NamedTuple
 
 from optpolined.addresses import GuestVirtual
 from optpolined.patching.arena import UNIT, Arena, GraceToken
-from optpolined.patching.protocol.execute import PatientMachine
 from optpolined.patching.protocol.steps import Write
+from optpolined.patching.protocol.transport import (
+    WRITTEN,
+    Differs,
+    Outcome,
+    Transport,
+    TransportKind,
+)
 from tests.model.world import ARENA, ARENA_UNITS, REGIONS, Memory
 
 Owners = tuple[int, ...]
@@ -49,26 +55,29 @@ class Event:
     write: Write | None = None
 
 
-class Guest(PatientMachine):
+class Guest(Transport):
     """Compares and writes at once, and never fails."""
 
-    def __init__(self, image: bytes, score: Ledger) -> None:
+    def __init__(self, image: bytes, score: Ledger, kind: TransportKind) -> None:
+        self.kind = kind
         self.memory = Memory(image)
         self.space = self.memory.space
         self.events: list[Event] = []
         self.score = score
         self._waiting = False
 
-    def write(self, writes: Sequence[Write]) -> list[bytes | None]:
-        found: list[bytes | None] = []
+    def write(self, writes: Sequence[Write]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
         for write in writes:
             now = self.space.read(write.address, len(write.data))
-            found.append(None if now == write.expect else now)
+            outcomes.append(WRITTEN if now == write.expect else Differs(now))
             if now == write.expect:
                 self.memory.write(write.address, write.data)
                 self.events.append(Event(Act.WRITE, self.score, write))
+        return outcomes
+
+    def sync(self) -> None:
         self._note(Act.SYNC)
-        return found
 
     def grace(self) -> None:
         """One of its own; the mailbox holds one request, and one that is there is waited for."""

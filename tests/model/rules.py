@@ -43,13 +43,13 @@ class Handler:
 class Rules:
     """The machine.
 
-    With ``live`` a write is made byte by byte while the vCPUs run, and each step ends with all of
-    them serialised; else each write is made in a stop, which serialises.  The rest are seeded
-    faults when they are off.
+    With ``live`` a write is made byte by byte while the vCPUs run, and a sync serialises all of
+    them.  Without, each write is made in a stop, which serialises.  The rest are seeded faults when
+    they are off.
     """
 
     live: bool = False
-    step_serialises: bool = True
+    sync_serialises: bool = True
     stop_holds_sites: bool = True
     grace_waits_for_running: bool = True
     grace_waits_for_sleeping: bool = True

@@ -118,7 +118,7 @@ class StaticCode:
         calls, refused = find_static_calls(declared, guest.space, symbols, entries.originals())
         assert not refused, refused
         return StaticCalls(
-            machine=guest,
+            transport=guest,
             space=guest.space,
             symbols=symbols,
             entries=entries,
@@ -148,7 +148,7 @@ class StaticCode:
         leftovers = find_leftovers(entries, guest.space, HEADER_OF_MODEL)
         if leftovers:
             guest.name(*guest.score.named, self.function)
-        put_back(leftovers, entries, guest.space, guest)
+        put_back(leftovers, entries, guest.space, guest, guest.grace)
         self._check(
             guest,
             [

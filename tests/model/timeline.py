@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from optpolined.patching.protocol.steps import Write
+from optpolined.patching.protocol.transport import TransportKind
 from tests.model.machine import Act, Guest, Ledger
 from tests.model.rules import Rules, Violation
 from tests.model.world import TEXT, TEXT_SIZE, Memory, describe, offset_of
@@ -93,7 +94,8 @@ class Timeline:
 
     def _run(self, before: int | None, image: bytes, score: Ledger, program: Program) -> int:
         """Cut what a program does into moments; answer the first."""
-        guest = Guest(image, score)
+        kind = TransportKind.LIVE if self._rules.live else TransportKind.STOPPED
+        guest = Guest(image, score, kind)
         program(guest)
         first = len(self.moments)
         self.moments.append(Moment(image, score, before))
@@ -103,7 +105,7 @@ class Timeline:
                 self._write(event.write)
             elif event.act is Act.SETTLES:
                 self.moments[first:] = [Moment(self.moments[-1].image, event.score, before)]
-            elif event.act is not Act.SYNC or (self._rules.live and self._rules.step_serialises):
+            elif event.act is not Act.SYNC or (self._rules.live and self._rules.sync_serialises):
                 self._add(event.act, self.moments[-1].image, event.score, (), event.act.value)
         return first
 

@@ -34,10 +34,11 @@ from optpolined.patching.counter_records import RecordAllocator, key_table_recor
 from optpolined.patching.inline_sites import Found, Head, head_change, joined, split, standing_head
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.errors import SiteRefusedError
-from optpolined.patching.protocol.execute import GivenUp, PatientMachine, PlanResult, execute, walk
+from optpolined.patching.protocol.execute import GivenUp, GracePeriod, PlanResult, execute, walk
 from optpolined.patching.protocol.inline_change import inline_steps
 from optpolined.patching.protocol.standing import foreign_reason
 from optpolined.patching.protocol.steps import Change, Protocol, StepPhase, Write
+from optpolined.patching.protocol.transport import Transport
 
 __all__ = ("ArenaBlock", "PatchReport", "Patcher")
 
@@ -85,7 +86,8 @@ class Patcher:
     def __init__(
         self,
         *,
-        machine: PatientMachine,
+        transport: Transport,
+        grace: GracePeriod,
         space: AddressSpace,
         header: Header,
         sites: Mapping[GuestVirtual, Site],
@@ -97,7 +99,8 @@ class Patcher:
         batch_sites: int,
         is_held_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._machine = machine
+        self._transport = transport
+        self._grace = grace
         self._space = space
         self._header = header
         self._sites = sites
@@ -188,7 +191,7 @@ class Patcher:
         Where one of an inline site's two places is refused, the other is changed all the same:
         both are right by themselves.
 
-        :raise QemuError: the machine failed; :meth:`observe` tells what stands there now.
+        :raise QemuError: the transport failed; :meth:`observe` tells what stands there now.
         """
         report = PatchReport()
         heads: dict[GuestVirtual, Head] = {}
@@ -221,7 +224,7 @@ class Patcher:
                     changes.append(self.change(address, form, pages))
                 except SiteRefusedError as error:
                     report.refuse(address, error.reason)
-        result = execute(changes, self._protocol, self._machine)
+        result = execute(changes, self._protocol, self._transport)
         sites = [self._sites[change.site] for change in changes]
         self._take_refusals(result, sites, report)
 
@@ -242,7 +245,7 @@ class Patcher:
                     changes.append(change)
                     sites.append(site)
                     self._touched.add(address)
-        result = walk(inline_steps(changes, self._protocol), self._machine)
+        result = walk(inline_steps(changes, self._protocol), self._transport, self._grace)
         self._take_refusals(result, sites, report)
 
     def _take_refusals(
@@ -350,13 +353,13 @@ class Patcher:
         if site.inline is not None:
             in_code |= {site.inline.compare, site.inline.branch}
         ours = refusal.write.address in in_code
-        reason = foreign_reason(refusal.found) if ours else Refusal.TABLE_CHANGED
+        reason = refusal.reason if ours else Refusal.TABLE_CHANGED
         report.refuse(site.address, reason)
         _log.warning(
             "%s at %#x left alone: %s where %s was expected (%s, in phase %s)",
             site.function,
             site.address,
-            refusal.found.hex(" ") or "nothing",
+            refusal.outcome,
             refusal.write.expect.hex(" "),
             reason,
             refusal.phase.value,

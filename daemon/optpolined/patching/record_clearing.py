@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from optpolined.kernel.module.counters import RECORD, Counters
 from optpolined.kernel.paging import AddressSpace
-from optpolined.patching.protocol.execute import Machine
 from optpolined.patching.protocol.steps import Write
+from optpolined.patching.protocol.transport import Transport, Written
 
 __all__ = ("clear",)
 
 
 def clear(
-    records: Sequence[int], counters: Counters, space: AddressSpace, machine: Machine
+    records: Sequence[int], counters: Counters, space: AddressSpace, transport: Transport
 ) -> list[int]:
     """Zero records that nothing counts into; answer those that are zero now.
 
@@ -27,6 +27,10 @@ def clear(
                 if any(found):
                     writes.append(Write(address, found, bytes(RECORD.itemsize)))
                     owners.append(record)
-    found_instead = machine.write(writes) if writes else []
-    busy = {owner for owner, found in zip(owners, found_instead, strict=True) if found is not None}
+    outcomes = transport.write(writes) if writes else []
+    busy = {
+        owner
+        for owner, outcome in zip(owners, outcomes, strict=True)
+        if not isinstance(outcome, Written)
+    }
     return [record for record in records if record not in busy]

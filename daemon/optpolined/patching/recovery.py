@@ -19,7 +19,7 @@ from optpolined.kernel.module.header import Header
 from optpolined.kernel.module.poke_table import PokeEntry
 from optpolined.kernel.paging import AddressSpace
 from optpolined.patching.poke_entries import PokeEntries
-from optpolined.patching.protocol.execute import PatientMachine, execute, walk
+from optpolined.patching.protocol.execute import GracePeriod, execute, walk
 from optpolined.patching.protocol.inline_change import (
     InlineChange,
     InlineForm,
@@ -34,6 +34,7 @@ from optpolined.patching.protocol.standing import (
     foreign_reason,
 )
 from optpolined.patching.protocol.steps import Change, Protocol, Write
+from optpolined.patching.protocol.transport import Transport
 from optpolined.x86 import INT3
 
 __all__ = ("Leftover", "blocks_in_use", "find_leftovers", "put_back")
@@ -130,7 +131,8 @@ def put_back(
     leftovers: Iterable[Leftover],
     entries: PokeEntries,
     space: AddressSpace,
-    machine: PatientMachine,
+    transport: Transport,
+    grace: GracePeriod,
 ) -> None:
     """Restore the sites that hold something of ours; those of others are left alone.
 
@@ -163,8 +165,8 @@ def put_back(
             else:
                 parts.append(_unlearning(left, left.branch, prepare, disarm))
     if changes or parts:
-        done = len(execute(changes, Protocol.BREAKPOINT, machine).done)
-        done += len(walk(inline_steps(parts, Protocol.BREAKPOINT), machine).done)
+        done = len(execute(changes, Protocol.BREAKPOINT, transport).done)
+        done += len(walk(inline_steps(parts, Protocol.BREAKPOINT), transport, grace).done)
         _log.warning(
             "%d of %d sites that were left patched or half-way are restored",
             done,
@@ -172,7 +174,7 @@ def put_back(
         )
     stale = list(_stale(entries, space))
     if stale:
-        machine.write(stale)
+        transport.write(stale)
 
 
 def _unlearning(

@@ -30,8 +30,9 @@ from optpolined.kernel.sites.static_calls import (
 )
 from optpolined.kernel.symbols.symbols import Symbols
 from optpolined.patching.poke_entries import PokeEntries
-from optpolined.patching.protocol.execute import Machine, execute
+from optpolined.patching.protocol.execute import execute
 from optpolined.patching.protocol.steps import Change, Protocol, StepPhase
+from optpolined.patching.protocol.transport import Transport
 from optpolined.qemu.errors import ResumedError
 from optpolined.x86 import INT3
 
@@ -110,14 +111,14 @@ class StaticCalls:
     def __init__(
         self,
         *,
-        machine: Machine,
+        transport: Transport,
         space: AddressSpace,
         symbols: Symbols,
         entries: PokeEntries,
         protocol: Protocol,
         calls: Mapping[str, StaticCall],
     ) -> None:
-        self._machine = machine
+        self._transport = transport
         self._space = space
         self._symbols = symbols
         self._entries = entries
@@ -249,13 +250,13 @@ class StaticCalls:
         return len(changed)
 
     def _execute(self, changes: Sequence[Change]) -> None:
-        refused = execute(changes, self._protocol, self._machine).refused
+        refused = execute(changes, self._protocol, self._transport).refused
         if any(refusal.phase is StepPhase.PREPARE for refusal in refused):
             self._entries.reload()
         for refusal in refused:
             raise StaticCallError(
-                f"{refusal.write.address:#x} holds {refusal.found.hex(' ') or 'nothing'}: somebody "
-                "else changes it; ask again"
+                f"{refusal.write.address:#x} has changed ({refusal.outcome}): another program "
+                "writes to it; ask again"
             )
 
     def _disarm(self, places: Iterable[StaticPlace]) -> None:
@@ -264,7 +265,7 @@ class StaticCalls:
             armed = self._entries.armed(pages)
         left = [self._entries.disarm(place.address) for place in places if place.address in armed]
         if left:
-            self._machine.write(left)
+            self._transport.write(left)
 
     def _changes(
         self, wanted: Mapping[StaticPlace, bytes], target: GuestVirtual | None

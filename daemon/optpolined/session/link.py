@@ -20,7 +20,7 @@ from optpolined.session.lock import held
 from optpolined.session.migration import refuse_migration
 from optpolined.session.rescue import resume_if_left, was_rescued
 from optpolined.session.tally import Tally
-from optpolined.session.transport.stopped import GuestMachine
+from optpolined.session.transport.stopped import StoppedTransport
 from optpolined.session.transport.stops import Stopper, StopStatistics
 
 __all__ = (
@@ -28,8 +28,8 @@ __all__ = (
     "Link",
     "NothingToGainError",
     "connect",
-    "machine_of",
     "refuse_on_failure",
+    "transport_of",
 )
 
 _log = logging.getLogger(__name__)
@@ -55,15 +55,15 @@ class Link:
     alive: Callable[[], None]
 
 
-def machine_of(
+def transport_of(
     link: Link,
     config: GuestConfig,
     clock: Callable[[], float],
     statistics: StopStatistics | None = None,
-) -> GuestMachine:
-    """The machine at the other end of ``link``, which must be writable."""
+) -> StoppedTransport:
+    """The transport of ``link``, which must be writable."""
     assert link.stub is not None
-    return GuestMachine(
+    return StoppedTransport(
         stopper=Stopper(link.stub, clock, statistics, link.alive),
         writer=link.stub,
         memory=link.memory,

@@ -22,9 +22,9 @@ from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol
 from optpolined.patching.recovery import find_leftovers, put_back
 from optpolined.patching.static_calls import StaticCalls, find_static_calls
-from optpolined.session.link import Link, connect, machine_of, refuse_on_failure
-from optpolined.session.mailbox import PatientGuest, open_mailbox, pass_grace
-from optpolined.session.transport.stopped import GuestMachine
+from optpolined.session.link import Link, connect, refuse_on_failure, transport_of
+from optpolined.session.mailbox import open_mailbox, pass_grace
+from optpolined.session.transport.stopped import StoppedTransport
 
 __all__ = ("Recovered", "recover", "recover_only")
 
@@ -70,8 +70,8 @@ def recover(link: Link, config: GuestConfig) -> Recovered:
     """Restore the guest at the other end of ``link``."""
     attachment = link.attachment
     space, header = attachment.space, attachment.header
-    machine = machine_of(link, config, time.monotonic)
-    mailbox = open_mailbox(attachment, machine)
+    transport = transport_of(link, config, time.monotonic)
+    mailbox = open_mailbox(attachment, transport)
     with refuse_on_failure():
         entries = PokeEntries(space, header)
         if link.monitor.status() == "running":
@@ -83,12 +83,12 @@ def recover(link: Link, config: GuestConfig) -> Recovered:
 
     leftovers = find_leftovers(entries, space, header)
     try:
-        put_back(leftovers, entries, space, PatientGuest(machine, grace))
+        put_back(leftovers, entries, space, transport, grace)
     except RequestTimeoutError as error:
         _log.error("%s; some inline sites are left half restored, which is legal", error)
     static_places = 0
     if any(entry.kind in STATIC_KINDS for entry in entries):
-        static_places = _restore_static_calls(attachment, entries, machine)
+        static_places = _restore_static_calls(attachment, entries, transport)
     again = find_leftovers(entries, space, header) if leftovers else []
     left = [leftover.entry.site for leftover in again]
     recovered = Recovered(
@@ -104,7 +104,7 @@ def recover(link: Link, config: GuestConfig) -> Recovered:
 
 
 def _restore_static_calls(
-    attachment: Attachment, entries: PokeEntries, machine: GuestMachine
+    attachment: Attachment, entries: PokeEntries, transport: StoppedTransport
 ) -> int:
     """Point the static calls where they were built to go: only code says which there are.
 
@@ -116,7 +116,7 @@ def _restore_static_calls(
     declared = read_declarations(space, symbols.runs)
     calls, _ = find_static_calls(declared.records, space, symbols, entries.originals())
     return StaticCalls(
-        machine=machine,
+        transport=transport,
         space=space,
         symbols=symbols,
         entries=entries,

@@ -35,9 +35,9 @@ from optpolined.patching.counter_records import RecordAllocator, counts_all, key
 from optpolined.patching.inline_sites import Found
 from optpolined.patching.patcher import Patcher, PatchReport
 from optpolined.patching.poke_entries import PokeEntries
-from optpolined.patching.protocol.execute import Machine
 from optpolined.patching.protocol.standing import Standing
 from optpolined.patching.protocol.steps import Protocol
+from optpolined.patching.protocol.transport import Transport
 from optpolined.patching.record_clearing import clear
 from optpolined.patching.recovery import (
     Leftover,
@@ -48,8 +48,8 @@ from optpolined.patching.recovery import (
 from optpolined.patching.static_calls import StaticCallError, StaticCalls
 from optpolined.qemu.errors import ResumedError
 from optpolined.session.key_table import read_key_table
-from optpolined.session.link import Link, NothingToGainError, machine_of
-from optpolined.session.mailbox import PatientGuest, open_mailbox, pass_grace
+from optpolined.session.link import Link, NothingToGainError, transport_of
+from optpolined.session.mailbox import open_mailbox, pass_grace
 from optpolined.session.migration import is_migrating
 from optpolined.session.survey import ModuleChange, Survey
 from optpolined.session.tally import Tally
@@ -92,11 +92,10 @@ class Session:
         self.tally = tally or Tally()
         self.space = link.attachment.space
         self.header = link.attachment.header
-        self.machine = machine_of(link, config, clock, self.tally.stops)
-        self.stopper = self.machine.stopper
-        self._mailbox = open_mailbox(link.attachment, self.machine, link.alive)
+        self.transport = transport_of(link, config, clock, self.tally.stops)
+        self.stopper = self.transport.stopper
+        self._mailbox = open_mailbox(link.attachment, self.transport, link.alive)
         self._mailbox.request(RequestOp.MODULES)
-        self._patient = PatientGuest(self.machine, self._request_grace)
         self._entries = PokeEntries(self.space, self.header)
         check_text_guard(self.space, self.header)
         modules = read_modules(self.space, self.header)
@@ -121,7 +120,7 @@ class Session:
         self._stale_in_grace: list[int] = []
         self.patcher = self.make_patcher(config.poke.protocol)
         self.static_calls = StaticCalls(
-            machine=self.machine,
+            transport=self.transport,
             space=self.space,
             symbols=self.survey.symbols,
             entries=self._entries,
@@ -134,12 +133,13 @@ class Session:
         """Put back what a daemon that died has left changed."""
         leftovers = self._leftovers()
         self.tally.recoveries += sum(left.standing is not Standing.FOREIGN for left in leftovers)
-        put_back(leftovers, self._entries, self.space, self._patient)
+        put_back(leftovers, self._entries, self.space, self.transport, self._request_grace)
 
-    def make_patcher(self, protocol: Protocol, machine: Machine | None = None) -> Patcher:
-        """A patcher that changes this guest's sites by ``protocol``, over ``machine`` if given."""
+    def make_patcher(self, protocol: Protocol, transport: Transport | None = None) -> Patcher:
+        """A patcher that changes this guest's sites by ``protocol``; ``transport`` is for tests."""
         return Patcher(
-            machine=PatientGuest(machine or self.machine, self._request_grace),
+            transport=transport or self.transport,
+            grace=self._request_grace,
             space=self.space,
             header=self.header,
             sites=self.survey.inventory.eligible,
@@ -216,7 +216,7 @@ class Session:
         """
         self._entries.reload()  # some of those that were booked may never have been written
         interrupted = [left for left in self._leftovers() if left.standing is Standing.INTERRUPTED]
-        put_back(interrupted, self._entries, self.space, self._patient)
+        put_back(interrupted, self._entries, self.space, self.transport, self._request_grace)
 
     def count(self, by_cpu: dict[int, _Counts] | None = None) -> _Counts:
         """What each site gained since the last count or change, and on each CPU; stops nobody."""
@@ -256,7 +256,7 @@ class Session:
             self.arena.grace_end(self._grace)
             self.tally.graces.add(self._clock() - self._grace_began)
             self._grace = None
-            cleared = clear(self._stale_in_grace, self.counters, self.space, self.machine)
+            cleared = clear(self._stale_in_grace, self.counters, self.space, self.transport)
             forget(self._last, (record for record in cleared if record < self._last.shape[1]))
             self.records.recycle(cleared)
             self._stale_in_grace = []
@@ -389,4 +389,4 @@ class Session:
         dirty = sorted(set(range(self.counters.capacity)) - set(untouched))
         if dirty or ours_ran:
             self._request_grace()
-        return [*untouched, *clear(dirty, self.counters, self.space, self.machine)]
+        return [*untouched, *clear(dirty, self.counters, self.space, self.transport)]

@@ -1,4 +1,4 @@
-"""A guest of bytes with sites in its text, a machine that may fail, and a patcher over both."""
+"""A guest of bytes with sites in its text, a transport that may fail, and a patcher over both."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,9 +14,15 @@ from optpolined.patching.arena import Arena
 from optpolined.patching.counter_records import RecordAllocator
 from optpolined.patching.patcher import Patcher
 from optpolined.patching.poke_entries import PokeEntries
-from optpolined.patching.protocol.execute import PatientMachine
 from optpolined.patching.protocol.standing import Standing
 from optpolined.patching.protocol.steps import Protocol, Write
+from optpolined.patching.protocol.transport import (
+    WRITTEN,
+    Differs,
+    Outcome,
+    Transport,
+    TransportKind,
+)
 from optpolined.patching.recovery import find_leftovers, put_back
 from optpolined.qemu.errors import ResumedError
 from optpolined.x86 import Register
@@ -36,7 +42,6 @@ __all__ = (
     "F2",
     "F3",
     "TEXT_SIZE",
-    "Machine",
     "PatchedGuest",
     "inline_site",
     "thunk_site",
@@ -78,7 +83,7 @@ def inline_site(
     return replace(thunk_site(part.slow, register, kind, prefix=prefix), inline=part)
 
 
-class Machine(PatientMachine):
+class FakeTransport(Transport):
     """Compares and writes at once; fails before the write or grace period number ``fails_at``.
 
     ``log`` holds the addresses that were written, and None for each grace period.
@@ -89,16 +94,21 @@ class Machine(PatientMachine):
         self.log: list[GuestVirtual | None] = []
         self.fails_at: int | None = None
 
-    def write(self, writes: Sequence[Write]) -> list[bytes | None]:
-        found: list[bytes | None] = []
+    kind = TransportKind.STOPPED
+
+    def write(self, writes: Sequence[Write]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
         for write in writes:
             self._fail()
             now = self._tables.space.read(write.address, len(write.expect))
-            found.append(None if now == write.expect else now)
+            outcomes.append(WRITTEN if now == write.expect else Differs(now))
             if now == write.expect:
                 self._tables.write(write.address, write.data)
                 self.log.append(write.address)
-        return found
+        return outcomes
+
+    def sync(self) -> None:
+        """Nothing runs here."""
 
     def grace(self) -> None:
         self._fail()
@@ -128,7 +138,7 @@ class PatchedGuest:
         self.sites = {site.address: site for site in sites}
         for site in sites:
             self.tables.write(*code_of(site))
-        self.machine = Machine(self.tables)
+        self.transport = FakeTransport(self.tables)
         self.arena = Arena(self.header.arena, ARENA_SIZE)
         self._records = RecordAllocator(range(len(sites) if records is None else records))
         self.entries = PokeEntries(self.space, self.header)
@@ -147,7 +157,8 @@ class PatchedGuest:
 
     def patcher(self, protocol: Protocol = Protocol.BREAKPOINT) -> Patcher:
         return Patcher(
-            machine=self.machine,
+            transport=self.transport,
+            grace=self._grace,
             space=self.space,
             header=self.header,
             sites=self.sites,
@@ -158,6 +169,9 @@ class PatchedGuest:
             protocol=protocol,
             batch_sites=8,
         )
+
+    def _grace(self) -> None:
+        self.transport.grace()
 
     def next_daemon(self) -> None:
         """What a daemon does first: everything that an earlier one left is put back."""
@@ -172,7 +186,7 @@ class PatchedGuest:
     def put_back(self, chosen: Callable[[Standing], bool]) -> None:
         leftovers = find_leftovers(self.entries, self.space, self.header)
         wanted = [left for left in leftovers if chosen(left.standing)]
-        put_back(wanted, self.entries, self.space, self.machine)
+        put_back(wanted, self.entries, self.space, self.transport, self.transport.grace)
 
 
 def code_of(site: Site) -> tuple[GuestVirtual, bytes]:

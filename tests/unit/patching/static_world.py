@@ -11,8 +11,14 @@ from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeEntry, PokeTable
 from optpolined.kernel.sites.declarations import Declaration, RecordKind
 from optpolined.kernel.symbols.symbols import Symbols
 from optpolined.patching.poke_entries import PokeEntries
-from optpolined.patching.protocol.execute import PatientMachine
 from optpolined.patching.protocol.steps import Protocol, Write
+from optpolined.patching.protocol.transport import (
+    WRITTEN,
+    Differs,
+    Outcome,
+    Transport,
+    TransportKind,
+)
 from optpolined.patching.recovery import find_leftovers, put_back
 from optpolined.patching.static_calls import (
     StaticCalls,
@@ -69,11 +75,13 @@ def branch(opcode: int, at: int, target: int) -> bytes:
     return bytes([opcode]) + (target - at - 5).to_bytes(4, "little", signed=True)
 
 
-class World(PatientMachine):
-    """A guest with static calls, and the machine that writes to it.
+class World(Transport):
+    """A guest with static calls, and the transport to it.
 
     After each write every place is called: it must reach one of ``allowed``.
     """
+
+    kind = TransportKind.STOPPED
 
     def __init__(self, *, has_return_thunk: bool = True) -> None:
         self.guest = FakeGuest()
@@ -126,8 +134,11 @@ class World(PatientMachine):
             nr_symbols=len(functions),
         )
 
-    def write(self, writes: Sequence[Write]) -> list[bytes | None]:
-        found: list[bytes | None] = []
+    def sync(self) -> None:
+        """Every call looks at the memory anew."""
+
+    def write(self, writes: Sequence[Write]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
         for write in writes:
             if self.writes == self.dies_at:
                 raise StubClosedError("gone")
@@ -138,9 +149,9 @@ class World(PatientMachine):
             now = self.guest.space.read(write.address, len(write.expect))
             if now == write.expect:
                 self.guest.kernel.write(write.address, write.data)
-            found.append(None if now == write.expect else now)
+            outcomes.append(WRITTEN if now == write.expect else Differs(now))
             self.call_all()
-        return found
+        return outcomes
 
     def grace(self) -> None:
         return
@@ -195,7 +206,7 @@ class World(PatientMachine):
         )
         assert refused == []
         return StaticCalls(
-            machine=self,
+            transport=self,
             space=self.guest.space,
             symbols=self.symbols,
             entries=entries,
@@ -207,7 +218,7 @@ class World(PatientMachine):
         """What a daemon does first of all."""
         entries = PokeEntries(self.guest.space, self.header)
         left = find_leftovers(entries, self.guest.space, self.header)
-        put_back(left, entries, self.guest.space, self)
+        put_back(left, entries, self.guest.space, self, self.grace)
 
 
 NOWHERE = GuestVirtual(0)

@@ -1,4 +1,4 @@
-"""Plans for inline sites, walked over a machine of bytes."""
+"""Plans for inline sites, walked over bytes."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,8 @@ from optpolined.patching.protocol.inline_change import (
     inline_steps,
 )
 from optpolined.patching.protocol.standing import Standing
-from optpolined.patching.protocol.steps import Grace, Plan, Protocol, Step, StepPhase, Write
+from optpolined.patching.protocol.steps import Grace, Plan, Protocol, Step, StepPhase, Sync, Write
+from optpolined.patching.protocol.transport import WRITTEN, Differs, Outcome, TransportKind
 
 COMPARE = GuestVirtual(0xFFFFFFFF81000100)
 BRANCH = GuestVirtual(COMPARE + 9)
@@ -49,35 +50,41 @@ def plan_of(*changes: InlineChange) -> Plan:
 
 
 def phases(plan: Plan) -> list[StepPhase | str]:
-    return [step.phase if isinstance(step, Step) else "grace" for step in plan]
+    names = {Sync(): "sync", Grace(): "grace"}
+    return [step.phase if isinstance(step, Step) else names[step] for step in plan]
 
 
-POKE = [StepPhase.BREAK, StepPhase.TAIL, StepPhase.HEAD]
+POKE = [StepPhase.BREAK, "sync", StepPhase.TAIL, "sync", StepPhase.HEAD, "sync"]
 
 
-class Machine:
-    """Memory of bytes that notes its grace periods among the writes."""
+class Memory:
+    """Bytes that note syncs and grace periods among the writes."""
+
+    kind = TransportKind.STOPPED
 
     def __init__(self, form: InlineForm) -> None:
-        self.memory = {COMPARE: form.compare, BRANCH: form.branch, ENTRY: b"\0"}
+        self.cells = {COMPARE: form.compare, BRANCH: form.branch, ENTRY: b"\0"}
         self.log: list[GuestVirtual | str] = []
 
-    def write(self, writes: Sequence[Write]) -> list[bytes | None]:
-        found: list[bytes | None] = []
+    def write(self, writes: Sequence[Write]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
         for write in writes:
             self.log.append(write.address)
-            now = self.memory[write.address]
-            found.append(None if now == write.expect else now)
+            now = self.cells[write.address]
+            outcomes.append(WRITTEN if now == write.expect else Differs(now))
             if now == write.expect:
-                self.memory[write.address] = write.data
-        return found
+                self.cells[write.address] = write.data
+        return outcomes
+
+    def sync(self) -> None:
+        self.log.append("sync")
 
     def grace(self) -> None:
         self.log.append("grace")
 
     @property
     def form(self) -> InlineForm:
-        return InlineForm(self.memory[COMPARE], self.memory[BRANCH])
+        return InlineForm(self.cells[COMPARE], self.cells[BRANCH])
 
 
 def test_the_first_learning_needs_no_grace_period() -> None:
@@ -117,38 +124,38 @@ def test_a_batch_waits_once() -> None:
 def test_a_plan_ends_in_the_form_that_was_asked_for(
     before: InlineForm, after: InlineForm, protocol: Protocol
 ) -> None:
-    machine = Machine(before)
+    memory = Memory(before)
     unguarded = InlineChange(COMPARE, BRANCH, before, after, UNLEARNED)
-    report = walk(inline_steps([unguarded], protocol), machine)
+    report = walk(inline_steps([unguarded], protocol), memory, memory.grace)
     assert report.done == [0]
-    assert machine.form == after
+    assert memory.form == after
 
 
 def test_the_branch_changes_only_while_the_compare_can_equal_nothing() -> None:
-    machine = Machine(FIRST)
-    walk(plan_of(change(FIRST, SECOND)), machine)
-    rewritten = machine.log.index(BRANCH)
-    assert machine.log.index("grace") < rewritten
-    assert machine.log[rewritten + 1 :].count(COMPARE) == 3
-    assert machine.memory[ENTRY] == b"\0"
+    memory = Memory(FIRST)
+    walk(plan_of(change(FIRST, SECOND)), memory, memory.grace)
+    rewritten = memory.log.index(BRANCH)
+    assert memory.log.index("grace") < rewritten
+    assert memory.log[rewritten + 1 :].count(COMPARE) == 3
+    assert memory.cells[ENTRY] == b"\0"
 
 
 def test_a_branch_that_somebody_changed_leaves_the_site_on_its_slow_path() -> None:
-    machine = Machine(FIRST)
-    machine.memory[BRANCH] = b"\xcc" + FIRST.branch[1:]
-    report = walk(plan_of(change(FIRST, SECOND)), machine)
+    memory = Memory(FIRST)
+    memory.cells[BRANCH] = b"\xcc" + FIRST.branch[1:]
+    report = walk(plan_of(change(FIRST, SECOND)), memory, memory.grace)
     assert [refusal.phase for refusal in report.refused] == [StepPhase.UNREACHED]
-    assert machine.memory[COMPARE] == UNLEARNED.compare
-    assert machine.memory[ENTRY] == b"\0"
+    assert memory.cells[COMPARE] == UNLEARNED.compare
+    assert memory.cells[ENTRY] == b"\0"
 
 
 def test_nobody_waits_for_a_site_that_is_given_up() -> None:
-    machine = Machine(FIRST)
-    machine.memory[COMPARE] = b"\xcc" + FIRST.compare[1:]
-    report = walk(plan_of(change(FIRST, SECOND)), machine)
+    memory = Memory(FIRST)
+    memory.cells[COMPARE] = b"\xcc" + FIRST.compare[1:]
+    report = walk(plan_of(change(FIRST, SECOND)), memory, memory.grace)
     assert [refusal.phase for refusal in report.refused] == [StepPhase.BREAK]
-    assert "grace" not in machine.log
-    assert machine.memory[ENTRY] == b"\0"
+    assert "grace" not in memory.log
+    assert memory.cells[ENTRY] == b"\0"
 
 
 @pytest.mark.parametrize(

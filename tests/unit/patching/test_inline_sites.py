@@ -34,6 +34,7 @@ from optpolined.patching.inline_sites import (
 from optpolined.patching.patcher import Patcher
 from optpolined.patching.protocol.errors import SiteRefusedError
 from optpolined.patching.protocol.steps import Protocol
+from optpolined.patching.protocol.transport import WRITTEN
 from optpolined.qemu.errors import ResumedError
 from optpolined.x86 import Register
 from tests.unit.kernel.fake_guest import KERNEL_TEXT, PAGE_SIZE
@@ -161,7 +162,7 @@ def test_what_is_somebody_elses_is_no_head_and_is_left_alone(
     assert standing_head(part, guest.space) is None
     with pytest.raises(SiteRefusedError):
         change(guest, site, Head(F2))
-    assert guest.machine.log == []
+    assert guest.transport.log == []
 
 
 def change(
@@ -212,8 +213,8 @@ def fill(guest: PatchedGuest, room: int) -> None:
         site = thunk_site(KERNEL_TEXT + 0x400 + 8 * number, Register.RAX)
         entry = PokeEntry(site.address, site.thunk, site.kind, PokeState.IDLE, site.original)
         writes, _ = guest.entries.guard(entry, guest.space, Protocol.STOPPED)
-        assert guest.machine.write(writes) == [None]
-    guest.machine.log.clear()
+        assert guest.transport.write(writes) == [WRITTEN]
+    guest.transport.log.clear()
 
 
 # The patcher.
@@ -249,9 +250,9 @@ def test_only_a_branch_that_was_shown_is_waited_for(site: Site) -> None:
     patcher = guest.patcher()
     waited = []
     for form in WAYS:
-        before = guest.machine.graces
+        before = guest.transport.graces
         give(patcher, site, form)
-        waited.append(guest.machine.graces - before)
+        waited.append(guest.transport.graces - before)
     assert waited == [0, 0, 0, 1, 1, 1, 0, 0]
 
 
@@ -268,7 +269,7 @@ def test_a_batch_waits_once_and_each_site_gets_its_own() -> None:
         report = patcher.apply(wanted)
         assert (report.done, report.sites) == (3, {})
         assert patcher.observe() == wanted
-        assert guest.machine.graces == graces
+        assert guest.transport.graces == graces
     assert guest.text == built
 
 
@@ -276,9 +277,9 @@ def test_a_form_that_stands_there_is_not_written_again() -> None:
     guest = PatchedGuest(CALL)
     patcher = guest.patcher()
     give(patcher, CALL, Chain((F1, F2)))
-    written = len(guest.machine.log)
+    written = len(guest.transport.log)
     give(patcher, CALL, Chain((F1, F2)))
-    assert len(guest.machine.log) == written
+    assert len(guest.transport.log) == written
 
 
 def test_another_head_leaves_the_block_of_the_rest_where_it_is() -> None:
@@ -302,11 +303,11 @@ def test_a_failure_anywhere_leaves_what_the_next_change_makes_good(
             built = guest.text
             patcher = guest.patcher(protocol)
             give(patcher, site, before)
-            guest.machine.fails_at = len(guest.machine.log) + fails_after
+            guest.transport.fails_at = len(guest.transport.log) + fails_after
             try:
                 patcher.apply({site.address: after})
             except ResumedError:
-                guest.machine.fails_at = None
+                guest.transport.fails_at = None
             else:
                 break
             guest.mend()
@@ -348,13 +349,13 @@ def test_a_branch_that_somebody_writes_to_meanwhile_stays_theirs() -> None:
     give(patcher, CALL, Chain((F1,)))
     part = part_of(CALL)
     probe = b"\xcc" + guest.space.read(part.branch, 5)[1:]
-    waited = guest.machine.grace
+    waited = guest.transport.grace
 
     def probing() -> None:
         waited()
         guest.write(part.branch, probe)
 
-    guest.machine.grace = probing  # type: ignore[method-assign]
+    guest.transport.grace = probing  # type: ignore[method-assign]
     report = patcher.apply({CALL.address: Chain((F2,))})
     assert report.sites == {CALL.address: "foreign_breakpoint"}
     assert guest.space.read(part.compare, 7) == part.unlearned_compare

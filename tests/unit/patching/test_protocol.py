@@ -1,4 +1,4 @@
-"""The protocols, walked over a machine of bytes."""
+"""The protocols, walked over bytes."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
+from optpolined.api.refusal import Refusal
 from optpolined.patching.protocol.errors import ChangeError
-from optpolined.patching.protocol.execute import execute
-from optpolined.patching.protocol.steps import Change, Protocol, StepPhase, Write, steps
+from optpolined.patching.protocol.execute import GivenUp, execute
+from optpolined.patching.protocol.steps import Change, Protocol, Step, StepPhase, Sync, Write, steps
+from optpolined.patching.protocol.transport import (
+    UNMAPPED,
+    WRITTEN,
+    Differs,
+    Outcome,
+    TransportKind,
+)
 
 SITE = GuestVirtual(0xFFFFFFFF81000100)
 OLD = bytes.fromhex("e8 11 22 33 44")
@@ -17,33 +25,39 @@ NEW = bytes.fromhex("e8 55 66 77 88")
 
 
 class Bytes:
-    """Memory that remembers each write, and lets somebody else write before the n-th."""
+    """Memory that notes each write and sync; another program may write before the n-th write."""
 
     def __init__(self, memory: dict[GuestVirtual, bytes]) -> None:
         self.cells = {a + i: byte for a, data in memory.items() for i, byte in enumerate(data)}
         self.log: list[Write] = []
+        self.syncs: list[int] = []
+        self.kind = TransportKind.STOPPED
         self.meddle: dict[int, tuple[GuestVirtual, bytes]] = {}
 
     def read(self, address: GuestVirtual, size: int) -> bytes:
         return bytes(self.cells[address + i] for i in range(size))
 
-    def write(self, writes: Sequence[Write]) -> list[bytes | None]:
-        found: list[bytes | None] = []
+    def write(self, writes: Sequence[Write]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
         for write in writes:
             if len(self.log) in self.meddle:
                 self.put(*self.meddle.pop(len(self.log)))
             self.log.append(write)
             now = self.read(write.address, len(write.data))
-            found.append(None if now == write.expect else now)
+            outcomes.append(WRITTEN if now == write.expect else Differs(now))
             if now == write.expect:
                 self.put(write.address, write.data)
-        return found
+        return outcomes
+
+    def sync(self) -> None:
+        self.syncs.append(len(self.log))
 
     def put(self, address: GuestVirtual, data: bytes) -> None:
         self.cells.update({address + i: byte for i, byte in enumerate(data)})
 
 
 ENTRY = GuestVirtual(0xFFFFFFFFC0001000)
+SITE_PHASES = (StepPhase.BREAK, StepPhase.TAIL, StepPhase.HEAD)
 
 
 def guarded_change() -> Change:
@@ -57,12 +71,15 @@ def guarded_change() -> Change:
 
 
 def test_breakpoint_order_is_prepare_break_tail_head_disarm() -> None:
-    phases = [step.phase for step in steps([guarded_change()], Protocol.BREAKPOINT)]
-    assert phases == [
+    plan = steps([guarded_change()], Protocol.BREAKPOINT)
+    assert [step.phase if isinstance(step, Step) else step for step in plan] == [
         StepPhase.PREPARE,
         StepPhase.BREAK,
+        Sync(),
         StepPhase.TAIL,
+        Sync(),
         StepPhase.HEAD,
+        Sync(),
         StepPhase.DISARM,
     ]
 
@@ -71,7 +88,7 @@ def test_every_phase_of_a_batch_ends_before_the_next_begins() -> None:
     other = GuestVirtual(SITE + 64)
     batch = [guarded_change(), Change(other, OLD, NEW)]
     for step in steps(batch, Protocol.BREAKPOINT):
-        if step.phase in (StepPhase.BREAK, StepPhase.TAIL, StepPhase.HEAD):
+        if isinstance(step, Step) and step.phase in SITE_PHASES:
             assert [item.change for item in step.writes] == [0, 1]
 
 
@@ -87,6 +104,34 @@ def test_stopped_writes_the_whole_instruction_once() -> None:
     memory = Bytes({SITE: OLD})
     execute([Change(SITE, OLD, NEW)], Protocol.STOPPED, memory)
     assert memory.log == [Write(SITE, OLD, NEW)]
+
+
+def test_every_vcpu_is_serialised_after_each_write_to_a_site() -> None:
+    memory = Bytes({SITE: OLD, ENTRY: b"\0"})
+    execute([guarded_change()], Protocol.BREAKPOINT, memory)
+    assert memory.syncs == [2, 3, 4]  # after BREAK, TAIL and HEAD
+
+
+def test_nothing_is_serialised_for_changes_that_are_given_up() -> None:
+    memory = Bytes({SITE: bytes(5), ENTRY: b"\0"})
+    execute([guarded_change()], Protocol.BREAKPOINT, memory)
+    assert memory.syncs == []
+
+
+def test_only_a_stopped_transport_writes_whole_instructions() -> None:
+    memory = Bytes({SITE: OLD, ENTRY: b"\0"})
+    memory.kind = TransportKind.LIVE
+    with pytest.raises(ChangeError, match="stops the guest"):
+        execute([guarded_change()], Protocol.STOPPED, memory)
+    assert memory.log == []
+
+
+def test_what_is_not_mapped_is_told_from_what_differs() -> None:
+    change = Write(SITE, OLD, NEW)
+    gone = GivenUp(0, StepPhase.BREAK, change, UNMAPPED)
+    assert (gone.reason, str(gone.outcome)) == (Refusal.UNMAPPED, "unmapped")
+    probed = GivenUp(0, StepPhase.BREAK, change, Differs(b"\xcc\x11"))
+    assert (probed.reason, str(probed.outcome)) == (Refusal.FOREIGN_BREAKPOINT, "cc 11")
 
 
 def test_stopped_refuses_a_site_that_holds_a_breakpoint_of_ours() -> None:

@@ -9,9 +9,15 @@ from optpolined.kernel.module.abi import PokeState, SiteKind
 from optpolined.kernel.module.header import Header, parse_header
 from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeEntry, encode, home
 from optpolined.patching.poke_entries import PokeEntries
-from optpolined.patching.protocol.execute import PatientMachine
 from optpolined.patching.protocol.standing import Standing
 from optpolined.patching.protocol.steps import Write
+from optpolined.patching.protocol.transport import (
+    WRITTEN,
+    Differs,
+    Outcome,
+    Transport,
+    TransportKind,
+)
 from optpolined.patching.recovery import find_leftovers, put_back
 from tests.unit.kernel.fake_guest import (
     HEADER,
@@ -26,23 +32,25 @@ HOLE = GuestVirtual(KERNEL_TEXT + 3 * PAGE_SIZE)
 BEHIND_HOLE = GuestVirtual(HOLE + PAGE_SIZE)
 
 
-class Direct(PatientMachine):
-    """A machine that writes at once, and where nobody has to be waited for."""
+class Direct(Transport):
+    """Writes at once."""
+
+    kind = TransportKind.STOPPED
 
     def __init__(self, guest: FakeGuest) -> None:
         self._guest = guest
 
-    def write(self, writes: Sequence[Write]) -> list[bytes | None]:
-        found: list[bytes | None] = []
+    def write(self, writes: Sequence[Write]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
         for write in writes:
             now = self._guest.space.read(write.address, len(write.expect))
             if now == write.expect:
                 self._guest.kernel.write(write.address, write.data)
-            found.append(None if now == write.expect else now)
-        return found
+            outcomes.append(WRITTEN if now == write.expect else Differs(now))
+        return outcomes
 
-    def grace(self) -> None:
-        return
+    def sync(self) -> None:
+        """Nothing runs here."""
 
 
 @pytest.fixture
@@ -78,7 +86,8 @@ def patched(
 
 def restore(guest: FakeGuest, header: Header) -> PokeEntries:
     entries = PokeEntries(guest.space, header)
-    put_back(find_leftovers(entries, guest.space, header), entries, guest.space, Direct(guest))
+    left = find_leftovers(entries, guest.space, header)
+    put_back(left, entries, guest.space, Direct(guest), lambda: None)
     return entries
 
 

@@ -48,7 +48,7 @@ def deaths(site: Site, protocol: Protocol) -> Iterator[tuple[PatchedGuest, bytes
             built = guest.text
             patcher = guest.patcher(protocol)
             patcher.apply({site.address: before})
-            guest.machine.fails_at = len(guest.machine.log) + dies_after
+            guest.transport.fails_at = len(guest.transport.log) + dies_after
             try:
                 patcher.apply({site.address: after})
             except ResumedError:
@@ -58,8 +58,8 @@ def deaths(site: Site, protocol: Protocol) -> Iterator[tuple[PatchedGuest, bytes
 
 
 def live(guest: PatchedGuest) -> PatchedGuest:
-    guest.machine.fails_at = None
-    guest.machine.log.clear()
+    guest.transport.fails_at = None
+    guest.transport.log.clear()
     return guest
 
 
@@ -90,7 +90,7 @@ def test_an_inline_site_is_put_back_wherever_its_daemon_died(
 def test_a_daemon_that_dies_while_it_puts_back_is_followed_by_one_that_does() -> None:
     for place, (guest, built) in enumerate(deaths(TAIL, Protocol.BREAKPOINT)):
         for dies_after in range(place % 3, 99, 3):
-            live(guest).machine.fails_at = dies_after
+            live(guest).transport.fails_at = dies_after
             try:
                 guest.next_daemon()
             except ResumedError:
@@ -107,11 +107,11 @@ def test_the_branch_goes_back_only_after_a_grace_period(site: Site) -> None:
     rewritten = 0
     for guest, _ in deaths(site, Protocol.BREAKPOINT):
         live(guest).next_daemon()
-        if site.inline.branch in guest.machine.log:
+        if site.inline.branch in guest.transport.log:
             rewritten += 1
-            branch = guest.machine.log.index(site.inline.branch)
-            assert None in guest.machine.log[:branch]
-            assert site.inline.compare not in guest.machine.log[branch:]
+            branch = guest.transport.log.index(site.inline.branch)
+            assert None in guest.transport.log[:branch]
+            assert site.inline.compare not in guest.transport.log[branch:]
     assert rewritten > 20
 
 
@@ -146,13 +146,13 @@ def test_a_probe_on_the_branch_of_a_part_that_was_put_back_is_nobodys_business()
     assert CALL.inline is not None
     guest.write(CALL.inline.branch, b"\xcc")
     live(guest).next_daemon()
-    assert guest.machine.log == []
+    assert guest.transport.log == []
 
 
 def test_many_inline_parts_wait_for_one_grace_period() -> None:
     guest = learned(F1, F2)
     guest.next_daemon()
-    assert guest.machine.graces == 1
+    assert guest.transport.graces == 1
 
 
 entries = st.builds(
@@ -181,7 +181,7 @@ def test_whatever_the_table_says_is_put_back_or_left_alone(
         armed = entry.state is PokeState.ARMED
         protocol = Protocol.BREAKPOINT if armed else Protocol.STOPPED
         writes, _ = guest.entries.guard(entry, guest.space, protocol)
-        guest.machine.write(writes)
+        guest.transport.write(writes)
         found = bytearray(entry.original)
         meddled = data.draw(st.sampled_from(["int3", "tail", "minus one", "nothing"]))
         if meddled == "int3":
@@ -192,7 +192,7 @@ def test_whatever_the_table_says_is_put_back_or_left_alone(
             found[-4:] = b"\xff\xff\xff\xff"[: len(found[-4:])]
         guest.write(entry.site, bytes(found))
     live(guest).next_daemon()
-    written = {at for at in guest.machine.log if at is not None and at < guest.header.arena}
+    written = {at for at in guest.transport.log if at is not None and at < guest.header.arena}
     known = {entry.site for entry in table}
     assert {at for at in written if at >= KERNEL_TEXT} <= known
 
@@ -207,12 +207,12 @@ def test_a_compare_that_was_not_built_to_fail_is_not_ours() -> None:
     ):
         entry = PokeEntry(at, F1, kind, PokeState.IDLE, original)
         writes, _ = guest.entries.guard(entry, guest.space, Protocol.STOPPED)
-        guest.machine.write(writes)
+        guest.transport.write(writes)
         guest.write(at, original)
     guest.write(compare, b"\x48\x81\xf8\xff\xff\xff\xff")
     live(guest).next_daemon()
     assert [left.standing for left in leftovers(guest)] == [Standing.FOREIGN]
-    assert guest.machine.log == []
+    assert guest.transport.log == []
 
 
 def test_a_compare_whose_branch_was_never_noted_is_not_believed() -> None:
@@ -226,7 +226,7 @@ def test_a_compare_whose_branch_was_never_noted_is_not_believed() -> None:
         CALL.inline.unlearned_compare,
     )
     writes, _ = guest.entries.guard(entry, guest.space, Protocol.BREAKPOINT)
-    guest.machine.write(writes)
+    guest.transport.write(writes)
     assert leftovers(guest) == []
     guest.write(CALL.inline.compare, b"\xcc")
     assert [left.standing for left in leftovers(guest)] == [Standing.FOREIGN]

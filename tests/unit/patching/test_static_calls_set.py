@@ -11,6 +11,7 @@ from optpolined.api.refusal import Refusal
 from optpolined.kernel.sites.exclusions import Exclusions, TextRange
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol, Write
+from optpolined.patching.protocol.transport import Outcome
 from optpolined.patching.static_calls import (
     StaticCallError,
     StaticCalls,
@@ -209,13 +210,13 @@ def test_a_place_that_changes_meanwhile_is_told_of(world: World) -> None:
     calls = world.static_calls()
 
     class Meddler(World):
-        def write(self, writes: Sequence[Write]) -> list[bytes | None]:
+        def write(self, writes: Sequence[Write]) -> list[Outcome]:
             if any(write.address == CALL for write in writes):
                 world.guest.kernel.write(CALL, NOP[::-1])
             return world.write(writes)
 
-    calls._machine = Meddler()
-    with pytest.raises(StaticCallError, match=f"{CALL:#x} holds .*: somebody else changes it"):
+    calls._transport = Meddler()
+    with pytest.raises(StaticCallError, match=f"{CALL:#x} has changed .*: another program"):
         calls.set("number", "two")
     assert world.live()[CALL] == NOP[::-1]
     assert world.reaches(NUMBER) == world.reaches(TAIL) == TWO

@@ -1,4 +1,4 @@
-"""The guest as the poke engine's machine, over memory made of bytes."""
+"""The stopped transport, over memory made of bytes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,7 +6,8 @@ import pytest
 
 from optpolined.addresses import GuestPhysical, GuestVirtual
 from optpolined.patching.protocol.steps import Write
-from optpolined.session.transport.stopped import GuestMachine
+from optpolined.patching.protocol.transport import UNMAPPED, WRITTEN, Differs
+from optpolined.session.transport.stopped import StoppedTransport
 from optpolined.session.transport.stops import Stopper
 from tests.unit.kernel.fake_guest import KERNEL_TEXT, FakeMemory, PageTables
 
@@ -22,18 +23,18 @@ class Stub:
         self.now = 0.0
         self.seconds_a_write = 1e-6
         self.running = True
-        self.paused_by_somebody = False
+        self.paused_by_other = False
         self.writes: list[tuple[GuestPhysical, bytes]] = []
         self.writes_of_stops: list[int] = []
 
     def stop(self) -> bool:
-        assert self.running or self.paused_by_somebody
+        assert self.running or self.paused_by_other
         self.writes_of_stops.append(0)
         self.running = False
-        return not self.paused_by_somebody
+        return not self.paused_by_other
 
     def resume(self) -> None:
-        self.running = not self.paused_by_somebody
+        self.running = not self.paused_by_other
 
     def write(self, writes: Sequence[tuple[GuestPhysical, bytes]]) -> None:
         assert not self.running
@@ -58,11 +59,11 @@ def tables() -> PageTables:
 def stub(tables: PageTables) -> Iterator[Stub]:
     stub = Stub(tables.memory)
     yield stub
-    assert stub.running or stub.paused_by_somebody
+    assert stub.running or stub.paused_by_other
 
 
-def machine(stub: Stub, tables: PageTables, *, budget_seconds: float = 1e-3) -> GuestMachine:
-    return GuestMachine(
+def over(stub: Stub, tables: PageTables, *, budget_seconds: float = 1e-3) -> StoppedTransport:
+    return StoppedTransport(
         stopper=Stopper(stub, stub.clock),
         writer=stub,
         memory=tables.memory,
@@ -78,25 +79,25 @@ def write_at(address: int) -> Write:
 
 def test_a_write_over_the_expected_bytes_is_made(stub: Stub, tables: PageTables) -> None:
     tables.write(KERNEL_TEXT + 100, OLD)
-    assert machine(stub, tables).write([write_at(KERNEL_TEXT + 100)]) == [None]
+    assert over(stub, tables).write([write_at(KERNEL_TEXT + 100)]) == [WRITTEN]
     assert tables.space.read(GuestVirtual(KERNEL_TEXT + 100), 5) == NEW
 
 
 def test_other_bytes_are_reported_and_left_alone(stub: Stub, tables: PageTables) -> None:
     tables.write(KERNEL_TEXT + 100, b"\xcc" + OLD[1:])
-    found = machine(stub, tables).write([write_at(KERNEL_TEXT + 100)])
-    assert found == [b"\xcc" + OLD[1:]]
+    outcomes = over(stub, tables).write([write_at(KERNEL_TEXT + 100)])
+    assert outcomes == [Differs(b"\xcc" + OLD[1:])]
     assert stub.writes == []
 
 
-def test_an_unmapped_address_is_reported_as_empty(stub: Stub, tables: PageTables) -> None:
-    assert machine(stub, tables).write([write_at(KERNEL_TEXT + TEXT_PAGES * 4096)]) == [b""]
+def test_an_unmapped_address_is_reported(stub: Stub, tables: PageTables) -> None:
+    assert over(stub, tables).write([write_at(KERNEL_TEXT + TEXT_PAGES * 4096)]) == [UNMAPPED]
 
 
 def test_an_instruction_across_two_pages_is_written_to_both(stub: Stub, tables: PageTables) -> None:
     tables.map(KERNEL_TEXT + 4096, 0x300_0000, flags=0)  # not next to the first in physical memory
     tables.write(KERNEL_TEXT + 4094, OLD)
-    assert machine(stub, tables).write([write_at(KERNEL_TEXT + 4094)]) == [None]
+    assert over(stub, tables).write([write_at(KERNEL_TEXT + 4094)]) == [WRITTEN]
     assert tables.space.read(GuestVirtual(KERNEL_TEXT + 4094), 5) == NEW
     assert stub.writes_of_stops == [2]
 
@@ -105,10 +106,8 @@ def test_close_writes_share_a_packet_and_keep_what_is_between(
     stub: Stub, tables: PageTables
 ) -> None:
     tables.write(KERNEL_TEXT, OLD + b"between" + OLD)
-    assert machine(stub, tables).write([write_at(KERNEL_TEXT), write_at(KERNEL_TEXT + 12)]) == [
-        None,
-        None,
-    ]
+    writes = [write_at(KERNEL_TEXT), write_at(KERNEL_TEXT + 12)]
+    assert over(stub, tables).write(writes) == [WRITTEN] * 2
     assert len(stub.writes) == 1
     assert tables.space.read(KERNEL_TEXT, 17) == NEW + b"between" + NEW
 
@@ -119,9 +118,9 @@ def test_a_long_batch_is_cut_into_stops_within_the_budget(stub: Stub, tables: Pa
         tables.write(address, OLD)
     stub.seconds_a_write = 1e-5
     budget = 1e-3
-    assert machine(stub, tables, budget_seconds=budget).write(
+    assert over(stub, tables, budget_seconds=budget).write(
         [write_at(address) for address in addresses]
-    ) == [None] * len(addresses)
+    ) == [WRITTEN] * len(addresses)
     assert len(stub.writes_of_stops) > 4
     assert max(stub.writes_of_stops) * stub.seconds_a_write <= budget
 
@@ -131,14 +130,14 @@ def test_a_stop_makes_progress_however_small_the_budget(stub: Stub, tables: Page
     for address in addresses:
         tables.write(address, OLD)
     stub.seconds_a_write = 1.0
-    found = machine(stub, tables).write([write_at(address) for address in addresses])
-    assert found == [None] * 100
+    outcomes = over(stub, tables).write([write_at(address) for address in addresses])
+    assert outcomes == [WRITTEN] * 100
 
 
-def test_a_guest_that_somebody_paused_stays_paused(stub: Stub, tables: PageTables) -> None:
+def test_a_guest_that_the_operator_paused_stays_paused(stub: Stub, tables: PageTables) -> None:
     tables.write(KERNEL_TEXT, OLD)
-    stub.running, stub.paused_by_somebody = False, True
-    assert machine(stub, tables).write([write_at(KERNEL_TEXT)]) == [None]
+    stub.running, stub.paused_by_other = False, True
+    assert over(stub, tables).write([write_at(KERNEL_TEXT)]) == [WRITTEN]
     assert not stub.running
 
 
@@ -147,4 +146,4 @@ def test_a_write_that_does_not_read_back_counts_as_refused(
 ) -> None:
     tables.write(KERNEL_TEXT, OLD)
     monkeypatch.setattr(stub, "write", lambda _writes: None)
-    assert machine(stub, tables).write([write_at(KERNEL_TEXT)]) == [OLD]
+    assert over(stub, tables).write([write_at(KERNEL_TEXT)]) == [Differs(OLD)]

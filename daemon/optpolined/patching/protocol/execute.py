@@ -1,40 +1,33 @@
-"""Walk a plan over a machine."""
+"""Walk a plan over a transport."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol as TypingProtocol
 
+from optpolined.api.refusal import Refusal
+from optpolined.patching.protocol.errors import ChangeError
+from optpolined.patching.protocol.standing import foreign_reason
 from optpolined.patching.protocol.steps import (
     Change,
-    Grace,
     Plan,
     Protocol,
     Step,
     StepPhase,
+    Sync,
     Write,
     steps,
 )
+from optpolined.patching.protocol.transport import (
+    Differs,
+    Transport,
+    TransportKind,
+    Unmapped,
+    Written,
+)
 
-__all__ = ("GivenUp", "Machine", "PatientMachine", "PlanResult", "execute", "walk")
+__all__ = ("GivenUp", "GracePeriod", "PlanResult", "execute", "walk")
 
-
-class Machine(TypingProtocol):
-    """What the engine needs of a guest, or of a model of one."""
-
-    def write(self, writes: Sequence[Write]) -> Sequence[bytes | None]:
-        """Make each write in a stop of all vCPUs, in order; on return the vCPUs run.
-
-        Each compares and writes within one stop; the stops are cut between writes.  The answer has
-        an item for each write: ``None`` where it was made, else the bytes that stood there instead
-        (empty where nothing is mapped).
-        """
-
-
-class PatientMachine(Machine, TypingProtocol):
-    """A machine that can wait, for plans that hold a grace period."""
-
-    def grace(self) -> None:
-        """Return when a grace period of the guest has begun and ended."""
+GracePeriod = Callable[[], None]
+"""Returns when a grace period of the guest has begun and ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +37,14 @@ class GivenUp:
     change: int
     phase: StepPhase
     write: Write
-    found: bytes
+    outcome: Differs | Unmapped
+
+    @property
+    def reason(self) -> Refusal:
+        """Why, if the address is one of a site."""
+        if isinstance(self.outcome, Unmapped):
+            return Refusal.UNMAPPED
+        return foreign_reason(self.outcome.found)
 
 
 @dataclass(slots=True)
@@ -55,57 +55,71 @@ class PlanResult:
     refused: list[GivenUp] = field(default_factory=list)
 
 
-def execute(changes: Sequence[Change], protocol: Protocol, machine: Machine) -> PlanResult:
+def execute(changes: Sequence[Change], protocol: Protocol, transport: Transport) -> PlanResult:
     """Make ``changes``; a change whose site is not as expected is left where it stands.
 
-    A refusal in PREPARE gives up all changes before any site was touched: somebody writes to the
-    tables that every breakpoint of the batch depends on.  One in BREAK leaves that site untouched,
-    and its entry is disarmed with the others.  One in TAIL, HEAD or WHOLE means that somebody wrote
-    over our bytes: the site is theirs, and its entry stays armed, because a 0xCC of ours may have
-    been copied.
+    A refusal in PREPARE gives up all changes before any site was touched, because every breakpoint
+    of the batch depends on the tables that another program writes to.  One in BREAK leaves that
+    site untouched, and its entry is disarmed with the others.  One in TAIL, HEAD or WHOLE means
+    that another program wrote over our bytes: the site is left to it, and its entry stays armed,
+    because a 0xCC of ours may have been copied.
 
-    :raise ChangeError: the protocol cannot make one of them.
-    :raise QemuError: whatever the machine raises; the sites must then be read again before anything
-        else is done to them (recovery).
+    :raise ChangeError: the protocol cannot make one of them, or not over this transport.
+    :raise QemuError: the transport failed; the sites must then be read again before anything else
+        is done to them (recovery).
     """
-    return _walk(steps(changes, protocol), machine, None)
+    return _walk(steps(changes, protocol), transport, None)
 
 
-def walk(plan: Plan, machine: PatientMachine) -> PlanResult:
+def walk(plan: Plan, transport: Transport, grace: GracePeriod) -> PlanResult:
     """Make the changes of a plan, as :func:`execute` does; it may hold grace periods.
 
     A change that is given up stays where its last write left it, which every plan makes a form that
-    means what the site has always meant.  Nobody waits for changes that are given up.
+    means what the site has always meant.  No grace period is waited for once all changes are given
+    up.
 
-    :raise QemuError: as for :func:`execute`.
+    :raise ChangeError: as for :func:`execute`.
+    :raise QemuError: as for :func:`execute`, or the grace period failed.
     """
-    return _walk(plan, machine, machine.grace)
+    return _walk(plan, transport, grace)
 
 
-def _walk(plan: Plan, machine: Machine, grace: Callable[[], None] | None) -> PlanResult:
+def _walk(plan: Plan, transport: Transport, grace: GracePeriod | None) -> PlanResult:
     numbers = sorted(
         {item.change for step in plan if isinstance(step, Step) for item in step.writes}
     )
-    report = PlanResult()
+    _check(plan, transport)
+    result = PlanResult()
     given_up: dict[int, StepPhase] = {}
     for step in plan:
-        if isinstance(step, Grace):
-            assert grace is not None, "only the steps of a protocol are walked without one"
-            if len(given_up) < len(numbers):
+        if not isinstance(step, Step):
+            if len(given_up) == len(numbers):
+                continue
+            if isinstance(step, Sync):
+                transport.sync()
+            else:
+                assert grace is not None, "only the steps of a protocol are walked without one"
                 grace()
             continue
         live = [item for item in step.writes if _goes_on(given_up.get(item.change), step)]
-        found = machine.write([item.write for item in live]) if live else ()
-        for item, bytes_found in zip(live, found, strict=True):
-            if bytes_found is not None and item.change not in given_up:
+        outcomes = transport.write([item.write for item in live]) if live else ()
+        for item, outcome in zip(live, outcomes, strict=True):
+            if not isinstance(outcome, Written) and item.change not in given_up:
                 given_up[item.change] = step.phase
-                report.refused.append(GivenUp(item.change, step.phase, item.write, bytes_found))
+                result.refused.append(GivenUp(item.change, step.phase, item.write, outcome))
         if step.phase is StepPhase.PREPARE and StepPhase.PREPARE in given_up.values():
             given_up = dict.fromkeys(numbers, StepPhase.PREPARE) | given_up
         if step.phase is StepPhase.DISARM:
             given_up = dict.fromkeys(given_up, StepPhase.DISARM)
-    report.done = [number for number in numbers if number not in given_up]
-    return report
+    result.done = [number for number in numbers if number not in given_up]
+    return result
+
+
+def _check(plan: Plan, transport: Transport) -> None:
+    if transport.kind is not TransportKind.STOPPED and any(
+        isinstance(step, Step) and step.phase is StepPhase.WHOLE for step in plan
+    ):
+        raise ChangeError("only a transport that stops the guest may write a whole instruction")
 
 
 def _goes_on(given_up_in: StepPhase | None, step: Step) -> bool:

@@ -39,6 +39,7 @@ from optpolined.patching.protocol.steps import (
     SiteWrite,
     Step,
     StepPhase,
+    Sync,
     Write,
     steps,
 )
@@ -127,7 +128,7 @@ def inline_steps(changes: Sequence[InlineChange], protocol: Protocol) -> Plan:
         for n, change in numbered
         if change.shows
     }
-    plan: list[Step | Grace] = [*_step(StepPhase.PREPARE, prepare), *_steps(hide, protocol)]
+    plan: list[Step | Sync | Grace] = [*_step(StepPhase.PREPARE, prepare), *_steps(hide, protocol)]
     if any(change.waits for change in changes):
         plan += [*_step(StepPhase.DISARM, disarm), Grace()]
         disarm = [item for item in disarm if item.change in show]
@@ -175,10 +176,13 @@ def _step(phase: StepPhase, writes: Iterable[SiteWrite]) -> list[Step]:
     return [Step(phase, in_order)] if in_order else []
 
 
-def _steps(changes: Mapping[int, Change], protocol: Protocol) -> Iterator[Step]:
+def _steps(changes: Mapping[int, Change], protocol: Protocol) -> Iterator[Step | Sync]:
     """The steps of numbered changes."""
     numbers = list(changes)
     for step in steps(list(changes.values()), protocol):
+        if isinstance(step, Sync):
+            yield step
+            continue
         writes = tuple(SiteWrite(numbers[item.change], item.write) for item in step.writes)
         yield Step(step.phase, writes)
 

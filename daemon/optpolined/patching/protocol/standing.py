@@ -60,9 +60,7 @@ def classify_static(found: bytes, *, armed: bool) -> Standing:
 
 
 def foreign_reason(found: bytes) -> Refusal:
-    """Return why the foreign bytes at a site keep it from being changed; empty: it is unmapped."""
-    if not found:
-        return Refusal.UNMAPPED
+    """Return why the foreign bytes at a site keep it from being changed."""
     return Refusal.FOREIGN_BREAKPOINT if found[0] == INT3 else Refusal.FOREIGN_BYTES
 
 

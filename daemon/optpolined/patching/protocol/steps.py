@@ -1,23 +1,27 @@
-"""The two poke protocols, as lists of steps.
+"""The two poke protocols, as plans: what is written in which order.
 
 `breakpoint` (what text_poke_bp_batch() does from inside; Linux 6.1, arch/x86/kernel/alternative.c):
 
     PREPARE  arena blocks and poke-table entries, while nothing refers to them
     BREAK    0xCC over the first byte
+    Sync
     TAIL     the bytes behind it
+    Sync
     HEAD     the first byte
+    Sync
     DISARM   the entries say that no 0xCC of ours stands there any more
 
-Each step ends before the next begins, and each of its writes is made while every vCPU is stopped.
-A vCPU that runs on re-enters the guest, which serialises it: no vCPU carries bytes fetched before a
-step into the time after it.  Between BREAK and HEAD a vCPU that reaches the site traps and is sent
-down the slow path by the guest's own handler, so the tail is never executed while it changes.
+Each step ends before the next begins.  A Sync serialises every vCPU: none carries bytes that it
+fetched before a step into the time after the Sync.  Between BREAK and HEAD a vCPU that reaches the
+site traps.  The guest's own handler sends it down the slow path, so the tail is never executed
+while it changes.
 
 `stopped`: PREPARE, then WHOLE: all bytes of the instruction in one stop.  vCPUs stop between
 instructions, so this is right where a site is exactly one instruction, and it needs no handler.
-A step may be cut into several stops between two writes, never inside one.
+Only a transport that stops the guest can do that.
 
-A plan is a sequence of steps and grace periods; `inline.py` makes one that needs both.
+How the bytes get into the guest is the transport's business (`transport.py`).  A plan is a sequence
+of steps, syncs and grace periods; `inline_change.py` makes one that needs all three.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,6 +40,7 @@ __all__ = (
     "SiteWrite",
     "Step",
     "StepPhase",
+    "Sync",
     "Write",
     "steps",
 )
@@ -104,21 +109,29 @@ class SiteWrite:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Writes of one phase; every vCPU is stopped during each and runs after the last."""
+    """Writes of one phase, in any order; all of them are made before the next step begins."""
 
     phase: StepPhase
     writes: tuple[SiteWrite, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Sync:
+    """Every vCPU is serialised: none executes bytes that it fetched before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Grace:
-    """A grace period of the guest: whoever was inside code that changes has left it at the end."""
+    """A grace period of the guest: every task and CPU has left code that it was in before."""
 
 
-Plan = Sequence[Step | Grace]
+Plan = Sequence[Step | Sync | Grace]
+
+_SYNCED = frozenset({StepPhase.BREAK, StepPhase.TAIL, StepPhase.HEAD})
+"""The phases of `breakpoint` that every vCPU must see before the next one begins."""
 
 
-def steps(changes: Sequence[Change], protocol: Protocol) -> tuple[Step, ...]:
+def steps(changes: Sequence[Change], protocol: Protocol) -> tuple[Step | Sync, ...]:
     """The steps that make ``changes``; phases with nothing to write are left out.
 
     Within a step the order does not matter; it is that of the addresses, so that close writes meet.
@@ -130,11 +143,12 @@ def steps(changes: Sequence[Change], protocol: Protocol) -> tuple[Step, ...]:
     for number, change in enumerate(changes):
         for phase, write in make(change):
             by_phase[phase].append(SiteWrite(number, write))
-    return tuple(
-        Step(phase, tuple(sorted(writes, key=lambda item: item.write.address)))
-        for phase, writes in by_phase.items()
-        if writes
-    )
+    plan: list[Step | Sync] = []
+    for phase, writes in by_phase.items():
+        if writes:
+            plan.append(Step(phase, tuple(sorted(writes, key=lambda item: item.write.address))))
+            plan += [Sync()] if phase in _SYNCED else []
+    return tuple(plan)
 
 
 def _breakpoint_writes(change: Change) -> Iterable[tuple[StepPhase, Write]]:

@@ -1,4 +1,4 @@
-"""The guest as the poke engine's machine: writes over the gdbstub, cut into short stops."""
+"""Bytes over the gdbstub, in short stops of all vCPUs."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -6,13 +6,20 @@ from typing import Protocol
 from optpolined.addresses import GuestPhysical
 from optpolined.kernel.errors import TranslationError
 from optpolined.kernel.paging import AddressSpace
-from optpolined.patching.protocol.execute import Machine
 from optpolined.patching.protocol.steps import Write
+from optpolined.patching.protocol.transport import (
+    UNMAPPED,
+    WRITTEN,
+    Differs,
+    Outcome,
+    Transport,
+    TransportKind,
+)
 from optpolined.qemu.errors import OutOfRamError
 from optpolined.qemu.memory import PhysicalMemory
 from optpolined.session.transport.stops import Stopper
 
-__all__ = ("GuestMachine",)
+__all__ = ("StoppedTransport",)
 
 _GROUP = 24
 """Writes between two looks at the clock."""
@@ -23,17 +30,19 @@ _SPAN_BYTES = 1024
 
 
 class PhysicalWriter(Protocol):
-    """What the machine needs of the gdbstub, within a stop."""
+    """What the transport needs of the gdbstub, within a stop."""
 
     def write(self, writes: Sequence[tuple[GuestPhysical, bytes]]) -> None: ...
 
 
-class GuestMachine(Machine):
-    """Compare, write and verify, each write within one stop of at most the budget.
+class StoppedTransport(Transport):
+    """Compares, writes and verifies; each write is made within one stop of at most the budget.
 
-    Addresses are translated within the stop: a module's page may be gone, or somebody else's, by
-    the time of the next one.
+    Addresses are translated within the stop: by the time of the next one a module's page may be
+    gone, or may belong to something else.
     """
+
+    kind = TransportKind.STOPPED
 
     def __init__(
         self,
@@ -53,60 +62,67 @@ class GuestMachine(Machine):
         self._clock = clock
         self._group_seconds = budget_seconds / 8
 
-    def write(self, writes: Sequence[Write]) -> list[bytes | None]:
-        """See :class:`optpolined.patching.protocol.execute.Machine`.
+    def write(self, writes: Sequence[Write]) -> list[Outcome]:
+        """Make ``writes`` in as many stops as the budget asks for.
+
+        Close writes share a packet, with what stands between them.
 
         :raise QemuError: the stub failed; which of the writes were made is then unknown.
         """
-        found: list[bytes | None] = []
-        while len(found) < len(writes):
-            slice_found = self._one_stop(writes, len(found))
-            self._verify(writes[len(found) : len(found) + len(slice_found)], slice_found)
-            found += slice_found
-        return found
+        outcomes: list[Outcome] = []
+        while len(outcomes) < len(writes):
+            of_stop = self._one_stop(writes, len(outcomes))
+            self._verify(writes[len(outcomes) : len(outcomes) + len(of_stop)], of_stop)
+            outcomes += of_stop
+        return outcomes
 
-    def _one_stop(self, writes: Sequence[Write], start: int) -> list[bytes | None]:
-        found: list[bytes | None] = []
+    def sync(self) -> None:
+        """Do nothing: a vCPU that enters the guest after a stop has been serialised."""
+
+    def _one_stop(self, writes: Sequence[Write], start: int) -> list[Outcome]:
+        outcomes: list[Outcome] = []
         with self.stopper.stopped() as stopped_at, self._space.snapshot() as pages:
             deadline = stopped_at + self._budget_seconds
             now = self._clock()
-            while start + len(found) < len(writes):
-                if found and now + self._group_seconds > deadline:
+            while start + len(outcomes) < len(writes):
+                if outcomes and now + self._group_seconds > deadline:
                     break
-                position = start + len(found)
+                position = start + len(outcomes)
                 spans = _Spans(self._memory)
                 group = writes[position : position + _GROUP]
-                found.extend(self._compare(write, pages, spans) for write in group)
+                outcomes.extend(self._compare(write, pages, spans) for write in group)
                 self._writer.write(spans.packets())
                 before, now = now, self._clock()
                 self._group_seconds = (self._group_seconds + now - before) / 2
-        return found
+        return outcomes
 
-    def _compare(self, write: Write, pages: AddressSpace, spans: "_Spans") -> bytes | None:
+    def _compare(self, write: Write, pages: AddressSpace, spans: "_Spans") -> Outcome:
         try:
             pieces = pages.pieces(write.address, len(write.data))
             found = b"".join(self._memory.read(address, size) for address, size in pieces)
         except (TranslationError, OutOfRamError):
-            return b""
+            return UNMAPPED
         if found != write.expect:
-            return found
+            return Differs(found)
         done = 0
         for address, size in pieces:
             spans.add(address, write.data[done : done + size])
             done += size
-        return None
+        return WRITTEN
 
-    def _verify(self, writes: Sequence[Write], found: list[bytes | None]) -> None:
+    def _verify(self, writes: Sequence[Write], outcomes: list[Outcome]) -> None:
         """Read back what was written; what is not there counts as not written."""
         with self._space.snapshot() as pages:
             for number, write in enumerate(writes):
-                if found[number] is None:
-                    try:
-                        now = pages.read(write.address, len(write.data))
-                    except TranslationError:
-                        now = b""
-                    if now != write.data:
-                        found[number] = now
+                if outcomes[number] is not WRITTEN:
+                    continue
+                try:
+                    now = pages.read(write.address, len(write.data))
+                except TranslationError:
+                    outcomes[number] = UNMAPPED
+                    continue
+                if now != write.data:
+                    outcomes[number] = Differs(now)
 
 
 class _Spans:
