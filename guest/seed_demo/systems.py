@@ -14,7 +14,8 @@ from guest.seed_demo.bench import Tally, attached, settings, tally
 from guest.seed_demo.rows import Row, row
 from optpolined.api.errors import NoAnswerError
 from optpolined.config import PolicyConfig
-from optpolined.telemetry.server import read_status, status_socket
+from optpolined.telemetry.server import status_socket
+from optpolined.telemetry.socket_client import read_status
 
 __all__ = ("continuous_on_deliver_skb", "hysteresis", "opt_in_and_out")
 

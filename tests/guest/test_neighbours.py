@@ -19,7 +19,7 @@ from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol, Step, StepPhase, steps
 from optpolined.qemu.monitor import Monitor
 from optpolined.session.session import Session
-from optpolined.telemetry.server import read_status
+from optpolined.telemetry.socket_client import read_status
 from tests.guest.harness import bench_calls, config_of, open_session, site_in, write_config
 from tests.guest.test_command import COMMAND
 

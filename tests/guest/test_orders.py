@@ -15,7 +15,7 @@ from optpolined.config import PolicyConfig
 from optpolined.kernel.module.module_list import read_modules
 from optpolined.session.link import connect
 from optpolined.session.survey import Survey
-from optpolined.telemetry.server import ask
+from optpolined.telemetry.socket_client import ask
 from tests.guest.harness import bench_calls, config_of
 from tests.guest.test_command import COMMAND
 from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back

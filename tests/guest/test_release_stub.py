@@ -17,7 +17,7 @@ from optpolined.api.status import DaemonPhase, Status
 from optpolined.qemu import rsp
 from optpolined.qemu.gdbstub import GdbStub
 from optpolined.qemu.monitor import Monitor
-from optpolined.telemetry.server import read_status
+from optpolined.telemetry.socket_client import read_status
 from tests.guest.harness import load_state
 from tests.guest.test_command import COMMAND, optpolined
 from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back

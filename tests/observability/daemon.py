@@ -14,7 +14,8 @@ from optpolined.api.errors import NoAnswerError
 from optpolined.api.requests import Answer, ListSites, Request
 from optpolined.api.sites import SiteRow
 from optpolined.api.status import DaemonPhase, Status
-from optpolined.telemetry.server import ask, read_status, status_socket
+from optpolined.telemetry.server import status_socket
+from optpolined.telemetry.socket_client import ask, read_status
 from tests.guest.harness import write_config
 from tests.guest.test_command import COMMAND
 from tests.observability.prometheus import free_port

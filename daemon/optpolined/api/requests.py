@@ -1,24 +1,26 @@
-"""What a running daemon can be asked to do, and the way of a request through it.
+"""What a client can ask of a running daemon: the wire schema of requests and answers.
 
 On the status socket a client sends requests, each a JSON object on a line of its own:
 
     {"request": "release-stub"}
 
-and gets for each, in order, one line back:
+For each request it receives one line, in the same order:
 
     {"outcome": "done", "says": "gdb -ex 'target remote /run/optpolined/gdb-42.sock'; ..."}
 
-``outcome`` is ``done``; ``refused``: as things are it cannot be done, or it was no request, and
-nothing has changed; or ``failed``: it was tried.  ``says`` is one line for people; ``sites``,
-``static_calls`` or ``explanation`` is there too where that was asked for.
+``outcome`` is one of:
 
-The server's threads put requests here, the reconcile loop takes them between epochs and answers:
-nothing else ever touches the guest.  A request whose client has gone before is not carried out.
+- ``done``;
+- ``refused``: the line was no request, or the request cannot be carried out now.  Nothing has
+  changed.
+- ``failed``: it was tried.
+
+``says`` is one line for people.  An answer to a question has ``sites``, ``static_calls`` or
+``explanation`` too.
+
 A new request is a class here and a case in `daemon/request_handler.py`.
 """
 
-import threading
-from collections import deque
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -29,7 +31,6 @@ from optpolined.api.sites import Explanation, SiteRow, StaticCallRow
 __all__ = (
     "SITES_MAX",
     "Answer",
-    "Asked",
     "Ban",
     "Explain",
     "Freeze",
@@ -40,7 +41,6 @@ __all__ = (
     "Relearn",
     "ReleaseStub",
     "Request",
-    "Requests",
     "Revert",
     "SetStaticCall",
     "TakeStub",
@@ -210,72 +210,3 @@ def parse_request(line: bytes) -> Request:
         return _REQUEST.validate_json(line)
     except ValidationError as error:
         raise BadRequestError(f"not a request: {complaint(error)}") from error
-
-
-class Asked:
-    """One request on its way."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self._answered = threading.Event()
-        self._answer: Answer
-
-    def answer(self, answer: Answer) -> None:
-        """Answer it; a second answer is dropped."""
-        if not self._answered.is_set():
-            self._answer = answer
-            self._answered.set()
-
-    def wait(self, seconds: float) -> Answer | None:
-        """Wait for the answer at most so long."""
-        return self._answer if self._answered.wait(seconds) else None
-
-
-class Requests:
-    """Those that wait for the loop; as many as the server has clients."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: deque[Asked] = deque()
-        self._begun: Asked | None = None
-        self._is_open = True
-
-    def put(self, request: Request) -> Asked:
-        """Let a request wait for the loop; after :meth:`close` it is answered at once."""
-        asked = Asked(request)
-        with self._lock:
-            if self._is_open:
-                self._waiting.append(asked)
-            else:
-                asked.answer(_LEAVING)
-        return asked
-
-    def withdraw(self, asked: Asked) -> None:
-        """Forget a request that nobody waits for, unless the loop has begun with it."""
-        with self._lock:
-            if asked in self._waiting:
-                self._waiting.remove(asked)
-
-    def take(self) -> Asked | None:
-        """Begin with the next request, if there is one; it must be answered before the next."""
-        with self._lock:
-            self._begun = self._waiting.popleft() if self._waiting else None
-            return self._begun
-
-    def open(self) -> None:
-        """Let requests wait again, after :meth:`close`: another loop has begun."""
-        with self._lock:
-            self._is_open = True
-
-    def close(self) -> None:
-        """Answer all that wait, and all that come: the loop has ended."""
-        with self._lock:
-            self._is_open = False
-            if self._begun is not None:
-                self._begun.answer(_FAILED)
-            while self._waiting:
-                self._waiting.popleft().answer(_LEAVING)
-
-
-_LEAVING = Answer(outcome="refused", says="the daemon is not attached to the guest now")
-_FAILED = Answer(outcome="failed", says="the daemon had to leave the guest meanwhile; see its log")

@@ -10,7 +10,8 @@ from optpolined.api.errors import NoAnswerError
 from optpolined.api.requests import Answer, Request
 from optpolined.api.status import Status
 from optpolined.config import GuestConfig
-from optpolined.telemetry.server import ask, read_status, status_socket
+from optpolined.telemetry.server import status_socket
+from optpolined.telemetry.socket_client import ask, read_status
 
 __all__ = ("DaemonClient",)
 

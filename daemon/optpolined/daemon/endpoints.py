@@ -7,7 +7,8 @@ from typing import Self
 
 from prometheus_client import CollectorRegistry
 
-from optpolined.api.requests import Answer, Question, Requests
+from optpolined.api.request_queue import RequestQueue
+from optpolined.api.requests import Answer, Question
 from optpolined.api.status import Status
 from optpolined.config import GuestConfig
 from optpolined.session.errors import AttachRefusedError
@@ -33,7 +34,7 @@ class Endpoints:
         self._config = config
         self._stack = ExitStack()
         self._is_open = False
-        self.requests = Requests()
+        self.requests = RequestQueue()
         self.history = History()
         self.status = Status(guest)
 
@@ -85,8 +86,8 @@ class Endpoints:
 
     def _ask(self, question: Question) -> Answer | None:
         """The reconcile loop's answer; none where it does not come in time."""
-        asked = self.requests.put(question)
-        answer = asked.wait(_ANSWER_SECONDS)
+        pending = self.requests.put(question)
+        answer = pending.wait(_ANSWER_SECONDS)
         if answer is None:
-            self.requests.withdraw(asked)
+            self.requests.withdraw(pending)
         return answer

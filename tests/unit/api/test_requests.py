@@ -13,16 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optpolined.api.errors import BadRequestError, NoAnswerError
+from optpolined.api.request_queue import RequestQueue
 from optpolined.api.requests import (
     Answer,
     ReleaseStub,
     Request,
-    Requests,
     TakeStub,
     parse_request,
 )
 from optpolined.api.status import Status
-from optpolined.telemetry.server import ask, read_status, serve_status, status_socket
+from optpolined.telemetry.server import serve_status, status_socket
+from optpolined.telemetry.socket_client import ask, read_status
 
 PATIENCE_SECONDS = 20
 DONE = Answer(outcome="done", says="so it is")
@@ -30,7 +31,7 @@ TAKE = b'{"request": "take-stub"}\n'
 
 
 @contextmanager
-def loop(requests: Requests, answer: Callable[[Request], Answer]) -> Iterator[None]:
+def loop(requests: RequestQueue, answer: Callable[[Request], Answer]) -> Iterator[None]:
     """A reconcile loop that does nothing else."""
     over = threading.Event()
 
@@ -49,12 +50,12 @@ def loop(requests: Requests, answer: Callable[[Request], Answer]) -> Iterator[No
 
 
 @pytest.fixture
-def requests() -> Requests:
-    return Requests()
+def requests() -> RequestQueue:
+    return RequestQueue()
 
 
 @pytest.fixture
-def path(tmp_path: Path, requests: Requests) -> Iterator[Path]:
+def path(tmp_path: Path, requests: RequestQueue) -> Iterator[Path]:
     """A socket that is served, with nobody yet who carries requests out."""
     path = status_socket(tmp_path, "vm1")
     with serve_status(path, lambda: Status("vm1"), requests):
@@ -85,7 +86,7 @@ def has_ended(connection: socket.socket) -> bool:
     return True
 
 
-def waiting(requests: Requests) -> int:
+def waiting(requests: RequestQueue) -> int:
     return len(requests._waiting)
 
 
@@ -96,7 +97,9 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_request_is_carried_out_by_the_loop_and_answered(path: Path, requests: Requests) -> None:
+def test_a_request_is_carried_out_by_the_loop_and_answered(
+    path: Path, requests: RequestQueue
+) -> None:
     seen: list[Request] = []
 
     def answer(request: Request) -> Answer:
@@ -109,7 +112,7 @@ def test_a_request_is_carried_out_by_the_loop_and_answered(path: Path, requests:
     assert seen == [ReleaseStub(), TakeStub()]
 
 
-def test_the_status_is_told_while_a_request_waits(path: Path, requests: Requests) -> None:
+def test_the_status_is_told_while_a_request_waits(path: Path, requests: RequestQueue) -> None:
     with client(path) as connection:
         connection.sendall(TAKE)
         until(lambda: waiting(requests) == 1)
@@ -124,7 +127,7 @@ def test_who_sends_nothing_and_waits_gets_the_status_too(path: Path) -> None:
 
 
 def test_requests_that_come_in_pieces_or_together_are_answered_in_order(
-    path: Path, requests: Requests
+    path: Path, requests: RequestQueue
 ) -> None:
     with (
         loop(requests, lambda request: Answer(outcome="done", says=request.request)),
@@ -154,7 +157,7 @@ def test_requests_that_come_in_pieces_or_together_are_answered_in_order(
     ],
 )
 def test_a_bad_request_gets_one_line_and_the_next_is_taken(
-    path: Path, requests: Requests, line: bytes
+    path: Path, requests: RequestQueue, line: bytes
 ) -> None:
     with loop(requests, lambda _: DONE), client(path) as connection:
         connection.sendall(line + b"\n")
@@ -182,11 +185,11 @@ def test_a_request_that_is_too_long_is_refused_and_ends_it(path: Path) -> None:
         assert has_ended(connection)
 
 
-def test_half_a_request_is_not_carried_out(path: Path, requests: Requests) -> None:
+def test_half_a_request_is_not_carried_out(path: Path, requests: RequestQueue) -> None:
     with client(path) as connection:
         connection.sendall(TAKE.strip())
         connection.shutdown(socket.SHUT_WR)
-        assert "no end" in told(connection)[0]["says"]
+        assert "no newline" in told(connection)[0]["says"]
         assert has_ended(connection)
     assert waiting(requests) == 0
 
@@ -194,10 +197,10 @@ def test_half_a_request_is_not_carried_out(path: Path, requests: Requests) -> No
 def test_a_client_that_is_slow_to_end_its_line_does_not_wait_for_ever(path: Path) -> None:
     with client(path) as connection:
         connection.sendall(b"{")
-        assert "no end" in told(connection)[0]["says"]
+        assert "no newline" in told(connection)[0]["says"]
 
 
-def test_who_closes_his_sending_side_gets_his_answer(path: Path, requests: Requests) -> None:
+def test_who_closes_his_sending_side_gets_his_answer(path: Path, requests: RequestQueue) -> None:
     with client(path) as connection:
         connection.sendall(TAKE)
         connection.shutdown(socket.SHUT_WR)
@@ -207,7 +210,7 @@ def test_who_closes_his_sending_side_gets_his_answer(path: Path, requests: Reque
             assert has_ended(connection)
 
 
-def test_a_request_whose_client_has_gone_is_dropped(path: Path, requests: Requests) -> None:
+def test_a_request_whose_client_has_gone_is_dropped(path: Path, requests: RequestQueue) -> None:
     with client(path) as connection:
         connection.sendall(TAKE)
         until(lambda: waiting(requests) == 1)
@@ -216,7 +219,7 @@ def test_a_request_whose_client_has_gone_is_dropped(path: Path, requests: Reques
 
 
 def test_a_client_that_waited_long_enough_says_so_and_withdraws(
-    path: Path, requests: Requests
+    path: Path, requests: RequestQueue
 ) -> None:
     with pytest.raises(NoAnswerError, match="no answer in"):
         ask(path, TakeStub(), timeout_seconds=0.3)
@@ -224,7 +227,7 @@ def test_a_client_that_waited_long_enough_says_so_and_withdraws(
 
 
 def test_one_that_the_loop_has_begun_with_is_carried_out_though_its_client_has_gone(
-    path: Path, requests: Requests
+    path: Path, requests: RequestQueue
 ) -> None:
     with client(path) as connection:
         connection.sendall(TAKE)
@@ -235,7 +238,7 @@ def test_one_that_the_loop_has_begun_with_is_carried_out_though_its_client_has_g
     assert asked.wait(0) == DONE
 
 
-def test_many_clients_wait_for_a_place(path: Path, requests: Requests) -> None:
+def test_many_clients_wait_for_a_place(path: Path, requests: RequestQueue) -> None:
     def one(number: int) -> None:
         answers[number] = ask(path, TakeStub())
 
@@ -253,13 +256,13 @@ def test_many_clients_wait_for_a_place(path: Path, requests: Requests) -> None:
 
 
 def test_at_the_end_of_the_daemon_everybody_is_told(tmp_path: Path) -> None:
-    path, requests = tmp_path / "status", Requests()
+    path, requests = tmp_path / "status", RequestQueue()
     with client_of_ending(path, requests, begin=False) as connection:
         assert told(connection)[0] == {
             "outcome": "refused",
             "says": "the daemon is not attached to the guest now",
         }
-    with client_of_ending(path, requests := Requests(), begin=True) as connection:
+    with client_of_ending(path, requests := RequestQueue(), begin=True) as connection:
         assert told(connection)[0]["outcome"] == "failed"
     assert requests.put(TakeStub()).wait(0) == Answer(
         outcome="refused", says="the daemon is not attached to the guest now"
@@ -267,7 +270,7 @@ def test_at_the_end_of_the_daemon_everybody_is_told(tmp_path: Path) -> None:
 
 
 @contextmanager
-def client_of_ending(path: Path, requests: Requests, *, begin: bool) -> Iterator[socket.socket]:
+def client_of_ending(path: Path, requests: RequestQueue, *, begin: bool) -> Iterator[socket.socket]:
     """A client whose request the server's end finds waiting, or begun."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE_SECONDS)
@@ -281,7 +284,7 @@ def client_of_ending(path: Path, requests: Requests, *, begin: bool) -> Iterator
 
 
 def test_an_idle_client_does_not_keep_the_daemon_from_its_end(tmp_path: Path) -> None:
-    path, requests = tmp_path / "status", Requests()
+    path, requests = tmp_path / "status", RequestQueue()
     with socket.socket(socket.AF_UNIX) as connection:
         with (
             serve_status(path, lambda: Status("vm1"), requests),
@@ -308,6 +311,6 @@ def test_what_answers_with_something_else_is_no_daemon(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with pytest.raises(NoAnswerError, match="no daemon of this version"):
+        with pytest.raises(NoAnswerError, match="not one of optpolined of this version"):
             ask(path, TakeStub())
         thread.join()

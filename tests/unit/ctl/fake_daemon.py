@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from optpolined.api.requests import Answer, Explain, ListSites, Request, Requests
+from optpolined.api.request_queue import RequestQueue
+from optpolined.api.requests import Answer, Explain, ListSites, Request
 from optpolined.api.sites import (
     Event,
     Explanation,
@@ -157,7 +158,7 @@ def served(
     status: Callable[[], Status] = lambda: STATUS_NOW,
 ) -> Iterator[list[Request]]:
     """A daemon for vm1 whose socket is in ``directory``; gives the list of what it was asked."""
-    requests, end = Requests(), threading.Event()
+    requests, end = RequestQueue(), threading.Event()
     asked_for: list[Request] = []
 
     def loop() -> None:

@@ -70,7 +70,7 @@ def test_what_answers_with_something_else_is_no_daemon(
         code, out, err = command(*arguments)
         thread.join()
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "what answers is no daemon of this version" in err
+    assert "the reply is not one of optpolined of this version" in err
 
 
 @pytest.fixture

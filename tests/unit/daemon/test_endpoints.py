@@ -15,7 +15,8 @@ from optpolined.api.status import DaemonPhase, Status
 from optpolined.config import GuestConfig, MetricsConfig, QemuConfig
 from optpolined.daemon.endpoints import Endpoints
 from optpolined.session.errors import AttachRefusedError
-from optpolined.telemetry.server import ask, read_status, status_socket
+from optpolined.telemetry.server import status_socket
+from optpolined.telemetry.socket_client import ask, read_status
 
 
 def free_port() -> int:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from optpolined import ctl
-from optpolined.api.requests import Requests
+from optpolined.api.request_queue import RequestQueue
 from optpolined.api.status import DaemonPhase, HotSite, Status
-from optpolined.telemetry.server import read_status, serve_status, status_socket
+from optpolined.telemetry.server import serve_status, status_socket
+from optpolined.telemetry.socket_client import read_status
 
 STATUS = Status(
     "vm1",
@@ -28,7 +29,7 @@ def config(directory: Path) -> list[str]:
 
 def test_what_is_served_is_what_is_read(tmp_path: Path) -> None:
     path = status_socket(tmp_path, "vm1")
-    with serve_status(path, lambda: STATUS, Requests()):
+    with serve_status(path, lambda: STATUS, RequestQueue()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         for _ in range(2):
             status = read_status(path)
@@ -40,13 +41,13 @@ def test_what_is_served_is_what_is_read(tmp_path: Path) -> None:
 def test_a_socket_that_a_dead_daemon_left_is_replaced(tmp_path: Path) -> None:
     path = status_socket(tmp_path, "vm1")
     path.touch()
-    with serve_status(path, lambda: STATUS, Requests()):
+    with serve_status(path, lambda: STATUS, RequestQueue()):
         assert read_status(path).guest == "vm1"
 
 
 def test_the_command_prints_the_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = config(tmp_path)
-    with serve_status(status_socket(tmp_path, "vm1"), lambda: STATUS, Requests()):
+    with serve_status(status_socket(tmp_path, "vm1"), lambda: STATUS, RequestQueue()):
         assert ctl.main(arguments) == 0
         assert "promoted 61" in capsys.readouterr().out
         assert ctl.main([*arguments, "--json"]) == 0
