@@ -171,6 +171,9 @@ class Status:
     refused: Mapping[str, int] = field(default_factory=dict)
     """Changes given up because of what stood there, by reason."""
     int3_hits: int = 0
+    poke_table_defects: int = 0
+    """Entries of the guest's poke table that make no sense and are ignored: something else wrote to
+    it."""
     arena: ArenaUse = ArenaUse()
     stops: StopSummary = StopSummary()
     """By STOP_BUCKETS_SECONDS."""

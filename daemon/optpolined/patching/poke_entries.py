@@ -1,6 +1,7 @@
 """The guest's poke table: what its int3 handler needs, and what a new daemon starts from."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -8,11 +9,16 @@ from optpolined.addresses import GuestVirtual
 from optpolined.kernel.module.abi import PokeEntry as PokeEntryLayout
 from optpolined.kernel.module.abi import PokeState
 from optpolined.kernel.module.header import Header
-from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeEntry, PokeTable, encode
+from optpolined.kernel.module.poke_table import ENTRY_SIZE, Defect, PokeEntry, PokeTable, encode
 from optpolined.kernel.paging import AddressSpace
 from optpolined.patching.protocol.steps import Protocol, Write
 
 __all__ = ("PokeEntries",)
+
+_log = logging.getLogger(__name__)
+
+_DEFECTS_SAID = 16
+"""Lines about defects that one look at the table may log: the guest can make thousands."""
 
 _STATE_OFFSET = PokeEntryLayout.state.offset
 
@@ -28,14 +34,28 @@ class PokeEntries:
         self._space = space
         self._base = header.poke_table
         self._size = ENTRY_SIZE << header.poke_order
+        self._defects: Sequence[Defect] = ()
         self.reload()
 
     def reload(self) -> None:
-        """Read the table anew: somebody else has written to it.
+        """Read the table anew, because the guest or a failed write has changed it.
+
+        Each defect that was not there at the last look is logged.
 
         :raise TranslationError: it is not mapped.
         """
         self._table = PokeTable(self._space.read(self._base, self._size))
+        known, self._defects = set(self._defects), self._table.defects
+        new = [defect for defect in self._defects if defect not in known]
+        for defect in new[:_DEFECTS_SAID]:
+            _log.warning("entry %d of the poke table is ignored: %s", defect.index, defect.reason)
+        if len(new) > _DEFECTS_SAID:
+            _log.warning("%d more entries of the poke table are ignored", len(new) - _DEFECTS_SAID)
+
+    @property
+    def defects(self) -> int:
+        """The entries that made no sense at the last look; they are never used."""
+        return len(self._defects)
 
     def __iter__(self) -> Iterator[PokeEntry]:
         return iter(list(self._table.entries.values()))

@@ -153,6 +153,11 @@ class Session:
         )
 
     @property
+    def poke_table_defects(self) -> int:
+        """The entries of the poke table that make no sense."""
+        return self._entries.defects
+
+    @property
     def int3_hits(self) -> int:
         """Calls that met a breakpoint of ours since attach, as the guest counted them."""
         return self.counters.int3().hits - self._int3_before

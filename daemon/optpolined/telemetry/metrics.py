@@ -162,6 +162,11 @@ def _of_changes(status: Status) -> Iterator[Metric]:
         "refused", "Changes given up because of what stood there, by reason.", "reason", refused
     )
     yield _counter("int3_hits", "Calls that met a breakpoint of ours.", status.int3_hits)
+    yield _gauge(
+        "poke_table_defects",
+        "Entries of the guest's poke table that make no sense and are ignored.",
+        status.poke_table_defects,
+    )
     yield _histogram(
         "stop_seconds", "Stops of the guest, host side.", STOP_BUCKETS_SECONDS, status.stops
     )

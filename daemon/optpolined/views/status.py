@@ -94,6 +94,7 @@ class StatusView:
             pokes=tally.pokes,
             refused=dict(tally.refused),
             int3_hits=int3_hits,
+            poke_table_defects=session.poke_table_defects,
             arena=self.room.use_of(session.arena),
             stops=tally.stops.summary(),
             stop_budget_seconds=self.config.poke.stop_budget_microseconds / 1e6,

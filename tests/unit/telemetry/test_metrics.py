@@ -47,6 +47,7 @@ STATUS = Status(
     pokes=200,
     refused={"foreign_breakpoint": 1, "split_page": 2},
     int3_hits=3,
+    poke_table_defects=2,
     arena=ArenaUse(
         total_bytes=4096,
         used_bytes=3584,
@@ -116,6 +117,7 @@ EXPECTED = {
     'optpolined_refused_total{reason="foreign_breakpoint"}': 1,
     'optpolined_refused_total{reason="foreign_bytes"}': 0,
     "optpolined_int3_hits_total": 3,
+    "optpolined_poke_table_defects": 2,
     'optpolined_stop_seconds_bucket{le="5e-05"}': 1,
     'optpolined_stop_seconds_bucket{le="0.001"}': 4,
     'optpolined_stop_seconds_bucket{le="0.05"}': 4,
