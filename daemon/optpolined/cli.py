@@ -41,7 +41,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "calibrate": calibrate.main,
     "replay": replay,
 }
-"""What the first argument may name instead of a guest to manage."""
+"""The commands that the first argument may name."""
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -49,28 +49,28 @@ EXIT_BAD_INPUT = 2
 
 _EPILOG = """\
 example:
-  optpolined --guest vm1 --dry-run           what would be attached to, and how many sites
+  optpolined --guest vm1 --dry-run           show what it would attach to, and how many sites
   optpolined --guest vm1 --duration 60 --audit --report vm1.json
   optpolined --guest vm1 --recover-only      put back what a daemon that died has left
-  optpolined --guest vm1 --record vm1.trace  write what learning sees
+  optpolined --guest vm1 --record vm1.trace  record what learning sees
   optpolined replay vm1.trace                compare strategies on it (see replay --help)
-  optpolined calibrate                       the costs of calls on this host, for NAME.toml
+  optpolined calibrate                       measure what calls cost on this host, for NAME.toml
 
-SIGHUP: read the [policy] and [learning] of NAME.toml again
+SIGHUP: the daemon reads [policy] and [learning] of NAME.toml again
 
 exit codes: 0 done or nothing to gain, 1 failed while attached, 2 bad input
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of the command itself; those in ``_COMMANDS`` have their own."""
+    """Return the parser of the command itself; the commands in ``_COMMANDS`` have their own."""
     parser = argparse.ArgumentParser(
         prog="optpolined",
         description="Make the hot indirect calls of a running QEMU guest direct.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--guest", required=True, metavar="NAME", help="read NAME.toml")
+    parser.add_argument("--guest", required=True, metavar="NAME", help="the guest of NAME.toml")
     parser.add_argument(
         "--config-dir",
         type=Path,
@@ -82,10 +82,10 @@ def make_parser() -> argparse.ArgumentParser:
     instead.add_argument(
         "--recover-only",
         action="store_true",
-        help="restore what a daemon that died has left, and leave",
+        help="put back what a daemon that died has left, and end",
     )
     parser.add_argument(
-        "--duration", type=_positive_seconds, metavar="SECONDS", help="restore and leave after this"
+        "--duration", type=_positive_seconds, metavar="SECONDS", help="put back and end after this"
     )
     parser.add_argument(
         "--protocol",
@@ -95,17 +95,17 @@ def make_parser() -> argparse.ArgumentParser:
         help="how sites are changed (default: as configured)",
     )
     parser.add_argument(
-        "--audit", action="store_true", help="measure the coverage of all sites before leaving"
+        "--audit", action="store_true", help="measure the coverage of all sites before the end"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report")
     parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="write what learning sees, for `replay`"
+        "--record", type=Path, metavar="FILE", help="record what learning sees, for `replay`"
     )
     parser.add_argument("--live", action="store_true", help="show a live view on the terminal")
     parser.add_argument(
-        "--force", action="store_true", help="attach to a guest that runs without retpolines too"
+        "--force", action="store_true", help="attach even to a guest that has no retpolines"
     )
-    parser.add_argument("--verbose", action="store_true", help="log what is done at each epoch")
+    parser.add_argument("--verbose", action="store_true", help="log what each epoch does")
     return parser
 
 
@@ -117,7 +117,7 @@ def _positive_seconds(text: str) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; answer its exit code."""
+    """Run the command; return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in _COMMANDS:
         return _COMMANDS[arguments[0]](arguments[1:])
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(options, _load(options), errors, notifier)
     except NothingToGainError as reason:
         _say_last(str(reason), logging.INFO, errors, notifier)
-        notifier.ready()  # an end before it is a failure to systemd
+        notifier.ready()  # to systemd, an end before READY=1 is a failure
         return EXIT_OK
     except OptpolinedError as error:
         _say_last(str(error), logging.ERROR, errors, notifier)
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say_last(text: str, level: int, errors: Console, notifier: Notifier) -> None:
-    """Say why we end: a line for people, or an event like all others in the journal."""
+    """Say why the daemon ends: in a line on the terminal, or as an event in the journal."""
     notifier.status(text)
     if goes_to_journal():
         _log.log(level, "%s", text)
@@ -172,7 +172,7 @@ def _run(
         notifier=notifier,
     )
     if notifier.is_watched:
-        faulthandler.enable()  # the watchdog's SIGABRT then says where the loop hung
+        faulthandler.enable()  # the watchdog's SIGABRT then shows where the loop hung
     if options.live:
         with LiveView(errors) as view:
             report = serve(options.guest, config, how, stop, view.show)
@@ -191,7 +191,7 @@ def _set(event: threading.Event, *_: object) -> None:
 
 
 def _reread(options: argparse.Namespace, hung_up: threading.Event) -> GuestConfig | None:
-    """The configuration as the file has it now, after a SIGHUP; a wrong file changes nothing."""
+    """Read the file again after a SIGHUP; a wrong file changes nothing."""
     if not hung_up.is_set():
         return None
     hung_up.clear()
@@ -205,7 +205,7 @@ def _reread(options: argparse.Namespace, hung_up: threading.Event) -> GuestConfi
 
 
 def _load(options: argparse.Namespace) -> GuestConfig:
-    """What the file says, and the options on top of it.
+    """Return the configuration of the file, changed by the options.
 
     :raise ConfigError: the file is absent or wrong.
     """

@@ -1,7 +1,7 @@
 """The command `optpolined calibrate`.
 
-Exit codes: 0 done; 2 the file to write is there already, or cannot be written, or this CPU's costs
-make no sense.
+Exit codes: 0 done; 2 the file exists already or cannot be written, or the measured costs make no
+sense.
 """
 
 import argparse
@@ -27,27 +27,29 @@ example:
   optpolined calibrate                      paste what it prints into the guest's NAME.toml
   optpolined calibrate --write costs.toml
 
-exit codes: 0 done; 2 the file cannot be written, or is there already, or the CPU was too busy
+exit codes: 0 done; 2 the file cannot be written, or exists already, or the CPU was too busy
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of the command."""
+    """Return the parser of the command."""
     parser = argparse.ArgumentParser(
         prog="optpolined calibrate",
         description="Measure what a call costs in each form on this host's CPU, in a minute or so.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--write", type=Path, metavar="FILE", help="a new file, not the terminal")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="write a new file instead of printing"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; answer its exit code."""
+    """Run the command; return its exit code."""
     options = make_parser().parse_args(arguments)
     if options.write and options.write.exists():
-        sys.stderr.write(f"optpolined: {options.write} is there already: name a new file\n")
+        sys.stderr.write(f"optpolined: {options.write} exists already; name a new file\n")
         return 2
     cpu = pin()
     try:
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table(costs: Costs, where: str) -> str:
-    """The table of a guest's configuration; each cost with its ratio to the default."""
+    """Return the section of a guest's file; each cost has its ratio to the default beside it."""
     default = Costs()
     lines = [f"# Measured on {where}; in brackets the ratio to the default.", "[learning.costs]"]
     for field in fields(Costs):
@@ -87,7 +89,7 @@ def _cycles(case: Case, say: Callable[[str], None]) -> Cycles:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[str], None]]:
-    """A line that says what is measured now; many lines where there is no terminal."""
+    """Show in one line what is measured now; without a terminal, print a line for each step."""
     if not console.is_terminal:
         yield lambda line: console.print(line, highlight=False)
         return

@@ -2,14 +2,14 @@
 
     options -> request -> the daemon's answer -> what is shown
 
-    parser.py      the options; pure, so that completions and man pages are made from them
-    commands.py    options to what came of them
+    parser.py      the options; pure, because completions and man pages are made from them
+    commands.py    does what the options say
     client.py      the daemon at the other end of its socket
     rendering/     an answer as text, as tables, as JSON
     top/           the live view
 
-Exit codes: 0 done; 1 no daemon, or no QEMU, answers, or it failed; 2 bad input, or refused: nothing
-has changed.
+Exit codes: 0 done; 1 no answer from the daemon or QEMU, or a failure; 2 bad input, or refused, and
+nothing has changed.
 """
 
 import os

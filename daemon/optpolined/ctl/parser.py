@@ -13,7 +13,7 @@ _EPILOG = """\
 example:
   optpolinectl status --guest vm1
   optpolinectl top --guest vm1              the hottest sites, live
-  optpolinectl sites 'vfs_*' --guest vm1    where these sites stand, and why
+  optpolinectl sites 'vfs_*' --guest vm1    the state of these sites, and why
   optpolinectl sites --order misses --top 10 --guest vm1
   optpolinectl explain vfs_read+0x9e --guest vm1
   optpolinectl pin vfs_read+0x9e ext4_file_read_iter --guest vm1
@@ -24,20 +24,20 @@ example:
   optpolinectl static-call set my_key my_function --guest vm1
   optpolinectl rescue --guest vm1           as systemd's ExecStopPost
 
-exit codes: 0 done; 1 no daemon, or no QEMU, answers, or it failed; 2 bad input, or refused
+exit codes: 0 done; 1 no answer from the daemon or QEMU, or a failure; 2 bad input, or refused
 """
 
-_PATTERN = "over names of functions, or module:function"
-_SITE = "function+0x1f, as `sites` has it, or an address in hexadecimal"
-_SITES = f"function+0x1f or 0x...; or a shell pattern {_PATTERN}"
+_PATTERN = "a shell pattern over names of functions, or module:function"
+_SITE = "function+0x1f, as `sites` prints it, or an address in hexadecimal"
+_SITES = f"function+0x1f or 0x...; or {_PATTERN}"
 
 _Argument = tuple[str, str, str]
-"""Its name in the namespace, as it is shown, and what it is."""
+"""The argument's name in the namespace, its name in the help, and its meaning."""
 
 _AT = ("site", "SITE", _SITE)
 _REQUESTS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
     "explain": (
-        "why a site is as it is: what stood there, what stands there now, what was learned",
+        "explain one site: its original bytes, its bytes now, what was learned",
         (_AT,),
     ),
     "pin": (
@@ -45,38 +45,38 @@ _REQUESTS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
         (_AT, ("target", "TARGET", "a function, or its address in hexadecimal")),
     ),
     "unpin": ("let a pinned site learn again", (_AT,)),
-    "ban": ("put sites back to what they were; they stay so", (("what", "SITE|PATTERN", _SITES),)),
-    "unban": ("take back a ban, named as it was", (("what", "SITE|PATTERN", _SITES),)),
+    "ban": ("put sites back as they were, and keep them so", (("what", "SITE|PATTERN", _SITES),)),
+    "unban": ("take back a ban of the same name", (("what", "SITE|PATTERN", _SITES),)),
     "relearn": (
-        "forget what was learned of a site, or that it was reverted, and begin anew",
+        "drop what was learned of a site, or that it was reverted, and learn from nothing",
         (_AT,),
     ),
     "freeze": ("change nothing until `thaw`; what is patched stays, and is counted", ()),
     "thaw": ("go on after `freeze`", ()),
     "release-stub": (
-        "let a debugger have the gdbstub; nothing is changed until it is taken back",
+        "lend the gdbstub to a debugger; the daemon changes nothing until `take-stub`",
         (),
     ),
-    "take-stub": ("take the gdbstub back, once the debugger has ended", ()),
-    "rescue": ("resume a guest that a daemon left stopped, whose guardian died too", ()),
+    "take-stub": ("take the gdbstub back when the debugger has ended", ()),
+    "rescue": ("resume a guest that is stopped because its daemon and guardian were killed", ()),
 }
-"""Commands that have nothing but arguments."""
+"""The commands that have only positional arguments."""
 
 _Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - it has no other name
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, and where help is."""
+    """Reports in one line what is wrong, and which command shows the help."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands.
+    """Return the parser of all commands.
 
-    Of what it gives, ``command`` is the name of one, and ``payload`` the field of the daemon's
-    answer that the command is about, if there is one.
+    In its result, ``command`` is the name of the command.  ``payload`` is the field of the
+    daemon's answer that the command prints, or ``None``.
     """
     parser = _Parser(
         prog="optpolinectl",
@@ -88,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
         title="commands", required=True, metavar="COMMAND", dest="command"
     )
     common = _common()
-    _add(commands, common, "status", "what the daemon of a guest is doing")
+    _add(commands, common, "status", "show what the daemon of a guest does")
     _add_top(commands, common)
     _add_sites(commands, common)
     for name, (says, arguments) in _REQUESTS.items():
@@ -104,14 +104,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _common() -> _Parser:
     common = _Parser(add_help=False)
-    common.add_argument("--guest", required=True, metavar="NAME", help="read NAME.toml")
+    common.add_argument("--guest", required=True, metavar="NAME", help="the guest of NAME.toml")
     common.add_argument(
         "--config-dir",
         type=Path,
         metavar="DIR",
         help=f"where NAME.toml is (default: {', then '.join(map(str, DEFAULT_DIRECTORIES))})",
     )
-    common.add_argument("--json", action="store_true", help="the answer as JSON")
+    common.add_argument("--json", action="store_true", help="print the answer as JSON")
     return common
 
 
@@ -120,19 +120,19 @@ def _add(commands: _Commands, common: _Parser, name: str, says: str) -> _Parser:
 
 
 def _add_top(commands: _Commands, common: _Parser) -> None:
-    says = "the hottest sites, misses and stops, live; with --json a line for each look"
+    says = "show the hottest sites, misses and stops live; with --json, print a line each time"
     command = _add(commands, common, "top", says)
     command.add_argument(
         "--interval",
         type=_seconds,
         default=2.0,
         metavar="SECONDS",
-        help="between two looks (default: 2)",
+        help="the time between two updates (default: 2)",
     )
 
 
 def _add_sites(commands: _Commands, common: _Parser) -> None:
-    command = _add(commands, common, "sites", "where sites stand, and why")
+    command = _add(commands, common, "sites", "show the state of sites, and why")
     command.set_defaults(payload="sites")
     which = command.add_mutually_exclusive_group()
     which.add_argument("pattern", nargs="?", metavar="PATTERN", help=_PATTERN)
@@ -142,10 +142,10 @@ def _add_sites(commands: _Commands, common: _Parser) -> None:
         action="append",
         default=[],
         metavar="STATE",
-        help="only sites in this state, as `status` names them; may be given more than once",
+        help="show only sites in this state, as `status` names it; may be given more than once",
     )
     command.add_argument(
-        "--top", type=_count, metavar="N", help="only the first N of the order (default: 1000)"
+        "--top", type=_count, metavar="N", help="show only the first N of the order (default: 1000)"
     )
     command.add_argument(
         "--order",
@@ -156,24 +156,24 @@ def _add_sites(commands: _Commands, common: _Parser) -> None:
 
 
 def _add_revert(commands: _Commands, common: _Parser) -> None:
-    says = "put a site back to what it was, until `relearn`; or all of them, and freeze"
+    says = "put a site back as it was, until `relearn`; or put all sites back, and freeze"
     command = _add(commands, common, "revert", says)
     which = command.add_mutually_exclusive_group(required=True)
     which.add_argument("site", nargs="?", metavar="SITE", help=_SITE)
-    which.add_argument("--all", action="store_true", help="all sites; `thaw` goes on")
+    which.add_argument("--all", action="store_true", help="put all sites back; `thaw` goes on")
 
 
 def _add_static_call(commands: _Commands, common: _Parser) -> None:
-    says = "see and set static calls"
+    says = "show and set static calls"
     parser = commands.add_parser("static-call", description=says, help=says)
     inner = parser.add_subparsers(
         title="commands", required=True, metavar="list|set", dest="static_call"
     )
-    keys = _add(inner, common, "list", "the keys, and where each goes")
+    keys = _add(inner, common, "list", "show the keys, and the target of each")
     keys.set_defaults(payload="static_calls")
     change = _add(inner, common, "set", "point a key at a function of the kernel, or of its module")
-    change.add_argument("key", metavar="KEY", help="as `list` has it")
-    change.add_argument("function", metavar="FUNCTION", help="or NULL: calls do nothing")
+    change.add_argument("key", metavar="KEY", help="as `list` prints it")
+    change.add_argument("function", metavar="FUNCTION", help="its name, or NULL: calls do nothing")
 
 
 def _count(text: str) -> int:

@@ -1,6 +1,6 @@
-"""The command `optpolined replay`: strategies compared on recorded or made-up traces.
+"""The command `optpolined replay`: compares strategies on recorded or made-up traces.
 
-Exit codes: 0 done; 2 bad input: a wrong option, or a file that is no trace.
+Exit codes: 0 done; 2 bad input: a wrong option, or a file that is not a trace.
 """
 
 import argparse
@@ -40,7 +40,7 @@ exit codes: 0 done, 2 bad input
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of the command."""
+    """Return the parser of the command."""
     parser = argparse.ArgumentParser(
         prog="optpolined replay",
         description="Compare strategies on the same traces, as `optpolined --record` writes them.",
@@ -53,15 +53,15 @@ def make_parser() -> argparse.ArgumentParser:
         type=_strategies,
         default=list(StrategyName),
         metavar="NAME,...",
-        help=f"which ones (default: {','.join(StrategyName)})",
+        help=f"the strategies to compare (default: {','.join(StrategyName)})",
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting of [learning], such as hysteresis.promote_epochs=5, instead of the "
-        "recorded one; the section may be left out where one only has the key",
+        help="change a recorded setting of [learning], as in hysteresis.promote_epochs=5; "
+        "the section is optional if only one has the key",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw coverage and pokes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -76,7 +76,7 @@ def _strategies(text: str) -> list[StrategyName]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; answer its exit code."""
+    """Run the command; return its exit code."""
     options = make_parser().parse_args(arguments)
     errors = Console(stderr=True)
     try:
@@ -117,14 +117,14 @@ def _run(options: argparse.Namespace, errors: Console) -> None:
 
 def _load_plot() -> Callable[[Sequence[Comparison], Path], None]:
     try:
-        from optpolined.lab.plot import draw  # noqa: PLC0415  (only who draws needs matplotlib)
+        from optpolined.lab.plot import draw  # noqa: PLC0415  (only --plot needs matplotlib)
     except ImportError as error:
         raise ReplayError("--plot needs matplotlib: pip install 'optpolined[plot]'") from error
     return draw
 
 
 def _read(files: Sequence[Path], errors: Console) -> dict[str, Trace]:
-    """The traces by name: that of the file, and a number where it has several."""
+    """Return the traces by name: the file's, with a number if the file has several."""
     traces: dict[str, Trace] = {}
     for path in files:
         found = read_traces(path)
@@ -137,7 +137,7 @@ def _read(files: Sequence[Path], errors: Console) -> dict[str, Trace]:
             traces[name] = trace
         if found[-1].is_cut:
             errors.print(
-                f"optpolined: {path}: its end is missing, what there is is replayed",
+                f"optpolined: {path}: the end of the trace is missing; the rest is replayed",
                 highlight=False,
                 soft_wrap=True,
                 markup=False,
@@ -166,8 +166,8 @@ def _warn(comparison: Comparison, errors: Console) -> None:
     for name, outcome in comparison.outcomes.items():
         if outcome.differs_at is not None:
             errors.print(
-                f"optpolined: {comparison.trace}: {name} decides otherwise than the daemon did, "
-                f"from epoch {outcome.differs_at} on: another version wrote this trace",
+                f"optpolined: {comparison.trace}: {name} does not decide as the daemon did from "
+                f"epoch {outcome.differs_at} on, because another version wrote this trace",
                 highlight=False,
                 soft_wrap=True,
                 markup=False,
@@ -175,7 +175,7 @@ def _warn(comparison: Comparison, errors: Console) -> None:
 
 
 def with_settings(learning: LearningConfig, changes: Sequence[str]) -> LearningConfig:
-    """The same settings with ``key=value`` changed; the key may name its section.
+    """Return the settings with each ``key=value`` applied; the key may name its section.
 
     :raise ReplayError: the key is unknown or in several sections, or the value is not allowed.
     """

@@ -98,7 +98,7 @@ def test_what_is_left_of_a_trace_is_replayed(
     cut.write_bytes(TRACE.read_bytes()[:-2000])
     assert main(["replay", str(cut), "--json"]) == 0
     said = capsys.readouterr()
-    assert said.err == f"optpolined: {cut}: its end is missing, what there is is replayed\n"
+    assert said.err == f"optpolined: {cut}: the end of the trace is missing; the rest is replayed\n"
     assert 0 < json.loads(said.out)[0]["epochs"] < 160
 
 

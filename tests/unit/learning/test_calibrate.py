@@ -104,7 +104,7 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
     path = tmp_path / "costs.toml"
     path.write_text("mine", encoding="utf-8")
     assert main(["--write", str(path)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert path.read_text(encoding="utf-8") == "mine"
 
 

@@ -63,9 +63,8 @@ def test_the_page_of_optpolinectl_has_its_commands_exit_codes_and_examples(built
     text = page(built, "optpolinectl.1")
     for command in commands(make_parser()):
         assert f"{command.prog} " in text
-    assert (
-        "EXIT STATUS 0 done 1 no daemon, or no QEMU, answers, or it failed 2 bad input, or refused"
-    ) in text
+    codes = "0 done 1 no answer from the daemon or QEMU, or a failure 2 bad input, or refused"
+    assert f"EXIT STATUS {codes}" in text
     assert "EXAMPLES optpolinectl status --guest vm1" in text
     assert "FILES /etc/optpolined/NAME.toml" in text
 
