@@ -52,16 +52,16 @@ PhasedWrites = Iterable[tuple[StepPhase, Write]]
 
 _TRAP = bytes([INT3])
 
-_right_writes = protocol_steps._breakpoint_writes
-_right_entry = patcher._entry
+_right_writes = protocol_steps.breakpoint_writes
+_right_entry = patcher.site_entry
 _right_classify = standing.classify
-_right_inline_entries = inline_sites._entries
+_right_inline_entries = inline_sites.inline_entries
 _right_classify_inline = classify_inline
 
 
 @dataclass(frozen=True)
 class Fault:
-    """``replaced`` are names in the code that runs, each with what takes its place."""
+    """``replaced`` are public names in the code that runs, each with what takes its place."""
 
     name: str
     kind: Kind
@@ -74,6 +74,20 @@ class Fault:
             for name, replacement in self.replaced:
                 stack.enter_context(patch(name, replacement))
             self.scenario.explore()
+
+
+def _without_sync_after(phase: StepPhase) -> Callable[..., Plan]:
+    """The protocol without its syncs after one phase."""
+
+    def plan(changes: Sequence[Change], how: Protocol) -> Plan:
+        whole = steps(changes, how)
+        return [
+            step
+            for before, step in zip((None, *whole), whole, strict=False)
+            if not (isinstance(step, Sync) and isinstance(before, Step) and before.phase is phase)
+        ]
+
+    return plan
 
 
 def without_breakpoint(change: Change) -> PhasedWrites:
@@ -193,9 +207,10 @@ def _leaves_inline_interrupted(*args: Any, **options: Any) -> Standing:
     return Standing.ORIGINAL if standing is Standing.INTERRUPTED else standing
 
 
-_WRITES = "optpolined.patching.protocol.steps._breakpoint_writes"
-_ENTRY = "optpolined.patching.patcher._entry"
-_INLINE_ENTRIES = "optpolined.patching.inline_sites._entries"
+_STEPS = "optpolined.patching.protocol.execute.steps"
+_WRITES = "optpolined.patching.protocol.steps.breakpoint_writes"
+_ENTRY = "optpolined.patching.patcher.site_entry"
+_INLINE_ENTRIES = "optpolined.patching.inline_sites.inline_entries"
 _PLAN = "optpolined.patching.patcher.inline_steps"
 
 
@@ -227,6 +242,9 @@ def _in_the_protocol() -> Iterator[Fault]:
     yield Fault("head before tail", Kind.TORN, live, ((_WRITES, _head_before_tail),))
     never_synced = _promotion(rules=replace(LIVE, sync_serialises=False))
     yield Fault("no sync between phases", Kind.TORN, never_synced)
+    for phase in (StepPhase.BREAK, StepPhase.TAIL):
+        plan = ((_STEPS, _without_sync_after(phase)),)
+        yield Fault(f"no sync after {phase.value}", Kind.TORN, live, plan)
     cut = _promotion(rules=Rules(stop_holds_sites=False), protocol=Protocol.STOPPED)
     yield Fault("a slice is cut inside a site", Kind.TORN, cut)
     late_block = _moved(_is_block, StepPhase.DISARM)

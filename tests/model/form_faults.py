@@ -7,7 +7,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen import source
 from optpolined.codegen.forms import Form, Key, Keyed, LearnKeys
 from optpolined.kernel.sites.static_calls import StaticPlace, static_instruction
-from optpolined.patching.patcher import Patcher
+from optpolined.patching.counter_records import RecordAllocator
 from optpolined.patching.protocol import steps
 from optpolined.patching.protocol.standing import Standing
 from optpolined.patching.protocol.steps import Change, StepPhase, Write
@@ -21,9 +21,9 @@ from tests.model.world import F1, F2, F3
 
 _TRAP = bytes([INT3])
 
-_right_writes = steps._breakpoint_writes
-_right_note = source._note
-_right_counted_in = Patcher._counted_in
+_right_writes = steps.breakpoint_writes
+_right_note = source.note_key
+_right_records = RecordAllocator.of_block
 
 
 def form_faults() -> Iterator[Fault]:
@@ -48,11 +48,11 @@ def _trampoline_without_breakpoint(change: Change) -> PhasedWrites:
     return (without_breakpoint if change.site == TRAMPOLINE else _right_writes)(change)
 
 
-def _goes_where_it_was_built_for(*_: Any) -> GuestVirtual:
+def _goes_where_it_was_built_for(*_: Any, **__: Any) -> GuestVirtual:
     return F1
 
 
-def _goes_to_the_trampoline(_calls: Any, place: StaticPlace, *_: Any) -> GuestVirtual:
+def _goes_to_the_trampoline(place: StaticPlace, *_: Any, **__: Any) -> GuestVirtual:
     return place.trampoline
 
 
@@ -69,8 +69,8 @@ def _static(*targets: Target, code: StaticCode | None = None, **options: Any) ->
 
 
 def _of_static_calls() -> Iterator[Fault]:
-    writes = "optpolined.patching.protocol.steps._breakpoint_writes"
-    slow_path = "optpolined.patching.static_calls.StaticCalls._slow_path"
+    writes = "optpolined.patching.protocol.steps.breakpoint_writes"
+    slow_path = "optpolined.patching.static_calls.slow_path"
     live = _static(F3, rules=Rules(live=True))
     early = ((writes, _tail_before_breakpoint),)
     yield Fault("static call's tail changed before its head is 0xCC", Kind.TORN, live, early)
@@ -109,9 +109,9 @@ def _shifts_too_far(key: Key, register: Register, key_table: int) -> Iterator[st
     return _right_note(Key(key.register, key.shift + 1, key.bits), register, key_table)
 
 
-def _table_is_record(*args: Any) -> tuple[int, int]:
-    record, table = _right_counted_in(*args)
-    return record, record if table else 0
+def _table_is_record(*args: Any) -> tuple[int, int | None] | None:
+    found = _right_records(*args)
+    return found and (found[0], None if found[1] is None else found[0])
 
 
 def _keyed(form: Form) -> Scenario:
@@ -128,9 +128,9 @@ def _keyed(form: Form) -> Scenario:
 def _of_keys() -> Iterator[Fault]:
     """What checks each block before it is written must not find them first."""
     unverified = ("optpolined.codegen.decode.Decoder.verify", lambda *_, **__: None)
-    note = "optpolined.codegen.source._note"
+    note = "optpolined.codegen.source.note_key"
     learning, found = _keyed(LearnKeys(BASE_KEY)), _keyed(Keyed(BASE_KEY, ((0, F1), (1, F2))))
-    unchecked = (("optpolined.codegen.source._arm", _without_check), unverified)
+    unchecked = (("optpolined.codegen.source.direct_jump", _without_check), unverified)
     yield Fault("a keyed leaf does not check its target", Kind.WRONG_TARGET, found, unchecked)
     for name, replacement in (
         ("the key's register is not given back", _keeps_base),
@@ -139,7 +139,7 @@ def _of_keys() -> Iterator[Fault]:
         yield Fault(name, Kind.REGISTERS, learning, ((note, replacement), unverified))
     swapped = ((note, _pops_in_push_order), unverified)
     yield Fault("registers come back in the wrong order", Kind.STACK, learning, swapped)
-    table = (("optpolined.patching.patcher.Patcher._counted_in", _table_is_record),)
+    table = (("optpolined.patching.counter_records.RecordAllocator.of_block", _table_is_record),)
     yield Fault("keys noted over the site's record", Kind.REGISTERS, learning, table)
     nobody = Rules(grace_waits_for_running=False, grace_waits_for_sleeping=False)
     yield Fault("keyed block freed without grace period", Kind.FREED, keyed_reuse(nobody))

@@ -62,7 +62,14 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Chain, Code, Key, Keyed, LearnKeys, Tree
 from optpolined.x86 import Register
 
-__all__ = ("HITS_OFFSET", "lower_half", "scratch_register", "source")
+__all__ = (
+    "HITS_OFFSET",
+    "direct_jump",
+    "lower_half",
+    "note_key",
+    "scratch_register",
+    "source",
+)
 
 HITS_OFFSET = 60
 """``offsetof(struct optp_record, hits)`` in guest/module/optpoline_abi.h, in bytes."""
@@ -96,13 +103,13 @@ def source(
         case Chain(targets, counts_hits=True):
             dispatch = _counted_chain(targets, reg, scratch, record)
         case Chain(targets):
-            dispatch = (line for target in targets for line in _arm(reg, target))
+            dispatch = (line for target in targets for line in direct_jump(reg, target))
         case Tree(targets):
             dispatch = _tree(targets, reg, count())
         case Keyed(key, leaves):
             dispatch = _keyed(leaves, reg, key, key.bits, count())
         case LearnKeys(key):
-            dispatch = _note(key, register, key_table)
+            dispatch = note_key(key, register, key_table)
     lines = list(dispatch)
     if lines and lines[-1] == _AWAY:  # the miss way follows
         lines.pop()
@@ -110,7 +117,8 @@ def source(
     return "\n".join(lines)
 
 
-def _arm(reg: str, target: GuestVirtual) -> Iterator[str]:
+def direct_jump(reg: str, target: GuestVirtual) -> Iterator[str]:
+    """Jump to ``target`` where ``reg`` names it; go on otherwise."""
     yield f"cmp {reg}, {target:#x}"
     yield f"je {target:#x}"
 
@@ -131,7 +139,7 @@ def _counted_chain(
 
 def _tree(targets: Sequence[GuestVirtual], reg: str, numbers: Iterator[int]) -> Iterator[str]:
     if len(targets) == 1:
-        yield from _arm(reg, targets[0])
+        yield from direct_jump(reg, targets[0])
         yield _AWAY
         return
     middle = len(targets) // 2
@@ -153,7 +161,7 @@ def _keyed(
     """The tree over the lowest ``bits`` of the key; there is at least one leaf."""
     if bits == 0:
         ((_, target),) = leaves
-        yield from _arm(reg, target)
+        yield from direct_jump(reg, target)
         yield _AWAY
         return
     bit = bits - 1
@@ -174,7 +182,8 @@ def _keyed(
         yield from _keyed(upper, reg, key, bit, numbers)
 
 
-def _note(key: Key, register: Register, key_table: int) -> Iterator[str]:
+def note_key(key: Key, register: Register, key_table: int) -> Iterator[str]:
+    """Note the target, which ``register`` holds, at the key's index in the site's key table."""
     scratch = scratch_register(register)
     base = (Register.RCX if register is Register.RAX else Register.RAX).name.lower()
     index = lower_half(scratch)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import Chain, Form, Key, LearnKeys
+from optpolined.codegen.forms import Chain, Code, Form, Key, LearnKeys
 from optpolined.kernel.module.counters import RECORD
 
 __all__ = ("RecordAllocator", "counts_all", "key_table_records")
@@ -47,6 +47,17 @@ class RecordAllocator:
                 return None
             self._bind(site, self._clean.popleft())
         return self._of_site[site]
+
+    def of_block(self, site: GuestVirtual, form: Code) -> tuple[int, int | None] | None:
+        """What a block of this form counts into: its site's record, and its key table's first.
+
+        A form without a key has no key table.  ``None`` where no record is left.
+        """
+        record = self.of(site)
+        if record is None or not isinstance(form, LearnKeys):
+            return None if record is None else (record, None)
+        table = self.key_table(site, key_table_records(form.key))
+        return None if table is None else (record, table)
 
     def renew(self, site: GuestVirtual) -> int | None:
         """Give ``site`` a clean record; answer the old one, to be recycled after a grace period.

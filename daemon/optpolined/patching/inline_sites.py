@@ -30,6 +30,7 @@ __all__ = (
     "Head",
     "Unsettled",
     "head_change",
+    "inline_entries",
     "joined",
     "split",
     "standing_head",
@@ -116,7 +117,7 @@ def head_change(
     after = _form(part, head)
     if after == before:
         return None
-    compare, branch = _entries(part)
+    compare, branch = inline_entries(part)
     try:
         note, _ = entries.guard(branch, pages, Protocol.STOPPED)
         arm, disarm = entries.guard(compare, pages, protocol)
@@ -155,8 +156,8 @@ def _read(part: InlinePart, pages: AddressSpace) -> InlineForm:
     )
 
 
-def _entries(part: InlinePart) -> tuple[PokeEntry, PokeEntry]:
-    """Those of compare and branch in the poke table."""
+def inline_entries(part: InlinePart) -> tuple[PokeEntry, PokeEntry]:
+    """The entries of compare and branch in the poke table."""
     thunk = branch_target(part.unlearned_branch, part.branch)
     return (
         PokeEntry(

@@ -16,7 +16,7 @@ from optpolined.api.refusal import Refusal
 from optpolined.codegen.assemble import Assembler, branch_target, site_instruction
 from optpolined.codegen.decode import Decoder
 from optpolined.codegen.errors import DecodeError
-from optpolined.codegen.forms import ORIGINAL, Code, Form, LearnKeys, Original
+from optpolined.codegen.forms import ORIGINAL, Code, Form, Original
 from optpolined.kernel.errors import (
     ArenaFullError,
     GuestReplacedError,
@@ -30,7 +30,7 @@ from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.sites.inline_part import InlinePart
 from optpolined.kernel.sites.scan import Site
 from optpolined.patching.arena import Arena, rounded
-from optpolined.patching.counter_records import RecordAllocator, key_table_records
+from optpolined.patching.counter_records import RecordAllocator
 from optpolined.patching.inline_sites import Found, Head, head_change, joined, split, standing_head
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.errors import SiteRefusedError
@@ -40,7 +40,7 @@ from optpolined.patching.protocol.standing import foreign_reason
 from optpolined.patching.protocol.steps import Change, Protocol, StepPhase, Write
 from optpolined.patching.protocol.transport import Transport
 
-__all__ = ("ArenaBlock", "PatchReport", "Patcher")
+__all__ = ("ArenaBlock", "PatchReport", "Patcher", "site_entry")
 
 _log = logging.getLogger(__name__)
 
@@ -301,7 +301,7 @@ class Patcher:
             after = site_instruction(site.original, address, block[0].address)
         # Last: an entry that is booked and never written hides those that come to stand behind it.
         try:
-            prepare, disarm = self._entries.guard(_entry(site), pages, self._protocol)
+            prepare, disarm = self._entries.guard(site_entry(site), pages, self._protocol)
         except PokeTableFullError as error:
             raise SiteRefusedError(address, Refusal.POKE_TABLE_FULL) from error
         self._touched.add(address)
@@ -309,7 +309,11 @@ class Patcher:
 
     def _build(self, site: Site, form: Code, pages: AddressSpace) -> Write:
         """Make the block of ``form``, which nothing refers to yet."""
-        record, key_table = self._counted_in(site, form)
+        records = self._records.of_block(site.address, form)
+        if records is None:
+            raise SiteRefusedError(site.address, Refusal.NO_RECORD_LEFT)
+        record = self._record_offset(records[0])
+        key_table = 0 if records[1] is None else self._record_offset(records[1])
         size = self._assembler.block_size(form, site.register)
         try:
             address = self._arena.allocate(size)
@@ -336,18 +340,6 @@ class Patcher:
         self._blocks[address] = ArenaBlock(address, site.address, form, code)
         return Write(address, pages.read(address, size), code)
 
-    def _counted_in(self, site: Site, form: Code) -> tuple[int, int]:
-        """The percpu offsets of the site's record and, where the form has one, of its key table."""
-        record = self._records.of(site.address)
-        if record is None:
-            raise SiteRefusedError(site.address, Refusal.NO_RECORD_LEFT)
-        if not isinstance(form, LearnKeys):
-            return self._record_offset(record), 0
-        table = self._records.key_table(site.address, key_table_records(form.key))
-        if table is None:
-            raise SiteRefusedError(site.address, Refusal.NO_RECORD_LEFT)
-        return self._record_offset(record), self._record_offset(table)
-
     def _refused(self, site: Site, refusal: GivenUp, report: PatchReport) -> None:
         in_code = {site.address}
         if site.inline is not None:
@@ -373,7 +365,8 @@ def _whole(part: InlinePart, rest: Form | None, pages: AddressSpace) -> Found:
     return None if head is None or rest is None else joined(head, rest)
 
 
-def _entry(site: Site) -> PokeEntry:
+def site_entry(site: Site) -> PokeEntry:
+    """The entry of a thunk site in the poke table; its slow path is the thunk."""
     return PokeEntry(site.address, site.thunk, site.kind, PokeState.IDLE, site.original)
 
 

@@ -36,7 +36,14 @@ from optpolined.patching.protocol.transport import Transport
 from optpolined.qemu.errors import ResumedError
 from optpolined.x86 import INT3
 
-__all__ = ("StaticCallError", "StaticCalls", "StaticKey", "changeable", "find_static_calls")
+__all__ = (
+    "StaticCallError",
+    "StaticCalls",
+    "StaticKey",
+    "changeable",
+    "find_static_calls",
+    "slow_path",
+)
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +110,23 @@ def changeable(
         else:
             refused.append(f"the static call {key} is left alone, for one of its places: {why}")
     return may, refused
+
+
+def slow_path(
+    place: StaticPlace,
+    target: GuestVirtual | None,
+    *,
+    return_thunk: GuestVirtual | None,
+    former: GuestVirtual | None,
+) -> GuestVirtual:
+    """Return where the guest's handler goes while a 0xCC stands at ``place``.
+
+    From a site it goes to the trampoline, and from the trampoline to the new ``target``.  Where the
+    key is pointed at nothing it goes to the return thunk, or without one to the ``former`` target.
+    """
+    if place.address != place.trampoline:
+        return place.trampoline
+    return next(way for way in (target, return_thunk, former) if way is not None)
 
 
 class StaticCalls:
@@ -296,7 +320,12 @@ class StaticCalls:
             )
         entry = PokeEntry(
             place.address,
-            self._slow_path(place, before, target),
+            slow_path(
+                place,
+                target,
+                return_thunk=self._symbols.address_of(_RETURN_THUNK),
+                former=self._target(place, before),
+            ),
             place.kind,
             PokeState.IDLE,
             place.original,
@@ -306,15 +335,6 @@ class StaticCalls:
         except PokeTableFullError as error:
             raise StaticCallError(str(error)) from error
         return Change(place.address, before, after, prepare, disarm)
-
-    def _slow_path(
-        self, place: StaticPlace, before: bytes, target: GuestVirtual | None
-    ) -> GuestVirtual:
-        """Where the guest's handler goes while a 0xCC stands at ``place``."""
-        if place.address != place.trampoline:
-            return place.trampoline
-        ways = (target, self._symbols.address_of(_RETURN_THUNK), self._target(place, before))
-        return next(way for way in ways if way is not None)
 
     def _found(self, place: StaticPlace, pages: AddressSpace) -> bytes:
         """What stands there, if it is a static call's, or half-way to one."""

@@ -42,7 +42,9 @@ __all__ = (
     "StepPhase",
     "Sync",
     "Write",
+    "breakpoint_writes",
     "steps",
+    "stopped_writes",
 )
 
 
@@ -138,7 +140,7 @@ def steps(changes: Sequence[Change], protocol: Protocol) -> tuple[Step | Sync, .
 
     :raise ChangeError: a breakpoint of ours stands at a site that `stopped` is to change.
     """
-    make = _breakpoint_writes if protocol is Protocol.BREAKPOINT else _stopped_writes
+    make = breakpoint_writes if protocol is Protocol.BREAKPOINT else stopped_writes
     by_phase: dict[StepPhase, list[SiteWrite]] = {phase: [] for phase in StepPhase}
     for number, change in enumerate(changes):
         for phase, write in make(change):
@@ -151,7 +153,8 @@ def steps(changes: Sequence[Change], protocol: Protocol) -> tuple[Step | Sync, .
     return tuple(plan)
 
 
-def _breakpoint_writes(change: Change) -> Iterable[tuple[StepPhase, Write]]:
+def breakpoint_writes(change: Change) -> Iterable[tuple[StepPhase, Write]]:
+    """Each write that `breakpoint` makes for one change, with its phase."""
     site, before, after = change.site, change.before, change.after
     trap = bytes([INT3])
     for write in change.prepare:
@@ -166,7 +169,11 @@ def _breakpoint_writes(change: Change) -> Iterable[tuple[StepPhase, Write]]:
         yield StepPhase.DISARM, change.disarm
 
 
-def _stopped_writes(change: Change) -> Iterable[tuple[StepPhase, Write]]:
+def stopped_writes(change: Change) -> Iterable[tuple[StepPhase, Write]]:
+    """Each write that `stopped` makes for one change, with its phase.
+
+    :raise ChangeError: a breakpoint of ours stands at the site.
+    """
     if change.before[0] == INT3:
         raise ChangeError(
             f"site {change.site:#x}: holds a breakpoint; only the breakpoint protocol ends that"
