@@ -174,7 +174,7 @@ def test_a_gdbstub_that_breaks_in_a_stop_leaves_a_guest_that_runs(guest: Guest) 
         with connect(config_of(guest)) as link:
             assert link.stub is not None
             link.stub.stop()
-            link.stub._held()._wire.close()
+            link.stub._held()._conversation.close()
             assert not watch.is_running()
         assert watch.is_running()
         assert not list((guest.directory / "run").iterdir())

@@ -3,19 +3,18 @@
 Why the protocol looks the way it does here (QEMU 7.2 gdbstub/gdbstub.c, ``gdb_read_byte``):
 
 - Any byte that arrives while the guest runs stops it and is thrown away.  So :meth:`GdbStub.stop`
-  sends two queries in one burst: where the guest ran, the ``$`` of the first stops it, the rest of
-  that query is noise between packets, and only the second is answered; where it was stopped
-  already, both are.  That tells who stopped it, without a timeout.
-- For the same reason a guest that somebody resumes in the middle of a stop is stopped again by our
-  next packet, which is lost, and a stop packet (``T02...``) comes instead of its reply.
+  sends a burst of two queries, whose replies tell whether it stopped the guest
+  (:mod:`~optpolined.qemu.conversation`).
+- For the same reason our next packet stops a guest that something else resumes in the middle of a
+  stop.  That packet is lost, and a stop packet (``T02...``) comes instead of its reply.
 - A ``$`` makes the stub forget a reply that was not acknowledged.  So nothing is ever acknowledged,
   and a whole window of packets goes out in one send.
 - The stub writes its replies with blocking writes from QEMU's main loop.  A window is therefore
   small enough that neither side's socket buffer can fill.
 - Connecting stops the guest.  Closing never resumes it.
 
-Who stopped it cannot be told where somebody's QMP ``stop`` falls into a stop of ours: QEMU takes
-it as done, says nothing, and the guest runs on at the end of our stop.
+One case cannot be told: another client's QMP ``stop`` within a stop of ours.  QEMU takes it as
+done, says nothing, and the guest runs on at the end of our stop.
 """
 
 import contextlib
@@ -27,6 +26,7 @@ from typing import NoReturn, Self
 from optpolined.addresses import GuestPhysical
 from optpolined.qemu import rsp
 from optpolined.qemu.chunks import WINDOW_PACKETS, read_chunks, windows, write_chunks
+from optpolined.qemu.conversation import Conversation
 from optpolined.qemu.errors import (
     QemuError,
     ResumedError,
@@ -34,22 +34,24 @@ from optpolined.qemu.errors import (
     StubClosedError,
     StubProtocolError,
     StubReadError,
-    StubStateError,
     StubTimeoutError,
     StubWriteError,
 )
 from optpolined.qemu.sockets import connect_unix, explain
+from optpolined.qemu.states import IN_STOP, UNUSABLE, USABLE, StubState, require
 from optpolined.qemu.stopnote import StopGuard
 from optpolined.qemu.stub_setup import close_stub, open_stub
-from optpolined.qemu.wire import Wire
 
 __all__ = ("GdbStub", "close_stub", "open_stub")
 
 _RESUMES = 20
-"""How often one end of a stop is tried where somebody else resumes the guest in between."""
+"""How often one end of a stop is tried while something else resumes the guest in between."""
 
 _WROTE = b"+" + rsp.packet(b"OK")
 _ALL_WROTE = tuple(_WROTE * count for count in range(WINDOW_PACKETS + 1))
+
+_RESUMED = "the guest was resumed from outside during a stop"
+_ENDLESS = "the guest is resumed from outside again and again"
 
 
 class GdbStub:
@@ -58,28 +60,21 @@ class GdbStub:
     Between :meth:`stop` and :meth:`resume` the guest's memory is read and written.  Every method
     returns or raises within the connection's timeout, whatever the peer does.  After
     StubTimeoutError, StubProtocolError or StubClosedError the connection is of no use any more, and
-    the guest may stand stopped: QMP ``cont`` helps then.
+    the guest may still be stopped: QMP ``cont`` helps then.
+
+    :attr:`state` says which calls are allowed; a call in another state raises StubStateError, or
+    StubClosedError where the connection cannot be used (:mod:`~optpolined.qemu.states`).
     """
 
     def __init__(
         self, connection: socket.socket, *, timeout_seconds: float, guard: StopGuard | None = None
     ) -> None:
         """Take over ``connection``; :meth:`connect` is what callers want."""
-        self._wire = Wire(connection)
-        self._guard = guard
         # A call may wait twice: for its replies, then to learn what has become of them.
-        self._patience_seconds = timeout_seconds / 2
-        self._in_stop = False
-        self._ours: bool | None = False
-        """Whether the open stop is our doing; None: it is not known yet."""
-        self._asked = 0
-        """Bursts whose marker has not been answered yet."""
-        self._unanswered = 0
-        """Of those, and of the answered ones since, the ``qC`` without an answer; an exception may
-        come between the two answers of a burst."""
-        self._settled = True
-        """Nothing is on its way.  An exception, say of Ctrl-C, can leave replies behind."""
-        self._useless: str | None = None
+        self._conversation = Conversation(connection, timeout_seconds / 2)
+        self._guard = guard
+        self._state = StubState.IDLE
+        self._unusable_because = ""
 
     @classmethod
     def connect(
@@ -92,15 +87,16 @@ class GdbStub:
     ) -> Self:
         """Connect, set physical memory mode, and let the guest run again if it ran.
 
-        Connecting stops the guest for about a millisecond, and removes a debugger's breakpoints:
-        nobody would resume a guest that meets one.  See first that nobody else is connected
-        (:func:`open_stub`): QEMU would queue us silently, and stop the guest much later.
+        Connecting stops the guest for about a millisecond.  It also removes the breakpoints that a
+        debugger left, because nothing would resume a guest that meets one.  See first that no other
+        client is connected (:func:`open_stub`): QEMU would queue us silently, and stop the guest
+        much later.
 
         :param guard: Is told of each stop, of this one too.
         :param vcpus: How many the guest has.
-        :raise StubAbsentError: nobody listens there.
+        :raise StubAbsentError: nothing listens at ``path``.
         :raise StubTimeoutError: no answer; another client may be connected.
-        :raise StubProtocolError: it is not QEMU's gdbstub.
+        :raise StubProtocolError: what answers is not QEMU's gdbstub.
         """
         try:
             connection = connect_unix(path, timeout_seconds=timeout_seconds)
@@ -123,57 +119,69 @@ class GdbStub:
         self.close()
 
     @property
+    def state(self) -> StubState:
+        """Which calls are allowed now."""
+        return self._state
+
+    @property
+    def unusable_because(self) -> str:
+        """Why the connection cannot be used; empty while it can."""
+        return self._unusable_because
+
+    @property
     def in_stop(self) -> bool:
         """Whether a stop is open: :meth:`read` and :meth:`write` work only then."""
-        return self._in_stop
+        return self._state in IN_STOP
 
+    @require(StubState.IDLE)
     def stop(self) -> bool:
         """Stop the guest.
 
-        :return: Whether this stopped it.  False: somebody else had stopped it before; then
+        :return: Whether this stopped it.  False: the guest was stopped before; then
             :meth:`resume` will not resume it.
         :raise StubStateError: a stop is open already.
         :raise StubError: the stub failed; :meth:`close` then tries to let the guest run.
         """
-        if self._in_stop:
-            raise StubStateError("stop() within a stop")
         with self._call():
             self._enter()
-            self._ask()
-            ours = self._ours = self._settle() > 0
+            self._conversation.ask()
+            self._note_who_stopped(self._conversation.settle())
+        ours = self._state is StubState.STOPPED
         if self._guard and not ours:
             self._guard.resumed()
         return ours
 
+    @require(*USABLE)
     def resume(self) -> None:
         """End the stop: the guest runs again where :meth:`stop` stopped it.
 
         Without an open stop this does nothing, so that it can stand in a ``finally``.
 
-        :raise ResumedError: somebody else had resumed the guest before; it runs.
+        :raise ResumedError: something else had resumed the guest before; it runs.
         :raise StubError: the stub failed.
         """
+        if self._state is StubState.IDLE:
+            return
         with self._call():
-            if not self._in_stop:
-                return
-            if not self._settled:
-                unanswered = self._resettle()
-                self._ours = unanswered > 0 if self._ours is None else self._ours
-            again = self._ours and not self._continue()
+            if not self._conversation.is_settled:
+                self._note_who_stopped(self._conversation.resettle())
+            again = self._state is StubState.STOPPED and not self._conversation.resume()
             if again:
-                self._resettle()
+                self._conversation.resettle()
                 self._insist()
             self._leave()
         if again:
-            raise ResumedError("the guest was resumed from outside during a stop")
+            raise ResumedError(_RESUMED)
 
+    @require(*IN_STOP)
     def read(self, requests: Sequence[tuple[GuestPhysical, int]]) -> list[bytes]:
         """Read physical memory, within a stop.  What is not RAM gives anything: check first.
 
         :param requests: Address and size in bytes of each piece.
+        :raise StubStateError: no stop is open.
         :raise OutOfRamError: no physical address is that large.
         :raise StubReadError: the stub refused.
-        :raise ResumedError: somebody resumed the guest; the stop has ended.
+        :raise ResumedError: something else resumed the guest; the stop has ended.
         """
         data = bytearray()
         for window in windows(read_chunks(requests), lambda chunk: 2 * chunk[1] + 8):
@@ -186,13 +194,15 @@ class GdbStub:
             position += size
         return found
 
+    @require(*IN_STOP)
     def write(self, writes: Sequence[tuple[GuestPhysical, bytes]]) -> None:
         """Write physical memory, within a stop, in the order given.
 
         :param writes: Address and bytes of each piece.
+        :raise StubStateError: no stop is open.
         :raise OutOfRamError: no physical address is that large.
         :raise StubWriteError: the stub refused one; later ones may have been made.
-        :raise ResumedError: somebody resumed the guest; the stop has ended.
+        :raise ResumedError: something else resumed the guest; the stop has ended.
         """
         for window in windows(write_chunks(writes), lambda chunk: 2 * len(chunk[1]) + 32):
             packets = [rsp.write_packet(*chunk) for chunk in window]
@@ -203,22 +213,25 @@ class GdbStub:
                 if reply != b"OK":
                     self._misunderstood(f"a write of physical {address:#x}")
 
+    @require(*USABLE)
     def drain(self) -> None:
-        """Take what the stub said while the guest ran; to be called now and then.
+        """Take what the stub said while the guest ran; call this now and then.
 
-        The stub reports every stop of the guest, also those of others.  Where nobody takes the
-        reports, QEMU's main loop will after some hundred of them wait until somebody does.
+        The stub reports every stop of the guest, also those of others.  When some hundred reports
+        have not been taken, QEMU's main loop waits until they are.  Within a stop this does
+        nothing.
 
         :raise StubError: QEMU hung up, or sent something else.
         """
-        with self._call():
-            if not self._in_stop:
-                self._wire.drain()
+        if self._state is StubState.IDLE:
+            with self._call():
+                self._conversation.drain()
 
     def hand_over(self) -> None:
         """Close the connection, and leave the stub as a debugger expects it: addresses virtual.
 
-        The memory mode is QEMU's, not the connection's, which is closed also where this fails.
+        The memory mode belongs to QEMU and outlives the connection.  The connection is closed also
+        where this fails.
 
         :raise StubStateError: a stop is open.
         :raise StubError: the stub failed, and may have been left in physical memory mode.
@@ -231,161 +244,117 @@ class GdbStub:
                         self._misunderstood("the end of physical memory mode")
                     self.resume()
                     return
-            raise StubProtocolError("the guest is resumed from outside again and again")
+            raise StubProtocolError(_ENDLESS)
         finally:
             self.close()
 
     def close(self) -> None:
-        """Close the connection; a guest that we stopped runs again, if the stub still works."""
-        if self._in_stop:
+        """Close the connection, in any state; again does nothing.
+
+        A guest that this connection has stopped runs again, if the stub still works.
+        """
+        try:
             with contextlib.suppress(QemuError):
-                if self._useless is None:
-                    self.resume()
-                elif self._ours is not False:
-                    self._useless = None
-                    self._resume_blindly()
-        self._in_stop = False
-        self._useless = "it was closed"
-        self._wire.close()
+                self._let_run()
+        finally:
+            if self._state is not StubState.CLOSED:
+                self._state, self._unusable_because = StubState.CLOSED, "it was closed"
+            self._conversation.close()
+
+    def _let_run(self) -> None:
+        if self._state is StubState.BROKEN_IN_STOP:
+            # The stub takes what was sent in its order, so this ends the stop even where that has
+            # yet to begin.  Whether it did is not certain: the guard is not told.
+            self._conversation.begin()
+            self._conversation.resume()
+        elif self._state in IN_STOP:
+            self.resume()
 
     def _greet(self, vcpus: int) -> None:
         with self._call():
             self._enter()
-            self._asked = 1
-            self._wire.send(rsp.greeting(vcpus))
-            replies: list[bytes] = []
-            while (reply := self._wire.next_reply(skip_noise=True)) != rsp.MARKER_REPLY:
-                replies.append(reply)
-                if len(replies) > WINDOW_PACKETS:
-                    raise StubProtocolError("what answers is not QEMU's gdbstub")
-            self._asked, self._settled = 0, True
-            self._ours = any(rsp.is_pause(reply) for reply in replies)
+            replies = self._conversation.greet(vcpus)
+            self._note_who_stopped(any(rsp.is_pause(reply) for reply in replies))
             rsp.check_greeting(replies)
         self.resume()
 
     def _exchange(self, packets: list[bytes], expected: bytes = b"") -> list[bytes]:
         """Send a window and take its replies; an empty list where they are as ``expected``."""
-        if not self._in_stop:
-            raise StubStateError("memory is read and written within a stop only")
         with self._call():
-            if not self._settled:
-                self._resettle()
-            self._settled = False
-            self._wire.send(b"".join(packets))
-            if expected and self._wire.matches(expected):
-                replies: list[bytes] | None = []
-            else:
-                replies = self._replies(len(packets))
-            self._settled = True
+            if not self._conversation.is_settled:
+                self._note_who_stopped(self._conversation.resettle())
+            self._conversation.send(packets)
+            if expected and self._conversation.takes(expected):
+                return []
+            replies = self._replies(len(packets))
         if replies is None:
-            raise ResumedError("the guest was resumed from outside during a stop")
+            raise ResumedError(_RESUMED)
         return replies
 
     def _replies(self, count: int) -> list[bytes] | None:
-        """Take ``count`` replies.  None where somebody resumed the guest; the stop has ended."""
-        replies: list[bytes] = []
-        late: StubTimeoutError | None = None
-        try:
-            while len(replies) < count:
-                reply = self._wire.next_reply()
-                if rsp.is_stop(reply):
-                    break
-                replies.append(reply)
-            else:
-                return replies
-        except StubTimeoutError as error:
-            late = error
+        """Take ``count`` replies.
+
+        ``None`` where something else resumed the guest; the stop has ended.
+        """
+        replies, late = self._conversation.replies(count)
+        if len(replies) == count:
+            return replies
         others: list[bytes] = []
-        stopped_again = self._resettle(others) > 0 or len(replies) + len(others) < count
+        stopped_again = self._conversation.resettle(others) or len(replies) + len(others) < count
         if late and not stopped_again:
             raise late
-        # It was a packet of ours that stopped the guest again, unless all were answered: then it
-        # was somebody who resumed it and then stopped it, and his pause stays.
+        # A packet of ours has stopped the guest again, unless all were answered.  Then something
+        # else resumed the guest and stopped it again, and that pause stays.
         if stopped_again:
+            self._state = StubState.STOPPED
             self._insist()
         self._leave()
         return None
 
-    def _ask(self) -> None:
-        self._settled = False
-        self._asked += 1
-        self._unanswered += 1
-        self._wire.send(rsp.STOP)
-
-    def _settle(self, others: list[bytes] | None = None) -> int:
-        """Wait for the marker of each burst sent: how many of their ``qC`` were not answered.
-
-        :param others: Receives the replies to other packets.
-        """
-        for _ in range(4 * WINDOW_PACKETS):
-            reply = self._wire.next_reply()
-            if reply == rsp.MARKER_REPLY:
-                self._asked -= 1
-                if not self._asked:
-                    unanswered, self._unanswered = self._unanswered, 0
-                    self._settled = True
-                    return unanswered
-            elif reply.startswith(b"QC"):
-                self._unanswered -= 1
-            elif others is not None and not rsp.is_stop(reply):
-                others.append(reply)
-        raise StubProtocolError("the gdbstub says more than it was asked")
-
-    def _resettle(self, others: list[bytes] | None = None) -> int:
-        """Find the end of what is on its way, with new patience; see :meth:`_settle`."""
-        self._wire.begin(self._patience_seconds)
-        self._ask()
-        return self._settle(others)
-
-    def _continue(self) -> bool:
-        """Resume the guest; False where it ran, and has been stopped by this."""
-        self._wire.send(rsp.CONTINUE)
-        return self._wire.next_ack()
-
-    def _resume_blindly(self) -> None:
-        """Resume the guest after an error.
-
-        The stub takes what was sent in its order, so that this ends the stop even where that has
-        yet to begin.  Whether it did is not certain: the guard is not told.
-        """
-        with self._call():
-            self._continue()
+    def _note_who_stopped(self, ours: bool) -> None:
+        """Note whether a burst of ours has just stopped the guest."""
+        if ours:
+            self._state = StubState.STOPPED
+        elif self._state is StubState.STOPPING:
+            self._state = StubState.PAUSED
 
     def _insist(self) -> None:
         """Resume the guest that a packet of ours has stopped again.
 
-        Where somebody was quicker, our ``c`` has stopped it once more: the next one shall do.
+        Where something else was quicker, our ``c`` has stopped it once more: then this tries again.
         """
         for _ in range(_RESUMES):
-            if self._continue():
+            if self._conversation.resume():
                 return
-            self._ask()
-            self._settle()
-        raise StubProtocolError("the guest is resumed from outside again and again")
+            self._conversation.ask()
+            self._conversation.settle()
+        raise StubProtocolError(_ENDLESS)
 
     def _enter(self) -> None:
         if self._guard:
             self._guard.stopping()
-        self._in_stop = True
-        self._ours = None
-        self._settled = False
+        self._state = StubState.STOPPING
 
     def _leave(self) -> None:
-        self._in_stop = self._ours = False
+        self._state = StubState.IDLE
         if self._guard:
             self._guard.resumed()
 
     @contextlib.contextmanager
     def _call(self) -> Iterator[None]:
-        """Start the clock; remember what makes the connection useless."""
-        if self._useless:
-            raise StubClosedError(f"the gdbstub connection cannot be used: {self._useless}")
-        self._wire.begin(self._patience_seconds)
+        """Start the clock; remember what makes the connection unusable."""
+        self._conversation.begin()
         try:
             yield
         except (StubTimeoutError, StubProtocolError, StubClosedError) as error:
-            self._useless = str(error)
+            self._break(str(error))
             raise
+
+    def _break(self, reason: str) -> None:
+        if self._state not in UNUSABLE:
+            may_stand = self._state in (StubState.STOPPING, StubState.STOPPED)
+            self._state = StubState.BROKEN_IN_STOP if may_stand else StubState.BROKEN
+            self._unusable_because = reason
 
     def _decode(self, address: GuestPhysical, size: int, reply: bytes) -> bytes:
         if rsp.is_error(reply):
@@ -396,5 +365,6 @@ class GdbStub:
         return data
 
     def _misunderstood(self, what: str) -> NoReturn:
-        self._useless = f"the gdbstub answered {what} with something else"
-        raise StubProtocolError(self._useless)
+        reason = f"the gdbstub answered {what} with something else"
+        self._break(reason)
+        raise StubProtocolError(reason)

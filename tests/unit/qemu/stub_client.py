@@ -60,7 +60,7 @@ def running_soon(fake: FakeStub) -> bool:
 @contextlib.contextmanager
 def interrupted(stub: GdbStub, number: int) -> Iterator[None]:
     """Ctrl-C at the ``number``-th reception, which are of 16 bytes at most."""
-    receive, left = stub._wire._receive, [number]
+    receive, left = stub._conversation._wire._receive, [number]
 
     def interrupt(size: int, flags: int = 0) -> bytes:
         left[0] -= 1
@@ -69,7 +69,7 @@ def interrupted(stub: GdbStub, number: int) -> Iterator[None]:
         return receive(min(size, 16), flags)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        patch.setattr(stub._wire, "_receive", interrupt)
+        patch.setattr(stub._conversation._wire, "_receive", interrupt)
         yield
 
 
