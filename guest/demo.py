@@ -1,4 +1,4 @@
-"""The main job on a real guest: boot it, load it, make its hot calls direct, put them back.
+"""Shows the daemon on a real guest: boot it, load it, make its hot calls direct, put them back.
 
 python -m guest.demo                 what `make demo` runs
 python -m guest.demo --kernel plugin `make demo KERNEL=plugin`: a kernel built with our gcc plugin
@@ -18,7 +18,7 @@ from guest.image.errors import GuestError
 from guest.image.paths import Flavour
 
 _DIRECTORY = Path("build/demo")
-"""Where configs/guests/demo.toml looks for the guest; relative, for socket paths are short."""
+"""Where configs/guests/demo.toml looks for the guest; relative, because socket paths are short."""
 
 _SUMMARY = Path("build/demo.json")
 _WORKLOAD = "optload --state /run/optload & echo run all >/proc/optbench; wait"
@@ -31,7 +31,7 @@ _DURATION_SECONDS = 60
 
 
 def main() -> int:
-    """Run the demo; answer its exit code."""
+    """Run the demo; return its exit code."""
     parser = argparse.ArgumentParser(description="Run optpolined on a small guest under load.")
     parser.add_argument("--kernel", choices=_KERNELS, default="cloud")
     parser.add_argument("--guest-only", action="store_true", help="boot and load, then wait")
@@ -93,7 +93,7 @@ def _demo(kernel: Flavour, duration_seconds: float) -> int:
 
 
 def _workload(guest: Guest) -> dict[str, int]:
-    """What the guest's own checks say: optload's and optbench's, together."""
+    """Return the results of the guest's own checks: optload's and optbench's, together."""
     load = _fields(guest.run("cat /run/optload").split("\n"))
     bench = _fields(guest.run("grep name=total /proc/optbench").split())
     return {

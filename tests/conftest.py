@@ -1,7 +1,7 @@
-"""Hypothesis tries the same examples every time, so that a test fails only for who broke something.
+"""Hypothesis tries the same examples every time, so that a test fails only when the code is broken.
 
-New ones are for `make nightly`.  None has a deadline: machines are shared, and no test asserts a
-time.
+`make nightly` tries new ones.  No example has a deadline, because machines are shared and no test
+asserts a time.
 """
 
 from hypothesis import settings

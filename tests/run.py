@@ -1,10 +1,10 @@
-"""Run all tests, the ones that boot guests beside the others: ``make test``.
+"""Runs all tests, the ones that boot guests beside the others: ``make test``.
 
     python -m tests.run
 
-Guests wait a lot, the others compute: side by side they take half of the time.  The guests' tests
-are dealt out to two processes, a file to one, for those of a file may share a guest.  What they
-print is kept in build/test-guest.log and shown as soon as the others have ended.
+Guest tests mostly wait and the others compute: side by side they take half of the time.  Two
+processes run the guest tests, a file each, because the tests of a file may share a guest.  Their
+output goes to build/test-guest.log, and is shown as soon as the others have ended.
 """
 
 import subprocess
@@ -26,7 +26,7 @@ _LOOK_SECONDS = 0.2
 
 
 def main() -> int:
-    """Run the tests; answer the first exit code that is not 0."""
+    """Run the tests; return the first exit code that is not 0."""
     _LOG.parent.mkdir(exist_ok=True)
     pytest = (sys.executable, "-m", "pytest")
     with _LOG.open("wb") as log:
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def _show(guests: subprocess.Popen[bytes]) -> None:
-    """Show what the guests' tests have printed and print, until they end."""
+    """Show the output of the guest tests until they end."""
     with _LOG.open("rb") as log:
         ended = False
         while not ended:

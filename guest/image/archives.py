@@ -1,4 +1,4 @@
-"""Debian packages: downloaded and unpacked, never installed."""
+"""Downloads Debian packages and unpacks them; it never installs one."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def unpack(packages: Sequence[str], tree: Path, *, archives: Path, hint: str = "
     """Download ``packages``, each a name or ``name=version``, and unpack them into ``tree``.
 
     :param archives: a folder to download to; it is emptied first, and removed at the end.
-    :param hint: what to do where it fails, for the error's message.
+    :param hint: what to do if it fails, for the error's message.
     :raise PackagesError: apt cannot download one of them.
     """
     emptied(archives)
@@ -41,7 +41,7 @@ def unpack(packages: Sequence[str], tree: Path, *, archives: Path, hint: str = "
 
 
 def with_fresh_lists(download: Callable[[], _T]) -> _T:
-    """Download; where that fails, once more with new package lists.
+    """Download; if that fails, try once more with new package lists.
 
     :raise PackagesError: it fails again.
     """
@@ -60,7 +60,7 @@ def with_fresh_lists(download: Callable[[], _T]) -> _T:
 
 
 def emptied(directory: Path) -> Path:
-    """The folder, with nothing in it."""
+    """Return the folder, emptied."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     return directory

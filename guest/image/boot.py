@@ -43,7 +43,7 @@ def accelerator() -> str:
 
 
 class Guest:
-    """A guest that runs for as long as its ``with`` block, and never longer than we do.
+    """A guest that runs as long as its ``with`` block, and never longer than this process.
 
     The thread that enters the block must outlive it: QEMU dies with that thread.
 
@@ -52,7 +52,7 @@ class Guest:
         /run/workload.log.
     :param extra_args: for QEMU's command line, after all others.
     :param directory: for sockets and logs, kept afterwards; without it, a temporary one is used.
-        It is for one guest at a time, and nobody else's to enter.
+        It is for one guest at a time, and closed to other users.
     :param with_gdbstub: QEMU opens its gdbstub at once, on the socket ``gdb``.
     :raise GuestError: the image was not built, or the directory is open to others or its path too
         long for a socket.
@@ -76,7 +76,7 @@ class Guest:
         self.qmp = self.directory / "qmp"
         """The QMP socket for the daemon: QEMU serves one client at a time."""
         self.side_qmp = self.directory / "side-qmp"
-        """A second one, for whoever else looks at or disturbs the guest."""
+        """A second QMP socket, for what else observes or disturbs the guest."""
         self.gdb = self.directory / "gdb"
         if len(os.fsencode(self.side_qmp)) > _SOCKET_PATH_MAX:
             raise GuestError(f"the path of {self.directory} is too long for unix sockets")
@@ -132,11 +132,11 @@ class Guest:
 
     @property
     def pid(self) -> int:
-        """QEMU's process."""
+        """Return the PID of QEMU."""
         return self._process.pid
 
     def wait_ready(self, timeout_seconds: float = 120) -> None:
-        """Wait until the guest has booted: once after the start, and once after each reset.
+        """Wait until the guest has booted; call it once after the start and after each reset.
 
         :raise GuestTimeoutError: it does not, in time.
         :raise QemuEndedError: QEMU is gone.
@@ -177,12 +177,12 @@ class Guest:
             raise GuestTimeoutError(f"QEMU still runs after {timeout_seconds} s") from late
 
     def kill(self) -> None:
-        """End QEMU at once; no harm where it has ended already."""
+        """End QEMU at once, if it still runs."""
         self._process.kill()
         self._process.wait()
 
     def _look(self) -> None:
-        """Raise where it is in vain to wait for the guest."""
+        """Raise if the guest can no longer answer."""
         if self._process.poll() is not None:
             printed = self._qemu_log.read_text(errors="replace").strip()
             raise QemuEndedError(f"QEMU ended with {self._process.returncode}: {printed}")

@@ -2,7 +2,7 @@
 
     python -m guest.image.build --flavour cloud --flavour plain
 
-Everything lands in ``build/guest/<flavour>``; what did not change is not built again.
+The result is in ``build/guest/<flavour>``; what did not change is not built again.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _DIRECTORIES = (
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What stands in ``build/guest/<flavour>``."""
+    """The files in ``build/guest/<flavour>``."""
 
     flavour: Flavour
     kernel: Kernel
@@ -72,7 +72,7 @@ class Image:
 def load(flavour: Flavour) -> Image:
     """Return the image that was built last.
 
-    :raise BuildError: where there is none.
+    :raise BuildError: no image was built.
     """
     image = Image(flavour, _kernel(flavour))
     with locked(image.directory):
@@ -85,7 +85,7 @@ def load(flavour: Flavour) -> Image:
 def build(flavour: Flavour) -> Image:
     """Return an image that is up to date with its sources.
 
-    :raise GuestError: where a package cannot be had or a tool fails.
+    :raise GuestError: a package cannot be downloaded, or a tool fails.
     """
     image = Image(flavour, _kernel(flavour))
     with locked(image.directory):
@@ -154,7 +154,7 @@ def _emptied(directory: Path) -> Path:
 
 
 def _tree(image: Image) -> dict[str, Entry]:
-    """Return what the guest finds in its root."""
+    """Return the entries of the guest's root folder."""
     tree: dict[str, Entry] = {path: Directory() for path in _DIRECTORIES}
     tree["tmp"] = Directory(0o1777)
     for name in ("init", "agent"):
@@ -182,7 +182,7 @@ def _tree(image: Image) -> dict[str, Entry]:
 
 
 def main() -> int:
-    """Build the flavours that the command line names; return an exit code."""
+    """Build the flavours that the command line names; return the exit code."""
     parser = argparse.ArgumentParser(description="Build the small guest.")
     parser.add_argument(
         "--flavour",

@@ -4,7 +4,7 @@ r"""The host's end of the command channel: a unix socket that is the guest's sec
     guest: b"ready\n"                             once after each boot
            b"7 0 5\n" b"hello"                   number, exit code, size of the output, output
 
-The host listens and QEMU connects, so that nothing that the guest says early is lost.
+The host listens and QEMU connects, so that no early output of the guest is lost.
 ``guest/image/agent`` is the other end.
 """
 
@@ -28,7 +28,7 @@ _COMMAND_SIZE_MAX = 2000
 
 
 class Channel:
-    """:param look: called again and again while we wait; raises where waiting is in vain."""
+    """:param look: called again and again while we wait; raises if no answer can come."""
 
     def __init__(self, path: Path, look: Callable[[], None]) -> None:
         self._look = look
@@ -75,7 +75,7 @@ class Channel:
             self._peer(started + timeout_seconds).sendall(line)
         except BrokenPipeError:
             self._raise_ended()
-        # A guest that is slow to kill its command shall still be in step for the next one.
+        # A guest that is slow to kill its command must still be in step for the next one.
         deadline = started + timeout_seconds + _KILLED_SECONDS
         while True:
             words = self._line(deadline).split()
@@ -109,7 +109,7 @@ class Channel:
         self._received += data
 
     def _raise_ended(self) -> NoReturn:
-        # QEMU is ending: give it the time, so that we can say why.
+        # QEMU is ending: wait for it, so that the error can say why.
         time.sleep(_LOOK_SECONDS)
         self._look()
         raise QemuEndedError("QEMU closed the command channel")

@@ -1,4 +1,4 @@
-"""Drivers of Debian's kernel, built again from Debian's source package with our gcc plugin.
+"""Builds drivers of Debian's kernel again, from Debian's source package, with our gcc plugin.
 
 guest/drivers/Kbuild names them: veth, fuse and overlay.
 """
@@ -20,9 +20,9 @@ _INPUTS = ("drivers", "gcc-plugin", "include")
 
 
 def build(kernel: Kernel, directory: Path) -> list[Path]:
-    """Return the drivers' modules, built in ``directory`` where they are not up to date.
+    """Return the drivers' modules; build them in ``directory`` if they are not up to date.
 
-    :raise GuestError: the source package cannot be had, or the build fails or warns.
+    :raise GuestError: the source package cannot be downloaded, or the build fails or warns.
     """
     modules = [directory / f"{name}.ko" for name in DRIVERS]
     stamp = directory / "stamp"

@@ -1,4 +1,4 @@
-"""What can go wrong between a package name and a running guest.
+"""The errors on the way from a package name to a running guest.
 
     GuestError
     +-- PackagesError        a package cannot be found, downloaded or unpacked
@@ -8,7 +8,7 @@
     +-- GuestTimeoutError    the guest did not answer in time
     +-- GuestCommandError    a command in the guest failed
 
-``str()`` says what is wrong and ends, where there is one, with what the failing tool printed.
+``str()`` says what is wrong; at its end is the output of the tool that failed, if any.
 """
 
 __all__ = (

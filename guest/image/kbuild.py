@@ -14,7 +14,7 @@ __all__ = ("build_modules", "plugin")
 def build_modules(kernel: Kernel, folder: Path, *, what: str, with_plugin: bool) -> list[Path]:
     """Build what the Kbuild file in ``folder`` names; return the modules.
 
-    :raise BuildError: a tool fails, or warns: gcc, objtool and modpost find nothing to say.
+    :raise BuildError: a tool fails, or gcc, objtool or modpost warns.
     """
     flags = (f"KCFLAGS=-fplugin={plugin()}",) if with_plugin else ()
     run(
@@ -29,7 +29,7 @@ def build_modules(kernel: Kernel, folder: Path, *, what: str, with_plugin: bool)
 def plugin() -> Path:
     """Return our gcc plugin, up to date with its sources.
 
-    :raise BuildError: where it cannot be built.
+    :raise BuildError: it cannot be built.
     """
     with locked(PLUGIN):
         run(

@@ -1,16 +1,16 @@
-"""A kernel with our gcc plugin over all of it: each of its indirect calls is an inline site.
+"""Builds a kernel with our gcc plugin: each of its indirect calls is an inline site.
 
     python -m guest.image.kernel        what `make guest-kernel` runs
 
 It is built from Debian's source package with the configuration of Debian's cloud kernel, made
-small by kernel.config; nothing of it is a module.  optpoline_sites.patch is the only change of its
-source.  Everything lands in ``build/kernel``.  A build that was interrupted goes on where it
-stopped; one whose plugin, configuration or source package changed starts afresh.
+small by kernel.config; it has no modules.  optpoline_sites.patch is the only change of its
+source.  The result is in ``build/kernel``.  A build that was interrupted goes on where it
+stopped; a build whose plugin, configuration or source package changed starts over.
 
 The plugin is given to every compilation that is the kernel's, and makes sites where gcc is told to
 call through external thunks.  The parts that run before the kernel or in user mode, which are the
 boot wrapper, the realmode trampoline and the vDSO, are not: they need no exception here.  Functions
-that the kernel marks noinstr get sites like all others: the daemon leaves these alone by their
+that the kernel marks noinstr get sites too: the daemon leaves these alone because of their
 address, as it does on a kernel without the plugin.
 """
 
@@ -52,7 +52,7 @@ _HEADER_SIZE = _RECORD_SIZE = 16
 def load() -> Kernel:
     """Return the kernel that was built last.
 
-    :raise BuildError: where there is none.
+    :raise BuildError: no kernel was built.
     """
     with locked(KERNEL):
         if not _BUILT.exists():
@@ -64,7 +64,7 @@ def load() -> Kernel:
 def build() -> Kernel:
     """Return a kernel that is up to date with its configuration, its sources and the plugin.
 
-    :raise GuestError: where a package cannot be had, or a tool fails or warns.
+    :raise GuestError: a package cannot be downloaded, or a tool fails or warns.
     """
     base = packages.provide("cloud")
     plugin = kbuild.plugin()
@@ -82,9 +82,9 @@ def build() -> Kernel:
 
 
 def configuration(base: str, changes: str) -> str:
-    """Return the .config ``base`` with no modules and the lines of ``changes`` instead of its own.
+    """Return the .config ``base`` without modules, and with the lines of ``changes`` instead.
 
-    Options that depend on what is gone go with it when kbuild reads this.
+    kbuild drops the options that depend on a dropped one when it reads the result.
     """
     changed = options(changes)
     lines = _MODULE.sub(r"# \1 is not set", base).splitlines()
@@ -93,9 +93,9 @@ def configuration(base: str, changes: str) -> str:
 
 
 def unmet(config: str, changes: str) -> list[str]:
-    """Return the lines of ``changes`` that kbuild did not take over into ``config``.
+    """Return the lines of ``changes`` that kbuild left out of ``config``.
 
-    An option that is off may as well be absent.
+    An option that is off may be absent.
     """
     lines = set(config.splitlines())
     known = options(config)
@@ -121,7 +121,7 @@ def _digest(base: Kernel, plugin: Path) -> str:
 
 
 def _begin(base: Kernel, plugin: Path) -> None:
-    """Make a tree that is ready to be built."""
+    """Make a source tree that is ready for the build."""
     _BEGUN.unlink(missing_ok=True)
     _LOG.unlink(missing_ok=True)
     # Its own copy, which stays as it is while the kernel is built.
@@ -169,7 +169,7 @@ def _make() -> None:
 def _count_sites() -> None:
     """Say how many sites the kernel has.
 
-    :raise BuildError: it has none, so that something is wrong with plugin or patch.
+    :raise BuildError: it has none, so the plugin or the patch is wrong.
     """
     symbols = run(
         ("nm", "--print-size", _TREE / "vmlinux"),
@@ -184,7 +184,7 @@ def _count_sites() -> None:
 
 
 def main() -> int:
-    """Build the kernel; return an exit code."""
+    """Build the kernel; return the exit code."""
     try:
         build()
     except GuestError as error:

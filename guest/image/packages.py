@@ -1,7 +1,7 @@
-"""Debian's kernel packages: found, downloaded and unpacked, never installed.
+"""Finds, downloads and unpacks Debian's kernel packages; it never installs one.
 
 All packages are unpacked into one tree, ``build/packages/root``: they share no file but
-linux-headers-common and linux-kbuild, which are the same ones for both flavours.
+linux-headers-common and linux-kbuild, which both flavours have in common.
 """
 
 import gzip
@@ -41,7 +41,7 @@ class Kernel:
     """One kernel that is not installed."""
 
     release: str
-    """As ``uname -r`` says it: ``6.1.0-56-cloud-amd64``."""
+    """The output of ``uname -r``: ``6.1.0-56-cloud-amd64``."""
 
     vmlinuz: Path
 
@@ -58,9 +58,9 @@ def _unpacked(release: str) -> Kernel:
 
 
 def provide(flavour: DebianFlavour) -> Kernel:
-    """Return the kernel of ``flavour``, downloaded the first time.
+    """Return the kernel of ``flavour``; download it the first time.
 
-    :raise PackagesError: where apt does not know, or cannot download, a package.
+    :raise PackagesError: apt does not know, or cannot download, a package.
     """
     stamp = PACKAGES / flavour
     with locked(PACKAGES):
@@ -152,7 +152,7 @@ def _download_newest(flavour: DebianFlavour) -> Kernel:
 
 
 def _newest(flavour: DebianFlavour) -> tuple[str, str]:
-    """Return version and suffix of the kernel that the meta package asks for."""
+    """Return version and suffix of the kernel that the meta package depends on."""
     meta = _META_PACKAGES[flavour]
     shown = run(
         ("apt-cache", "show", "--no-all-versions", meta),

@@ -1,4 +1,4 @@
-"""Where the guest's parts stand, and the kernels that we know."""
+"""The paths of the guest's parts, and the kernels that we know."""
 
 import fcntl
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ Flavour = DebianFlavour | Literal["plugin"]
 """``plugin``: the kernel that kernel.py builds."""
 
 FLAVOURS: tuple[DebianFlavour, ...] = ("cloud", "plain")
-"""What ``make image`` builds."""
+"""The flavours that ``make image`` builds."""
 
 GUEST = Path(__file__).resolve().parent.parent
 """The sources: this folder's parent."""
@@ -34,7 +34,7 @@ PACKAGES = GUEST.parent / "build" / "packages"
 """Debian packages, unpacked."""
 
 BUILD = GUEST.parent / "build" / "guest"
-"""What is built, one folder a flavour."""
+"""The built images, one folder for each flavour."""
 
 PLUGIN = GUEST.parent / "build" / "plugin"
 """The gcc plugin."""
@@ -45,7 +45,7 @@ KERNEL = GUEST.parent / "build" / "kernel"
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep every other process out of ``directory``, which is made where it does not exist."""
+    """Make ``directory`` if it does not exist, and keep every other process out of it."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

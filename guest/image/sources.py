@@ -14,7 +14,7 @@ _NAMES = ("Kbuild", "Makefile", "agent", "init")
 
 
 def files(*names: str) -> list[Path]:
-    """Return the sources in the folders ``names``, but nothing that a build in place left there."""
+    """Return the sources in the folders ``names``, without what a build in place left there."""
     return sorted(
         path
         for name in names

@@ -1,4 +1,4 @@
-"""Run the tools of a build: quiet unless they fail."""
+"""Runs the tools of a build, quietly unless they fail."""
 
 import os
 import re
@@ -13,17 +13,17 @@ __all__ = ("follow", "progress", "run")
 # A surrounding make must not tell the makes inside how to behave.
 _NOT_INHERITED = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
 
-# That the kernel was built by another update of the same compiler says nothing about our code.
+# The kernel may be built by another update of the same compiler; our code does not depend on it.
 _WARNING = re.compile(
     rb"^(?!warning: the compiler differs).*\bwarning:.*", re.IGNORECASE | re.MULTILINE
 )
 
-# Of a failing command.
+# How many of the last lines of a failed command an error shows.
 _LAST_LINES = 40
 
 
 def progress(text: str) -> None:
-    """Print a line about something that takes longer than a reader's patience."""
+    """Print a line before a step that takes long."""
     print(f"image: {text}", flush=True)  # noqa: T201  a command's own output
 
 

@@ -1,4 +1,4 @@
-"""The ELF file inside a vmlinuz.
+"""Unpacks the ELF file inside a vmlinuz.
 
 Layout: Documentation/x86/boot.rst, "The Real-Mode Kernel Header".  The payload is compressed as
 the kernel's configuration says, in Debian's cloud kernel with LZ4 (a frame of the legacy kind), in
@@ -29,7 +29,7 @@ _XZ_MAGIC = b"\xfd7zXZ\0"
 def extract(vmlinuz: bytes) -> bytes:
     """Return the ELF file inside ``vmlinuz``.
 
-    :raise VmlinuxError: where it is not a bzImage with an LZ4 or XZ payload.
+    :raise VmlinuxError: it is not a bzImage with an LZ4 or XZ payload.
     """
     if len(vmlinuz) < _HEADER_END or vmlinuz[_HEADER_MAGIC : _HEADER_MAGIC + 4] != b"HdrS":
         raise VmlinuxError("not a bzImage: no boot header")

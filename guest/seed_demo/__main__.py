@@ -1,6 +1,6 @@
 """Run each system of the seed mail on a guest: ``python -m guest.seed_demo``.
 
-Writes build/seed.json; the exit code says whether every row works.
+It writes build/seed.json; the exit code says whether every row works.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _WORKLOAD = "optload --state /run/optload & optreceivers 4 & " + "".join(
 
 
 def rows(guest: Guest) -> Iterator[Row]:
-    """Each row, as soon as it is known."""
+    """Yield each row as soon as it is known."""
     with attached(guest, settings(guest)) as bench:
         yield forms.inline(bench)
         yield forms.out_of_line(bench)
@@ -47,7 +47,7 @@ def rows(guest: Guest) -> Iterator[Row]:
 
 
 def main() -> int:
-    """Run the demo of the seed; answer its exit code."""
+    """Run the demo of the seed; return its exit code."""
     argparse.ArgumentParser(description="Run each system of the seed mail on a guest.").parse_args()
     _say("booting a Debian kernel with 2 vCPUs; about two minutes")
     done = []

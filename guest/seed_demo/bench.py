@@ -1,4 +1,4 @@
-"""The loaded guest that the rows work on, and what they ask of it."""
+"""Boots the loaded guest that the rows work on, and reads its counts."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ def settings(
     policy: PolicyConfig | None = None,
     learning: LearningConfig | None = None,
 ) -> GuestConfig:
-    """The daemon's settings for ``guest``."""
+    """Return the daemon's settings for ``guest``."""
     return GuestConfig(
         qemu=QemuConfig(qmp_socket=guest.qmp),
         policy=policy or PolicyConfig(),
@@ -37,18 +37,18 @@ def settings(
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What the guest checked by itself: results of one scenario, and how many were wrong."""
+    """The guest's own checks of one scenario: how many results, and how many were wrong."""
 
     calls: int
     errors: int
 
     def since(self, before: "Tally") -> "Tally":
-        """What came after ``before``."""
+        """Return what was added since ``before``."""
         return Tally(self.calls - before.calls, self.errors - before.errors)
 
 
 def tally(guest: Guest, module: str, scenario: str) -> Tally:
-    """The checks of one scenario of optbench or optseed, ``total`` for all."""
+    """Read the checks of one scenario of optbench or optseed; ``total`` is all of them."""
     for line in guest.run(f"cat /proc/{module}").splitlines():
         fields = dict(word.partition("=")[::2] for word in line.split())
         if fields.get("name") == scenario:
@@ -65,11 +65,11 @@ class Bench:
         self._decoder = Decoder(Assembler())
 
     def tally(self, module: str, scenario: str) -> Tally:
-        """See :func:`tally`."""
+        """Call :func:`tally`."""
         return tally(self.guest, module, scenario)
 
     def sites(self, module: str, scenario: str) -> list[Site]:
-        """The sites in the function of a scenario."""
+        """Return the sites in the function of a scenario."""
         function = f"{module}_{scenario}"
         return [
             site
@@ -80,7 +80,7 @@ class Bench:
     def learned(
         self, sites: Mapping[GuestVirtual, Form], seconds: float = _LOOK_SECONDS
     ) -> dict[GuestVirtual, list[GuestVirtual]]:
-        """What each site calls, most called first; the sites learn meanwhile by these forms."""
+        """Give the sites these forms; return the targets of each site, most called first."""
         self.session.apply(sites)
         time.sleep(seconds)
         counts = self.session.count()
@@ -91,7 +91,7 @@ class Bench:
         }
 
     def missed_share(self, sites: Mapping[GuestVirtual, float], seconds: float) -> float:
-        """The misses of the sites over the next ``seconds``, as a share of these calls a second."""
+        """Count misses for ``seconds``; return them as a share of these calls a second."""
         self.session.count()
         time.sleep(seconds)
         counts = self.session.count()
@@ -103,7 +103,7 @@ class Bench:
         return missed / max(1.0, seconds * sum(sites.values()))
 
     def block(self, site: Site) -> Code | None:
-        """The block behind a site, decoded from the guest's memory; ``None`` at its thunk."""
+        """Decode the block behind a site from guest memory; ``None`` if it calls its thunk."""
         session = self.session
         target = self.block_address(site)
         if target is None:
@@ -114,18 +114,18 @@ class Bench:
         return self._decoder.decode_block(code, target, stubs).form
 
     def block_address(self, site: Site) -> GuestVirtual | None:
-        """Where a site's branch goes now; ``None`` where it goes to its thunk."""
+        """Return where a site's branch goes now; ``None`` if it goes to its thunk."""
         found = self.session.space.read(site.address, site.length)
         return None if found == site.original else branch_target(found, site.address)
 
     def names(self, targets: Sequence[GuestVirtual]) -> list[str]:
-        """Functions by name."""
+        """Return the addresses of functions."""
         return [self.session.survey.symbols.name(target) for target in targets]
 
 
 @contextmanager
 def attached(guest: Guest, config: GuestConfig) -> Iterator[Bench]:
-    """Attach to ``guest``; everything is put back at the end, or it is an error."""
+    """Attach to ``guest``; at the end, put everything back, or raise."""
     with connect(config) as link:
         session = Session(link, config, time.monotonic, force=False)
         try:

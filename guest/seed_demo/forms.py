@@ -1,4 +1,4 @@
-"""The rows that put one form into the guest and look at what it does there."""
+"""The rows that put one form into the guest and observe it there."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +15,13 @@ __all__ = ("arena_reuse", "inline", "keyed_tree", "out_of_line", "static_calls",
 _SECONDS = 1.5
 _MISSED_MAX = 0.02
 _LIES_MISSED_MAX = 0.5
-"""One call of eight lies; so does about one of eight leaves, which keeps the last that it heard."""
+"""One call of eight lies, and so does about one leaf of eight, which keeps the last target."""
 _ROUNDS = 40
 _RETARGETS = 20
 
 
 def inline(bench: Bench) -> Row:
-    """Sites that the plugin made: the hottest target becomes an immediate and a direct call."""
+    """Test sites of the plugin: the hottest target becomes an immediate and a direct call."""
     scenarios = ("call_1", "call_2_skewed", "tail_1", "tail_2_skewed")
     sites = [site for name in scenarios for site in bench.sites("optseed", name) if site.inline]
     before = bench.tally("optseed", "total")
@@ -51,7 +51,7 @@ def inline(bench: Bench) -> Row:
 
 
 def out_of_line(bench: Bench) -> Row:
-    """Thunk sites of code that knows nothing of us: a chain of several targets in the arena."""
+    """Test thunk sites of unchanged code: they get a chain of several targets in the arena."""
     sites = [
         site
         for name in ("call_2_random", "call_4_random", "tail_4_random")
@@ -61,13 +61,13 @@ def out_of_line(bench: Bench) -> Row:
 
 
 def tree_by_target(bench: Bench) -> Row:
-    """A binary tree over the addresses of 16 targets, which no record has slots for at once."""
+    """Test a tree over the addresses of 16 targets, more than a record has slots."""
     sites = bench.sites("optbench", "call_4_random") + bench.sites("optbench", "tail_4_random")
     return _chosen(bench, "tree by target", "optbench", sites, _tree)
 
 
 def keyed_tree(bench: Bench) -> Row:
-    """The mail's call_table: bits of an argument find the handler, whose address is checked."""
+    """Test the mail's call_table: bits of an argument find the handler; its address is checked."""
     scenarios = ("keyed_random", "keyed_tail", "keyed_lies", "keyed_pointer")
     sites = {name: bench.sites("optseed", name)[0] for name in scenarios}
     before = bench.tally("optseed", "total")
@@ -106,7 +106,7 @@ def keyed_tree(bench: Bench) -> Row:
 
 
 def arena_reuse(bench: Bench) -> Row:
-    """Blocks are made and retired without end in an arena that stays as small as it was."""
+    """Make and retire blocks again and again in an arena that does not grow."""
     sites = bench.sites("optbench", "call_1") + bench.sites("optbench", "call_2_random")
     targets = bench.learned({site.address: LEARNING for site in sites})
     before = bench.tally("optbench", "total")
@@ -138,7 +138,7 @@ def arena_reuse(bench: Bench) -> Row:
 
 
 def static_calls(bench: Bench) -> list[Row]:
-    """Keys are pointed at one function after the other, and at none, while they are called."""
+    """Point keys at one function after the other, and at none, while they are called."""
     calls = bench.session.static_calls
     before = bench.tally("optseed", "total")
     reached: dict[str, set[str]] = {}
@@ -177,7 +177,7 @@ def static_calls(bench: Bench) -> list[Row]:
 
 
 def _point(bench: Bench, key: str, function: str | None) -> None:
-    """Point a key at a function; from then on its calls may reach only that one."""
+    """Point a key at a function; from then on its calls may reach only that function."""
     new = function or "none"
     (old,) = [seen.target for seen in bench.session.static_calls.list() if seen.key == key]
     old = old.partition(" ")[0] or "none"
@@ -187,7 +187,7 @@ def _point(bench: Bench, key: str, function: str | None) -> None:
 
 
 def _static_counts(bench: Bench) -> list[tuple[str, str, int]]:
-    """What each static call reached: scenario, target, calls."""
+    """Return what each static call reached: scenario, target, calls."""
     counts = []
     for line in bench.guest.run("cat /proc/optseed_static").splitlines():
         fields = dict(word.partition("=")[::2] for word in line.split())
@@ -210,7 +210,7 @@ def _chosen(
     sites: Sequence[Site],
     form_of: Callable[[Sequence[GuestVirtual]], Form],
 ) -> Row:
-    """A row for sites out of line whose form is made from all that they call."""
+    """Return a row for sites out of line whose form has all targets that they call."""
     before = bench.tally(module, "total")
     targets = bench.learned({site.address: LEARNING for site in sites})
     forms = {site: form_of(called) for site, called in targets.items()}
@@ -237,7 +237,7 @@ def _chosen(
 
 
 def _rates(bench: Bench, sites: Sequence[Site], seconds: float = 0.5) -> dict[GuestVirtual, float]:
-    """Calls a second of sites that learn now."""
+    """Return the calls a second of sites that learn now."""
     bench.session.count()
     time.sleep(seconds)
     counts = bench.session.count()
@@ -250,7 +250,7 @@ def _rates(bench: Bench, sites: Sequence[Site], seconds: float = 0.5) -> dict[Gu
 
 
 def _head(bench: Bench, site: Site) -> GuestVirtual | None:
-    """What the inline part of a site compares with and calls, read from the guest's text."""
+    """Read from the guest's text what the inline part of a site compares with and calls."""
     if site.inline is None:
         return None
     with bench.session.space.snapshot() as pages:

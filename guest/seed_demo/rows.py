@@ -1,4 +1,4 @@
-"""A row of the seed's table: one system, whether it works, and what that is concluded from."""
+"""A row of the seed's table: one system, whether it works, and the evidence."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Evidence = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """``works`` is concluded from ``evidence`` alone: every check in it must hold."""
+    """A row; ``works`` follows from ``evidence`` alone: every check in it must hold."""
 
     name: str
     works: bool
@@ -20,7 +20,7 @@ class Row:
 
 
 def row(name: str, checks: dict[str, bool], **seen: object) -> Row:
-    """A row that works where all of ``checks`` hold; ``seen`` is what they were made on."""
+    """Return a row that works if all of ``checks`` hold; ``seen`` has the checked figures."""
     return Row(name, all(checks.values()), {"checks": checks, **seen})
 
 

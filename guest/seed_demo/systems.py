@@ -1,4 +1,4 @@
-"""The rows that let the daemon itself work: strategies and policies, run as a user runs them."""
+"""The rows that run the daemon itself, as an operator does: strategies and policies."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ _DELIVERING = ("__netif_receive_skb*", "dev_queue_xmit_nit*", "deliver_skb*", "d
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one run of the daemon said: its report, and the hottest sites' targets over time."""
+    """The output of one run: its report, and the targets of the hottest sites over time."""
 
     report: Mapping[str, object]
     targets: Mapping[str, frozenset[tuple[str, ...]]]
@@ -40,7 +40,7 @@ class Run:
 
 
 def hysteresis(guest: Guest) -> Row:
-    """The default: two thresholds, agreement over epochs, a margin for challengers."""
+    """Test the default: two thresholds, agreement over epochs, a margin for challengers."""
     ran = _run_daemon(
         guest, "hysteresis", strategy="hysteresis", audit=True, seconds=_LEARNING_SECONDS
     )
@@ -61,7 +61,7 @@ def hysteresis(guest: Guest) -> Row:
 
 
 def continuous_on_deliver_skb(guest: Guest) -> Row:
-    """Cree's rule on the site that he began with, with IPv4, IPv6 and AF_PACKET receivers."""
+    """Test Cree's rule on his first site, with IPv4, IPv6 and AF_PACKET receivers."""
     policy = ", ".join(f'"{pattern}"' for pattern in _DELIVERING)
     text = f'[policy]\nmode = "opt-in"\ninclude = [{policy}]\n'
     # IPv4's receivers are there from the start; IPv6's come while the daemon is at work.
@@ -99,7 +99,7 @@ def continuous_on_deliver_skb(guest: Guest) -> Row:
 
 
 def opt_in_and_out(guest: Guest) -> Row:
-    """The mail's question has both answers: patterns that are let in, or kept out."""
+    """Test both answers to the mail's question: patterns that are included, or excluded."""
     patterns = ("tcp_*", "optbench:*")
 
     def functions(policy: PolicyConfig) -> set[str]:
@@ -136,7 +136,7 @@ def _run_daemon(
     text: str = "",
     at_half_time: str = "",
 ) -> Run:
-    """Run ``optpolined`` for some seconds; what it says of its hottest sites is asked for often."""
+    """Run ``optpolined`` for some seconds, and ask it often for its hottest sites."""
     configs = guest.directory / "configs"
     configs.mkdir(exist_ok=True)
     runtime, report = guest.directory / "run", guest.directory / f"{name}.json"
@@ -171,7 +171,7 @@ def _run_daemon(
 
 
 def _note(socket: Path, seen: dict[str, set[tuple[str, ...]]]) -> float:
-    """Add the targets that the hottest sites have now; for how many seconds the daemon works."""
+    """Add the targets that the hottest sites have now; return for how many seconds it works."""
     try:
         status = read_status(socket)
     except NoAnswerError:  # it attaches, or has ended

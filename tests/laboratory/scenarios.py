@@ -1,7 +1,8 @@
-"""Guests that were made up: each scenario is the calls of all its sites, epoch by epoch.
+"""Made-up guests: a scenario has the calls of all its sites, epoch by epoch.
 
-Deterministic: noise comes from a seeded generator, and not from the library's, whose sequence may
-change.  Every call is counted (``LEARNING`` stands at every site), so a trace is the whole truth.
+They are deterministic: noise comes from a seeded generator of our own, because the sequence of the
+library's may change.  Every call is counted (``LEARNING`` stands at every site), so a trace has all
+calls.
 """
 
 import math
@@ -23,33 +24,33 @@ CPUS = 2
 Rates = Mapping[int, float]
 """Calls an epoch of one site on one CPU, by the number of the target."""
 SiteRates = Callable[[int, int], Rates]
-"""The rates of an epoch on a CPU."""
+"""The rates of one epoch on one CPU."""
 
 
 def site(number: int) -> GuestVirtual:
-    """The address of a site."""
+    """Return the address of a site."""
     return GuestVirtual(0xFFFFFFFF81000000 + 16 * number)
 
 
 def target(number: int) -> GuestVirtual:
-    """The address of a target."""
+    """Return the address of a target."""
     return GuestVirtual(0xFFFFFFFF82000000 + 16 * number)
 
 
 def name(address: GuestVirtual) -> str:
-    """Its symbol."""
+    """Return the symbol of a target."""
     number, is_target = (address & 0xFFFFFF) >> 4, address >= target(0)
     return f"target_{number}" if is_target else f"caller_{number}"
 
 
 class _Noise:
-    """A counting rate is about as noisy as its square root; a linear congruence is noise enough."""
+    """Return a count with noise of about its square root; a linear congruence is good enough."""
 
     def __init__(self) -> None:
         self._state = 20181212
 
     def count(self, mean: float) -> int:
-        if mean < 50:  # it would show nowhere but in the size of the file
+        if mean < 50:  # it would only make the file larger
             return round(mean)
         self._state = (self._state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
         # The sum of four evenly spread numbers: nearly a bell, with a standard deviation of 1.
@@ -58,7 +59,7 @@ class _Noise:
 
 
 def make(title: str, epochs: int, sites: Sequence[SiteRates], *, noisy: bool = True) -> Trace:
-    """A trace of so many epochs."""
+    """Return a trace of so many epochs."""
     noise = _Noise() if noisy else None
     return _trace(
         title,
@@ -117,7 +118,7 @@ def _phases(period: int, *mixes: Rates) -> SiteRates:
 # epoch, and it takes a margin not to care.
 _FOUR = (300.0, 212.0, 200.0, 190.0)
 
-# Two hot targets, and a long thin tail of others, as most sites have that are not of one target.
+# Two hot targets and a long thin tail of others, like most sites with more than one target.
 _TAIL = 20
 _HOT = (3000.0, 1500.0)
 _TAIL_RATE = 12.0
@@ -129,12 +130,12 @@ def _with_tail(*rates: float, first: int, tail: int, scale: float = 1.0) -> dict
 
 
 def stable() -> Trace:
-    """Sites of one to four targets that never change."""
+    """Make sites of one to four targets that never change."""
     return make("stable", 160, [_steady(*_FOUR[: 1 + n], first=8 * n) for n in range(4)])
 
 
 def zipf() -> Trace:
-    """Sites with 64 targets, from so skewed that a chain pays to so even that nothing does."""
+    """Make sites with 64 targets, from so skewed that a chain pays to so even that nothing does."""
 
     def rates(exponent: float, first: int) -> SiteRates:
         weights = [1 / rank**exponent for rank in range(1, 65)]
@@ -146,7 +147,7 @@ def zipf() -> Trace:
 
 
 def phase_change() -> Trace:
-    """The hot targets of all sites are others from the middle on."""
+    """Change the hot targets of all sites in the middle."""
 
     def rates(n: int) -> SiteRates:
         phases = [_with_tail(*_HOT, first=64 * n + 4 * k, tail=64 * n + 32) for k in (0, 1)]
@@ -156,7 +157,7 @@ def phase_change() -> Trace:
 
 
 def drift() -> Trace:
-    """One hot target slowly gives way to the next one, and that to a third."""
+    """Let one hot target slowly give way to the next one, and that to a third."""
 
     def rates(n: int) -> SiteRates:
         def at(epoch: int, _cpu: int) -> Rates:
@@ -171,7 +172,7 @@ def drift() -> Trace:
 
 
 def bursts() -> Trace:
-    """Sites that are hot, nearly silent and silent in turn, each at its own pace."""
+    """Make sites that are hot, nearly silent and silent in turn, each at its own pace."""
 
     def rates(n: int, length: int) -> SiteRates:
         hot = _with_tail(*_HOT, first=64 * n, tail=64 * n + 32)
@@ -182,9 +183,9 @@ def bursts() -> Trace:
 
 
 def alternation(period: float, epochs: int, *, groups: int = 5, sites: int = 1) -> Trace:
-    """A site that calls one of so many disjoint groups of targets at a time, and then the next.
+    """Make a site that calls one of so many disjoint groups of targets at a time, then the next.
 
-    :param period: Epochs that a group lasts; where it is not whole, an epoch may see two.
+    :param period: Epochs that a group lasts; if it is not whole, an epoch may see two groups.
     """
 
     def at(epoch: int, _cpu: int) -> Rates:
@@ -202,7 +203,7 @@ def alternation(period: float, epochs: int, *, groups: int = 5, sites: int = 1) 
 
 
 def one_cpu_differs() -> Trace:
-    """One CPU calls other targets than the other does: an interrupt's, say."""
+    """Let one CPU call other targets than the other does, as for an interrupt."""
 
     def rates(n: int) -> SiteRates:
         return lambda _epoch, cpu: (
@@ -213,7 +214,7 @@ def one_cpu_differs() -> Trace:
 
 
 def wrap_and_reset() -> Trace:
-    """Counters that are about to wrap, and records that are cleared twice, as they are read."""
+    """Make counters that are about to wrap, and records that are cleared twice during a read."""
     sites, noise = 3, _Noise()
     raw = np.zeros((CPUS, sites), RECORD)
     for number in range(sites):
@@ -251,7 +252,7 @@ def _read_raw(before: Records, now: Records) -> dict[GuestVirtual, dict[int, Sit
 
 
 def cold_and_hot() -> Trace:
-    """Ten hot sites among a thousand that are called now and then."""
+    """Make ten hot sites among a thousand that are called now and then."""
 
     def rates(n: int) -> SiteRates:
         if n % 101 == 0:
@@ -276,4 +277,4 @@ SCENARIOS: dict[str, Callable[[], Trace]] = {
     "wrap-and-reset": wrap_and_reset,
     "cold-and-hot": cold_and_hot,
 }
-"""The scenarios by the name of their file."""
+"""Return the scenarios by the name of their file."""
