@@ -16,21 +16,21 @@ from guest.image.boot import Guest
 from guest.image.build import Image
 from guest.image.errors import BuildError, GuestCommandError
 from guest.image.paths import FLAVOURS, Flavour
-from optpolined.kernel.sites.declarations import RecordKind
+from optpolined.kernel.sites.declarations import DeclarationKind
 from optpolined.x86 import Register
 from tests.guest.harness import bench_calls
 
 _RUN = struct.Struct("<IHHII")
 _RECORD = struct.Struct("<iiBBBBB3x")
 _MAGIC = 0x5354504F
-_INLINE = (RecordKind.INLINE_CALL, RecordKind.INLINE_JMP)
+_INLINE = (DeclarationKind.INLINE_CALL, DeclarationKind.INLINE_JMP)
 _CALLS_AT_LEAST = 500
 # A line of dmesg that tells of trouble.
 _TROUBLE = re.compile(r"cut here|WARNING|BUG:|Oops|Call Trace|unwind|optseed: ")
 
 
 class Record(NamedTuple):
-    kind: RecordKind
+    kind: DeclarationKind
     register: int
     key: tuple[int, int, int]
 
@@ -48,7 +48,7 @@ def records(module: Path) -> list[Record]:
         at += _RUN.size
         for _ in range(count):
             _, _, kind, register, *key = _RECORD.unpack_from(data, at)
-            found.append(Record(RecordKind(kind), register, (key[0], key[1], key[2])))
+            found.append(Record(DeclarationKind(kind), register, (key[0], key[1], key[2])))
             at += _RECORD.size
     assert at == len(data)
     return found
@@ -74,8 +74,8 @@ def seed(images: dict[Flavour, Image]) -> Iterator[Guest]:
 def test_optseed_has_sites_of_every_kind(images: dict[Flavour, Image], flavour: Flavour) -> None:
     found = records(images[flavour].seed_modules["optseed"])
     kinds = Counter(record.kind for record in found)
-    assert set(kinds) == set(RecordKind)
-    assert kinds[RecordKind.TRAMPOLINE] == 2
+    assert set(kinds) == set(DeclarationKind)
+    assert kinds[DeclarationKind.TRAMPOLINE] == 2
     inline = [record for record in found if record.kind in _INLINE]
     assert {record.register for record in inline} == set(Register) - {Register.RSP}
     keys = Counter(record.key for record in inline)

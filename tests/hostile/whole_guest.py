@@ -271,7 +271,7 @@ class WholeGuest:
             self.tables.write(start + _CPU_STATS, struct.pack("<2Q", 7, 1))
         self._used("offsets", self.raw.per_cpu_offset, 8 * _CPUS)
         self._used("chunks", self.raw.record_chunks, 8)
-        self._used("counters", _PER_CPU + _CHUNK, 4 * ctypes.sizeof(abi.Record))
+        self._used("counters", _PER_CPU + _CHUNK, 4 * ctypes.sizeof(abi.CounterRecord))
         self._used("statistics", _PER_CPU + _CPU_STATS, 16)
 
     def _put_blacklist(self) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.module.abi import SiteKind
-from optpolined.kernel.sites.declarations import Declaration, RecordKind
+from optpolined.kernel.sites.declarations import Declaration, DeclarationKind
 from optpolined.kernel.sites.inline_part import InlinePart, inline_part
 from optpolined.kernel.sites.scan import Site
 from optpolined.x86 import Register
@@ -12,7 +12,7 @@ from tests.model.daemon import thunk_site
 from tests.model.world import HEADER_OF_MODEL
 from tests.unit.kernel.inline_code import emitted
 
-_RECORDS = {SiteKind.CALL: RecordKind.INLINE_CALL, SiteKind.JMP: RecordKind.INLINE_JMP}
+_RECORDS = {SiteKind.CALL: DeclarationKind.INLINE_CALL, SiteKind.JMP: DeclarationKind.INLINE_JMP}
 
 
 def inline_site(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Original
 from optpolined.kernel.module.abi import SiteKind
-from optpolined.kernel.sites.declarations import TRAMPOLINE_PREFIX, Declaration, RecordKind
+from optpolined.kernel.sites.declarations import TRAMPOLINE_PREFIX, Declaration, DeclarationKind
 from optpolined.kernel.sites.static_calls import StaticPlace, static_instruction
 from optpolined.kernel.symbols.symbols import Symbols
 from optpolined.patching.poke_entries import PokeEntries
@@ -57,8 +57,8 @@ _STRANGER = GuestVirtual(TEXT + 16)
 _RETURN = 0xC3
 
 _RECORDS = {
-    SiteKind.STATIC_CALL: RecordKind.STATIC_CALL,
-    SiteKind.STATIC_JMP: RecordKind.STATIC_JMP,
+    SiteKind.STATIC_CALL: DeclarationKind.STATIC_CALL,
+    SiteKind.STATIC_JMP: DeclarationKind.STATIC_JMP,
 }
 
 
@@ -109,7 +109,7 @@ class StaticCode:
         symbols = Symbols(self._symbols())
         nowhere = GuestVirtual(0)
         declared = [
-            Declaration(RecordKind.TRAMPOLINE, TRAMPOLINE, nowhere, None, None),
+            Declaration(DeclarationKind.TRAMPOLINE, TRAMPOLINE, nowhere, None, None),
             *(
                 Declaration(_RECORDS[kind], address, TRAMPOLINE, None, None)
                 for address, kind in self.sites

@@ -12,7 +12,7 @@ before a grace period that began after its last branch was gone.  A grace period
 never ended; the next one covers its blocks too.
 
 A new Arena is all free.  Where an earlier daemon used the same memory, that is true only after a
-grace period, and after ``adopt`` of every block that a site still branches to.
+grace period, and after ``mark_used`` for every block that a site still branches to.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -76,7 +76,7 @@ class Arena:
         self._used[first] = units
         return GuestVirtual(self.base + first * UNIT)
 
-    def adopt(self, address: GuestVirtual, size: int) -> None:
+    def mark_used(self, address: GuestVirtual, size: int) -> None:
         """Book a block that is in use already, as ``allocate`` would have.
 
         :raise ArenaError: not all of it is free, or it does not start where a block can.

@@ -88,7 +88,7 @@ class RecordAllocator:
             self._key_tables[site] = table
         return self._key_tables[site].start
 
-    def forget(self, site: GuestVirtual) -> list[int]:
+    def release_site(self, site: GuestVirtual) -> list[int]:
         """Take the records of a site that has gone, to be recycled after a grace period."""
         records = list(self._key_tables.pop(site, ()))
         record = self._of_site.pop(site, None)

@@ -168,7 +168,7 @@ class Patcher:
         _, block = self._standing(self._sites[address], pages)
         return None if block is None else self._blocks[block]
 
-    def forget(self, sites: Iterable[GuestVirtual]) -> None:
+    def drop_sites(self, sites: Iterable[GuestVirtual]) -> None:
         """Drop sites whose memory has gone with their module; their blocks are retired."""
         gone = set(sites)
         self._touched -= gone

@@ -149,7 +149,7 @@ class StaticCalls:
         self._protocol = protocol
         self._calls = calls
 
-    def follow(self, calls: Mapping[str, StaticCall]) -> None:
+    def replace_calls(self, calls: Mapping[str, StaticCall]) -> None:
         """Take note of the static calls that there are now."""
         self._calls = calls
 

@@ -207,10 +207,10 @@ class Session:
         check_text_guard(self.space, self.header)
         modules = read_modules(self.space, self.header)
         change = self.survey.follow(modules, self._entries.originals())
-        self.static_calls.follow(self.survey.static_calls)
-        self.patcher.forget(change.went)
+        self.static_calls.replace_calls(self.survey.static_calls)
+        self.patcher.drop_sites(change.went)
         for site in change.went:
-            self._stale += self.records.forget(site)
+            self._stale += self.records.release_site(site)
         return change
 
     def mend(self) -> None:
@@ -384,7 +384,7 @@ class Session:
             try:
                 size = min(BLOCK_BYTES_MAX, self.arena.base + self.arena.size - address)
                 block = decoder.decode_block(self.space.read(address, size), address, stubs)
-                self.arena.adopt(address, block.size)
+                self.arena.mark_used(address, block.size)
             except (TranslationError, CodegenError, ArenaError) as error:
                 _log.warning("a probe refers to %#x in the arena: %s", address, error)
 

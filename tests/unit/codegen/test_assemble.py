@@ -13,7 +13,7 @@ from optpolined.codegen.assemble import (
 )
 from optpolined.codegen.errors import AssembleError, DecodeError, ReachError
 from optpolined.codegen.forms import LEARNING, Chain
-from optpolined.kernel.module.abi import Record
+from optpolined.kernel.module.abi import CounterRecord
 from optpolined.x86 import THUNK_REGISTERS, Register
 
 AT = GuestVirtual(0xFFFFFFFFC0200000)
@@ -80,7 +80,7 @@ def test_the_size_is_known_before_the_address(assembler: Assembler) -> None:
 
 
 def test_hits_are_where_the_module_has_them() -> None:
-    assert Record.hits.offset == HITS_OFFSET
+    assert CounterRecord.hits.offset == HITS_OFFSET
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from optpolined.addresses import GuestPhysical, GuestVirtual
 from optpolined.kernel.errors import CountersError
-from optpolined.kernel.module.abi import RECORD_SLOTS, Record
+from optpolined.kernel.module.abi import RECORD_SLOTS, CounterRecord
 from optpolined.kernel.module.counters import (
     RECORD,
     Counters,
@@ -68,7 +68,7 @@ def counters(memory: Memory) -> Counters:
 
 
 def test_the_layout_is_that_of_the_abi() -> None:
-    raw = Record()
+    raw = CounterRecord()
     raw.slots[6].target, raw.slots[6].count, raw.other, raw.hits = 1, 2, 3, 4
     (record,) = np.frombuffer(bytes(raw), RECORD)
     assert record["slots"][6].tolist() == (1, 2)

@@ -11,8 +11,8 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import KEY_BITS_MAX, Key
 from optpolined.kernel.sites.declarations import (
     Declaration,
+    DeclarationKind,
     Declarations,
-    RecordKind,
     read_declarations,
 )
 from optpolined.x86 import Register
@@ -22,7 +22,7 @@ RUN = GuestVirtual(0xFFFF_FFFF_C060_0000)
 SIZE = 4 * PAGE_SIZE
 MAGIC = 0x5354504F
 NONE = 0xFF
-INLINE = (RecordKind.INLINE_CALL, RecordKind.INLINE_JMP)
+INLINE = (DeclarationKind.INLINE_CALL, DeclarationKind.INLINE_JMP)
 
 
 def run(*records: bytes, version: int = 1, count: int | None = None) -> bytes:
@@ -53,23 +53,23 @@ def read(data: bytes, runs: Sequence[GuestVirtual] = (RUN,)) -> Declarations:
 
 
 def test_one_record_of_each_kind() -> None:
-    keyed = record(RecordKind.INLINE_CALL, register=Register.R11, key=(Register.RDI, 4, 3))
-    plain = record(RecordKind.INLINE_JMP, site=0x40, register=Register.RAX)
-    call = record(RecordKind.STATIC_CALL, other=-0x2000)
-    tail = record(RecordKind.STATIC_JMP, other=0x30)
-    trampoline = record(RecordKind.TRAMPOLINE)
+    keyed = record(DeclarationKind.INLINE_CALL, register=Register.R11, key=(Register.RDI, 4, 3))
+    plain = record(DeclarationKind.INLINE_JMP, site=0x40, register=Register.RAX)
+    call = record(DeclarationKind.STATIC_CALL, other=-0x2000)
+    tail = record(DeclarationKind.STATIC_JMP, other=0x30)
+    trampoline = record(DeclarationKind.TRAMPOLINE)
     declared = read(run(keyed, plain, call, tail, trampoline))
     assert declared.refused == []
     assert declared.records == [
         Declaration(
-            RecordKind.INLINE_CALL,
+            DeclarationKind.INLINE_CALL,
             GuestVirtual(at_record(0) - 0x1000),
             GuestVirtual(0),
             Register.R11,
             Key(Register.RDI, 4, 3),
         ),
         Declaration(
-            RecordKind.INLINE_JMP,
+            DeclarationKind.INLINE_JMP,
             GuestVirtual(at_record(1) + 0x40),
             GuestVirtual(0),
             Register.RAX,
@@ -78,17 +78,19 @@ def test_one_record_of_each_kind() -> None:
         *(
             Declaration(kind, GuestVirtual(at_record(n) - 0x1000), GuestVirtual(other), None, None)
             for n, kind, other in (
-                (2, RecordKind.STATIC_CALL, at_record(2) + 4 - 0x2000),
-                (3, RecordKind.STATIC_JMP, at_record(3) + 4 + 0x30),
-                (4, RecordKind.TRAMPOLINE, 0),
+                (2, DeclarationKind.STATIC_CALL, at_record(2) + 4 - 0x2000),
+                (3, DeclarationKind.STATIC_JMP, at_record(3) + 4 + 0x30),
+                (4, DeclarationKind.TRAMPOLINE, 0),
             )
         ),
     ]
 
 
 def test_several_runs_each_once() -> None:
-    first = run(record(RecordKind.TRAMPOLINE))
-    second = run(record(RecordKind.TRAMPOLINE, site=8), record(RecordKind.TRAMPOLINE, site=16))
+    first = run(record(DeclarationKind.TRAMPOLINE))
+    second = run(
+        record(DeclarationKind.TRAMPOLINE, site=8), record(DeclarationKind.TRAMPOLINE, site=16)
+    )
     other = GuestVirtual(RUN + len(first))
     declared = read(first + second, [RUN, other, RUN])
     assert len(declared.records) == 3
@@ -97,7 +99,7 @@ def test_several_runs_each_once() -> None:
 
 @pytest.mark.parametrize("version", [0, 2, 0xFFFF])
 def test_another_version_says_in_one_line_to_rebuild(version: int) -> None:
-    declared = read(run(record(RecordKind.TRAMPOLINE), version=version))
+    declared = read(run(record(DeclarationKind.TRAMPOLINE), version=version))
     assert declared.records == []
     (line,) = declared.refused
     assert f"version {version}," in line
@@ -108,7 +110,7 @@ def test_another_version_says_in_one_line_to_rebuild(version: int) -> None:
 def test_what_is_no_run_is_refused() -> None:
     assert read(bytes(16)).records == []
     nowhere = GuestVirtual(RUN + SIZE)
-    beyond = run(record(RecordKind.TRAMPOLINE), count=SIZE // 16)
+    beyond = run(record(DeclarationKind.TRAMPOLINE), count=SIZE // 16)
     for declared in (read(b"", [nowhere]), read(beyond)):
         assert declared.records == []
         (line,) = declared.refused
@@ -120,12 +122,12 @@ def test_what_is_no_run_is_refused() -> None:
     [
         (record(0), "its kind is 0"),
         (record(6), "its kind is 6"),
-        (record(RecordKind.INLINE_CALL), "no target register has the number 255"),
-        (record(RecordKind.INLINE_JMP, register=Register.RSP), "no target register"),
+        (record(DeclarationKind.INLINE_CALL), "no target register has the number 255"),
+        (record(DeclarationKind.INLINE_JMP, register=Register.RSP), "no target register"),
     ],
 )
 def test_a_record_without_sense_is_refused_and_the_next_one_read(data: bytes, why: str) -> None:
-    declared = read(run(data, record(RecordKind.TRAMPOLINE)))
+    declared = read(run(data, record(DeclarationKind.TRAMPOLINE)))
     (line,) = declared.refused
     assert why in line
     assert len(declared.records) == 1
@@ -144,7 +146,7 @@ def test_a_record_without_sense_is_refused_and_the_next_one_read(data: bytes, wh
     ],
 )
 def test_a_key_that_no_block_can_test_is_refused(key: tuple[int, int, int]) -> None:
-    declared = read(run(record(RecordKind.INLINE_CALL, register=Register.R11, key=key)))
+    declared = read(run(record(DeclarationKind.INLINE_CALL, register=Register.R11, key=key)))
     assert declared.records == []
     assert len(declared.refused) == 1
 

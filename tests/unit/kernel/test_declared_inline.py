@@ -9,7 +9,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Key
 from optpolined.kernel.module.abi import SiteKind
 from optpolined.kernel.module.header import parse_header
-from optpolined.kernel.sites.declarations import Declaration, RecordKind
+from optpolined.kernel.sites.declarations import Declaration, DeclarationKind
 from optpolined.kernel.sites.declared_inline import with_inline_parts
 from optpolined.kernel.sites.inline_part import InlinePart, inline_part
 from optpolined.kernel.sites.scan import Site, scan, with_originals
@@ -19,7 +19,7 @@ from tests.unit.kernel.fake_guest import HEADER, KERNEL_TEXT, raw_header
 from tests.unit.kernel.inline_code import emitted
 
 THUNKS = parse_header(bytes(raw_header()), HEADER).thunk
-RECORDS = {SiteKind.CALL: RecordKind.INLINE_CALL, SiteKind.JMP: RecordKind.INLINE_JMP}
+RECORDS = {SiteKind.CALL: DeclarationKind.INLINE_CALL, SiteKind.JMP: DeclarationKind.INLINE_JMP}
 TARGET = GuestVirtual(KERNEL_TEXT + 0x40_0000)
 RETURN = b"\xc3"
 AT = GuestVirtual(KERNEL_TEXT + 8)
@@ -214,7 +214,7 @@ def test_declarations_of_other_texts_and_kinds_are_passed_over() -> None:
     text = text_of()
     elsewhere = declared(KERNEL_TEXT + len(text), Register.RAX)
     before = declared(KERNEL_TEXT - 1, Register.RAX)
-    call = Declaration(RecordKind.STATIC_CALL, AT, PLAIN, None, None)
+    call = Declaration(DeclarationKind.STATIC_CALL, AT, PLAIN, None, None)
     sites, refused = joined(text, [elsewhere, before, call])
     assert refused == []
     assert sites == {site.address: site for site in sites_of(text)}

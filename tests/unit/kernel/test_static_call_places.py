@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.errors import DecodeError, ReachError
 from optpolined.kernel.module.abi import SiteKind
-from optpolined.kernel.sites.declarations import Declaration, RecordKind
+from optpolined.kernel.sites.declarations import Declaration, DeclarationKind
 from optpolined.kernel.sites.static_calls import (
     StaticCall,
     StaticPlace,
@@ -50,17 +50,17 @@ CODE = {
 }
 
 
-def declared(kind: RecordKind, site: int, other: int = 0) -> Declaration:
+def declared(kind: DeclarationKind, site: int, other: int = 0) -> Declaration:
     return Declaration(kind, GuestVirtual(site), GuestVirtual(other), None, None)
 
 
 HONEST = (
-    declared(RecordKind.STATIC_CALL, CALL, KEY_A),
-    declared(RecordKind.TRAMPOLINE, KEY_A),
-    declared(RecordKind.TRAMPOLINE, KEY_B),
-    declared(RecordKind.STATIC_JMP, TAIL, KEY_A),
-    declared(RecordKind.STATIC_CALL, OTHER_CALL, KEY_B),
-    Declaration(RecordKind.INLINE_CALL, CALL, GuestVirtual(0), None, None),
+    declared(DeclarationKind.STATIC_CALL, CALL, KEY_A),
+    declared(DeclarationKind.TRAMPOLINE, KEY_A),
+    declared(DeclarationKind.TRAMPOLINE, KEY_B),
+    declared(DeclarationKind.STATIC_JMP, TAIL, KEY_A),
+    declared(DeclarationKind.STATIC_CALL, OTHER_CALL, KEY_B),
+    Declaration(DeclarationKind.INLINE_CALL, CALL, GuestVirtual(0), None, None),
 )
 
 
@@ -105,14 +105,14 @@ def test_a_key_that_is_built_without_a_target(nothing: bytes) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        declared(RecordKind.TRAMPOLINE, KEY_A + 1),  # not the function's start
-        declared(RecordKind.TRAMPOLINE, TEXT + 0x8000),  # no function, no memory
-        declared(RecordKind.TRAMPOLINE, TARGET),  # what stands there is no jmp
-        declared(RecordKind.STATIC_CALL, CALL, KEY_B),  # it goes elsewhere
-        declared(RecordKind.STATIC_CALL, TAIL, KEY_A),  # it is a jmp
-        declared(RecordKind.STATIC_JMP, CALL, KEY_A),  # it is a call
-        declared(RecordKind.STATIC_CALL, CALL + 1, KEY_A),  # not mapped, or cut off
-        declared(RecordKind.STATIC_CALL, TEXT + 0x8000, KEY_A),  # in no function
+        declared(DeclarationKind.TRAMPOLINE, KEY_A + 1),  # not the function's start
+        declared(DeclarationKind.TRAMPOLINE, TEXT + 0x8000),  # no function, no memory
+        declared(DeclarationKind.TRAMPOLINE, TARGET),  # what stands there is no jmp
+        declared(DeclarationKind.STATIC_CALL, CALL, KEY_B),  # it goes elsewhere
+        declared(DeclarationKind.STATIC_CALL, TAIL, KEY_A),  # it is a jmp
+        declared(DeclarationKind.STATIC_JMP, CALL, KEY_A),  # it is a call
+        declared(DeclarationKind.STATIC_CALL, CALL + 1, KEY_A),  # not mapped, or cut off
+        declared(DeclarationKind.STATIC_CALL, TEXT + 0x8000, KEY_A),  # in no function
     ],
 )
 def test_what_the_code_does_not_say_is_refused_and_the_others_are_taken(bad: Declaration) -> None:
@@ -125,7 +125,7 @@ def test_what_the_code_does_not_say_is_refused_and_the_others_are_taken(bad: Dec
 
 def test_a_function_that_is_not_named_as_a_trampoline_is_none() -> None:
     code = CODE | {TARGET: branch(0xE9, TARGET, OTHER)}
-    calls, refused = collect([declared(RecordKind.TRAMPOLINE, TARGET), *HONEST], code)
+    calls, refused = collect([declared(DeclarationKind.TRAMPOLINE, TARGET), *HONEST], code)
     assert calls == collect(HONEST)[0]
     assert refused == [f"the trampoline at {TARGET:#x} is named target"]
 
@@ -143,7 +143,7 @@ def test_of_two_trampolines_of_a_key_the_first_is_taken_and_no_site_of_the_other
 
 def test_calls_of_a_trampoline_that_nobody_declares_are_left_alone() -> None:
     calls, refused = collect(
-        entry for entry in HONEST if entry != declared(RecordKind.TRAMPOLINE, KEY_A)
+        entry for entry in HONEST if entry != declared(DeclarationKind.TRAMPOLINE, KEY_A)
     )
     assert list(calls) == ["b"]
     assert refused == [f"the static call at {CALL:#x} has no trampoline at {KEY_A:#x}"]
@@ -153,7 +153,7 @@ def test_calls_of_a_trampoline_that_nobody_declares_are_left_alone() -> None:
     st.lists(
         st.builds(
             declared,
-            st.sampled_from(RecordKind),
+            st.sampled_from(DeclarationKind),
             st.integers(TEXT - 8, TEXT + 0x300) | st.integers(0, 2**64 - 1),
             st.integers(TEXT - 8, TEXT + 0x300) | st.integers(0, 2**64 - 1),
         ),

@@ -7,7 +7,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.kernel.module.abi import SiteKind
 from optpolined.kernel.module.header import Header, parse_header
 from optpolined.kernel.paging import AddressSpace
-from optpolined.kernel.sites.declarations import Declaration, RecordKind
+from optpolined.kernel.sites.declarations import Declaration, DeclarationKind
 from optpolined.kernel.sites.inline_part import InlinePart, inline_part
 from optpolined.kernel.sites.scan import Site
 from optpolined.patching.arena import Arena
@@ -56,7 +56,7 @@ F2 = GuestVirtual(KERNEL_TEXT + 0x50_0000)
 F3 = GuestVirtual(KERNEL_TEXT + 0x60_0000)
 
 _PARSED = parse_header(bytes(raw_header()), HEADER)
-_RECORDS = {SiteKind.CALL: RecordKind.INLINE_CALL, SiteKind.JMP: RecordKind.INLINE_JMP}
+_RECORDS = {SiteKind.CALL: DeclarationKind.INLINE_CALL, SiteKind.JMP: DeclarationKind.INLINE_JMP}
 _OPCODES = {SiteKind.CALL: b"\xe8", SiteKind.JMP: b"\xe9"}
 
 

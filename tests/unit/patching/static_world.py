@@ -8,7 +8,7 @@ from optpolined.kernel.module.abi import PokeState, SiteKind
 from optpolined.kernel.module.header import parse_header
 from optpolined.kernel.module.module_list import GuestModule
 from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeEntry, PokeTable
-from optpolined.kernel.sites.declarations import Declaration, RecordKind
+from optpolined.kernel.sites.declarations import Declaration, DeclarationKind
 from optpolined.kernel.symbols.symbols import Symbols
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol, Write
@@ -191,9 +191,9 @@ class World(Transport):
 
     def static_calls(self, protocol: Protocol = Protocol.BREAKPOINT) -> StaticCalls:
         """As a daemon that starts now would have it."""
-        kinds = RecordKind.STATIC_CALL, RecordKind.STATIC_JMP
+        kinds = DeclarationKind.STATIC_CALL, DeclarationKind.STATIC_JMP
         declarations = [
-            *(Declaration(RecordKind.TRAMPOLINE, key, NOWHERE, None, None) for key in KEYS),
+            *(Declaration(DeclarationKind.TRAMPOLINE, key, NOWHERE, None, None) for key in KEYS),
             *(
                 Declaration(kind, site, key, None, None)
                 for key, sites in KEYS.items()

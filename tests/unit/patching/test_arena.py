@@ -64,7 +64,7 @@ def test_the_shortest_range_that_holds_it_is_used() -> None:
 def test_adopted_blocks_are_used() -> None:
     arena = Arena(BASE, 160)
     middle = GuestVirtual(BASE + 64)
-    arena.adopt(middle, 20)
+    arena.mark_used(middle, 20)
     assert arena.usage() == Usage(used=32, retired=0, free=128)
     for address, size in (
         (middle, 1),
@@ -72,9 +72,9 @@ def test_adopted_blocks_are_used() -> None:
         (GuestVirtual(BASE + 128), 33),
     ):
         with pytest.raises(ArenaError, match="not free"):
-            arena.adopt(address, size)
-    arena.adopt(BASE, 64)
-    arena.adopt(GuestVirtual(BASE + 96), 64)
+            arena.mark_used(address, size)
+    arena.mark_used(BASE, 64)
+    arena.mark_used(GuestVirtual(BASE + 96), 64)
     arena.retire(middle)
     arena.grace_end(arena.grace_begin())
     assert arena.allocate(32) == middle
@@ -102,7 +102,7 @@ def test_sizes_that_make_no_sense(size: int) -> None:
     with pytest.raises(ArenaError):
         arena.allocate(size)
     with pytest.raises(ArenaError):
-        arena.adopt(BASE, size)
+        arena.mark_used(BASE, size)
 
 
 def test_tokens_that_were_not_given() -> None:
@@ -174,9 +174,9 @@ class ArenaMachine(RuleBasedStateMachine):
         wanted = range(first, first + units)
         if first + units > self.UNITS or set(wanted) & set(self.taken()):
             with pytest.raises(ArenaError):
-                self.arena.adopt(address, units * UNIT)
+                self.arena.mark_used(address, units * UNIT)
             return GuestVirtual(0)
-        self.arena.adopt(address, units * UNIT)
+        self.arena.mark_used(address, units * UNIT)
         self.book(address, units)
         return address
 

@@ -66,7 +66,7 @@ def test_the_key_table_of_a_site_that_has_gone_is_recycled_with_its_record() -> 
     records = RecordAllocator(range(8))
     assert records.of(A) == 0
     assert records.key_table(A, 4) == 4
-    assert records.forget(A) == [4, 5, 6, 7, 0]
+    assert records.release_site(A) == [4, 5, 6, 7, 0]
     assert records.site(0) is None
     assert records.key_table(B, 4) is None, "not before they are cleared"
     records.recycle([4, 5, 6, 7, 0])
@@ -113,7 +113,7 @@ def test_no_record_is_given_twice(
                 stale.append(old)
                 own[site] = records.of(site) or 0
         elif wish == "forget":
-            assert sorted(records.forget(site)) == sorted(
+            assert sorted(records.release_site(site)) == sorted(
                 [*tables.pop(site, ()), *([own.pop(site)] if site in own else [])]
             )
         elif isinstance(wish, int) and site not in tables:

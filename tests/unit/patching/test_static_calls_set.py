@@ -162,7 +162,7 @@ def test_somebody_who_knows_no_key_is_told_of_some(world: World) -> None:
 
 def _followed(world: World, keys: Sequence[str]) -> StaticCalls:
     calls, known = world.static_calls(), world.static_calls()._calls["number"]
-    calls.follow(dict.fromkeys(keys, known))
+    calls.replace_calls(dict.fromkeys(keys, known))
     return calls
 
 

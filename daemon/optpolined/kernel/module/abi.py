@@ -19,12 +19,12 @@ __all__ = (
     "RECORD_SLOTS",
     "STATIC_KINDS",
     "STRUCTS",
+    "CounterRecord",
     "CpuStats",
     "Header",
     "Module",
     "PokeEntry",
     "PokeState",
-    "Record",
     "RequestOp",
     "SiteKind",
     "Slot",
@@ -84,7 +84,7 @@ class Slot(ctypes.LittleEndianStructure):
     )
 
 
-class Record(ctypes.LittleEndianStructure):
+class CounterRecord(ctypes.LittleEndianStructure):
     """``struct optp_record``: what one CPU saw at one site."""
 
     _fields_ = (
@@ -172,7 +172,7 @@ class Header(ctypes.LittleEndianStructure):
 
 STRUCTS: dict[str, type[ctypes.LittleEndianStructure]] = {
     "optp_slot": Slot,
-    "optp_record": Record,
+    "optp_record": CounterRecord,
     "optp_poke_entry": PokeEntry,
     "optp_cpu_stats": CpuStats,
     "optp_module": Module,
@@ -186,7 +186,7 @@ def offset_of(struct: type[ctypes.LittleEndianStructure], field: str) -> int:
     return offset
 
 
-assert ctypes.sizeof(Record) == 64
+assert ctypes.sizeof(CounterRecord) == 64
 assert ctypes.sizeof(PokeEntry) == 32
 assert ctypes.sizeof(Module) == 96
 assert ctypes.sizeof(Header) == 440

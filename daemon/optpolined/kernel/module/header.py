@@ -106,7 +106,7 @@ def parse_header(data: bytes, address: GuestVirtual) -> Header:
         raise AbiMismatchError(raw.abi_version, abi.ABI_VERSION)
     _equal("header_size", raw.header_size, HEADER_SIZE)
     _equal("poke_entry_size", raw.poke_entry_size, ctypes.sizeof(abi.PokeEntry))
-    _equal("record_size", raw.record_size, ctypes.sizeof(abi.Record))
+    _equal("record_size", raw.record_size, ctypes.sizeof(abi.CounterRecord))
     _equal("records_per_chunk", raw.records_per_chunk, abi.RECORDS_PER_CHUNK)
     _between("vmcoreinfo_size", raw.vmcoreinfo_size, (1, NOTE_SIZE_MAX))
     if raw.vmcoreinfo_paddr & ~(ADDRESS_MASK | (PAGE_SIZE - 1)):

@@ -22,8 +22,8 @@ from optpolined.x86 import Register
 __all__ = (
     "TRAMPOLINE_PREFIX",
     "Declaration",
+    "DeclarationKind",
     "Declarations",
-    "RecordKind",
     "read_declarations",
 )
 
@@ -40,7 +40,7 @@ _RECORDS_MAX: Final = 1 << 17
 _NO_REGISTER: Final = 0xFF
 
 
-class RecordKind(IntEnum):
+class DeclarationKind(IntEnum):
     """``enum optp_sites_kind``."""
 
     INLINE_CALL = 1
@@ -50,15 +50,15 @@ class RecordKind(IntEnum):
     TRAMPOLINE = 5
 
 
-_KINDS: Final = frozenset(RecordKind)
-_INLINE: Final = frozenset({RecordKind.INLINE_CALL, RecordKind.INLINE_JMP})
+_KINDS: Final = frozenset(DeclarationKind)
+_INLINE: Final = frozenset({DeclarationKind.INLINE_CALL, DeclarationKind.INLINE_JMP})
 
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
     """One record; ``other`` is 0 where there is none, ``register`` None where it names none."""
 
-    kind: RecordKind
+    kind: DeclarationKind
     site: GuestVirtual
     other: GuestVirtual
     register: Register | None
@@ -134,7 +134,7 @@ def _take(at: GuestVirtual, data: bytes, declared: Declarations) -> None:
         return
     declared.records.append(
         Declaration(
-            kind=RecordKind(kind),
+            kind=DeclarationKind(kind),
             site=_address(at + site),
             other=_address(at + _OTHER_OFFSET + other) if other else GuestVirtual(0),
             register=Register(register) if kind in _INLINE else None,

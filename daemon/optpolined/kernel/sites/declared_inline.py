@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.sites.declarations import Declaration, RecordKind
+from optpolined.kernel.sites.declarations import Declaration, DeclarationKind
 from optpolined.kernel.sites.inline_part import inline_part
 from optpolined.kernel.sites.scan import Site
 from optpolined.x86 import Register
 
 __all__ = ("with_inline_parts",)
 
-_INLINE = frozenset({RecordKind.INLINE_CALL, RecordKind.INLINE_JMP})
+_INLINE = frozenset({DeclarationKind.INLINE_CALL, DeclarationKind.INLINE_JMP})
 
 
 def with_inline_parts(

@@ -17,7 +17,7 @@ from typing import Final
 
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.module.abi import INLINE_BRANCH
-from optpolined.kernel.sites.declarations import Declaration, RecordKind
+from optpolined.kernel.sites.declarations import Declaration, DeclarationKind
 from optpolined.x86 import Register
 
 __all__ = ("InlinePart", "inline_part")
@@ -67,7 +67,7 @@ def inline_part(
     code = text[offset : offset + _INLINE_MAX] if 0 <= offset < len(text) else b""
     register = declaration.register
     assert register is not None
-    is_call = declaration.kind is RecordKind.INLINE_CALL
+    is_call = declaration.kind is DeclarationKind.INLINE_CALL
     branch_at = GuestVirtual(declaration.site + INLINE_BRANCH)
     opcode = bytes([_CALL if is_call else _JMP])
     branch = opcode + _rel32(branch_at + _BRANCH_SIZE, thunks[register])

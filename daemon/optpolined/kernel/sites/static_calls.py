@@ -16,7 +16,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import branch_target, site_instruction
 from optpolined.codegen.errors import DecodeError
 from optpolined.kernel.module.abi import SiteKind
-from optpolined.kernel.sites.declarations import TRAMPOLINE_PREFIX, Declaration, RecordKind
+from optpolined.kernel.sites.declarations import TRAMPOLINE_PREFIX, Declaration, DeclarationKind
 from optpolined.kernel.sites.scan import FunctionRange
 
 __all__ = (
@@ -78,7 +78,7 @@ def collect_static_calls(
     sites: dict[GuestVirtual, list[StaticPlace]] = {}
     keys: set[str] = set()
     for declaration in declarations:
-        if declaration.kind is RecordKind.TRAMPOLINE:
+        if declaration.kind is DeclarationKind.TRAMPOLINE:
             place = _trampoline(declaration.site, code)
             home = function(declaration.site)
             if place is None or home is None or home.start != place.address:
@@ -90,7 +90,7 @@ def collect_static_calls(
                 continue
             keys.add(key)
             trampolines[place.address] = (key, home.module, place)
-        elif declaration.kind in (RecordKind.STATIC_CALL, RecordKind.STATIC_JMP):
+        elif declaration.kind in (DeclarationKind.STATIC_CALL, DeclarationKind.STATIC_JMP):
             found = _site(declaration, code) if function(declaration.site) else None
             if found is None:
                 refused.append(f"the static call at {declaration.site:#x} is not taken for one")
@@ -149,7 +149,7 @@ def _trampoline(
 def _site(
     declaration: Declaration, code: Callable[[GuestVirtual, int], bytes]
 ) -> StaticPlace | None:
-    is_call = declaration.kind is RecordKind.STATIC_CALL
+    is_call = declaration.kind is DeclarationKind.STATIC_CALL
     kind = SiteKind.STATIC_CALL if is_call else SiteKind.STATIC_JMP
     found = code(declaration.site, _BRANCH_SIZE)
     place = StaticPlace(declaration.site, found, kind, declaration.other)
