@@ -157,7 +157,7 @@ def _run(
         recovered = recover_only(config)
         OverrideFile(
             config.runtime_directory, options.guest
-        ).forget()  # there is to be no next daemon
+        ).remove()  # there is to be no next daemon
         sys.stdout.write(f"{recovered}\n")
         return EXIT_OK if recovered.is_complete else EXIT_FAILED
     stop, hung_up = threading.Event(), threading.Event()

@@ -127,8 +127,8 @@ def attached(guest: Guest, seconds: float) -> Iterator[Work]:
             duration_seconds=None,
             stop=stop,
             show=look,
-            rules=Overrides(policy),
-            saved_overrides=OverrideFile(config.runtime_directory, "drivers"),
+            overrides=Overrides.of_policy(policy),
+            override_file=OverrideFile(config.runtime_directory, "drivers"),
             endpoints=Endpoints("drivers", config),
             reread=lambda: None,
         )

@@ -49,11 +49,11 @@ class Learner:
         return self._runner.decision
 
     def relearn(self, site: GuestVirtual) -> None:
-        """Forget what was learned of a site, as if its module had gone and come back."""
+        """Drop what was learned of a site, as if its module had been loaded anew."""
         self._follow((site,), (site,))
 
-    def follow(self, change: ModuleChange) -> None:
-        """Sites came and went with their modules."""
+    def follow_modules(self, change: ModuleChange) -> None:
+        """Take in the sites of loaded modules, and drop those of unloaded ones."""
         self._follow(change.came, change.went)
 
     def _follow(self, came: Iterable[GuestVirtual], went: Iterable[GuestVirtual]) -> None:
@@ -63,14 +63,14 @@ class Learner:
         if self._recorder is not None:
             self._recorder.follow(keys, went)
 
-    def rule(self, overrides: Mapping[GuestVirtual, Override]) -> None:
-        """Decide about these sites, and no others, by what somebody said."""
+    def override_sites(self, overrides: Mapping[GuestVirtual, Override]) -> None:
+        """Let the operator decide about these sites, and the strategy about all others."""
         self._runner.rule(overrides)
         if self._recorder is not None:
             self._recorder.rule(overrides)
 
-    def adopt(self, config: LearningConfig) -> None:
-        """Go on with other settings."""
+    def reload(self, config: LearningConfig) -> None:
+        """Use other settings from the next epoch on."""
         self._runner.adopt(config)
         if self._recorder is not None:
             self._recorder.adopt(config)

@@ -31,10 +31,10 @@ class Job:
     duration_seconds: float | None
     stop: threading.Event
     show: Callable[[Status], None]
-    rules: Overrides
-    """What people have decided about sites; outlives an attachment."""
-    saved_overrides: OverrideFile
-    """Where what people order is kept."""
+    overrides: Overrides
+    """What the operator has decided about sites; outlives an attachment."""
+    override_file: OverrideFile
+    """Where the overrides are kept for a daemon that follows a crash."""
     endpoints: Endpoints
     """Who is told, and who asks; outlives an attachment too."""
     reread: Callable[[], GuestConfig | None]

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 from optpolined.addresses import GuestVirtual
-from optpolined.api.requests import Question
 from optpolined.api.status import DaemonPhase
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Original
 from optpolined.config import GuestConfig
@@ -17,7 +16,7 @@ from optpolined.control.event_log import EventLog
 from optpolined.control.learner import Learner
 from optpolined.control.names import Names
 from optpolined.control.operator import Operator
-from optpolined.control.override_file import Standstill
+from optpolined.control.overrides import Standstill
 from optpolined.control.recorder import Recorder
 from optpolined.daemon.change_log import log_changes
 from optpolined.daemon.job import Job
@@ -45,9 +44,6 @@ _log = logging.getLogger(__name__)
 _MIGRATION_SECONDS = 0.1
 """Between two looks at whether a migration has ended."""
 
-_REQUESTS_AT_ONCE = 16
-"""Of each look: whoever asks without end shall not keep the next epoch waiting."""
-
 _RETRY_EPOCHS = 20
 """A site that held somebody else's bytes is looked at again after so many epochs."""
 
@@ -67,7 +63,7 @@ class ReconcileLoop:
         inventory = survey.inventory
         names = Names(survey.symbols, inventory.eligible, inventory.reasons, session.is_target)
         self._operator = Operator(
-            job.rules, survey, self._learner, names, job.saved_overrides.write
+            job.overrides, survey, self._learner, names, job.override_file.write
         )
         self._forms: dict[GuestVirtual, Found] = {}
         self._shunned: dict[GuestVirtual, int] = {}
@@ -174,17 +170,11 @@ class ReconcileLoop:
             self._job.rest(left)
             if (config := self._job.reread()) is not None:
                 self._adopt(config)
-            self._answer_some()
-
-    def _answer_some(self) -> None:
-        requests = self._job.endpoints.requests
-        for _ in range(_REQUESTS_AT_ONCE):
-            if (asked := requests.take()) is None:
-                return
-            said = self._handler.answer(asked.request, self._pause())
-            if not isinstance(asked.request, Question):
-                self._tell(self._pause() or self._at_work())
-            asked.answer(said)
+            self._handler.answer_waiting(
+                self._job.endpoints.requests,
+                self._pause,
+                lambda: self._tell(self._pause() or self._at_work()),
+            )
 
     def _adopt(self, config: GuestConfig) -> None:
         """Go by another configuration, as far as that can be while the guest is attached."""
@@ -192,8 +182,8 @@ class ReconcileLoop:
         with self._job.notifier.reloading():
             self._job.config = self._config = reread.config
             self._status_view = replace(self._status_view, config=reread.config)
-            self._learner.adopt(reread.config.learning)
-            self._operator.adopt(reread.config.policy)
+            self._learner.reload(reread.config.learning)
+            self._operator.reload_policy(reread.config.policy)
         _log.info(
             "the configuration is read again: %s; what was asked of pins and bans is forgotten",
             reread,
@@ -283,7 +273,7 @@ class ReconcileLoop:
                 self._forms,
                 patcher.room_bytes,
                 self._epoch,
-                self._operator.pinned(),
+                self._operator.pinned_sites,
             ).items()
             if form != self._forms.get(site, ORIGINAL) and self._shunned.get(site, 0) <= self._epoch
         }
@@ -308,8 +298,8 @@ class ReconcileLoop:
         change = self._session.follow_modules()
         if change is None:
             return
-        self._learner.follow(change)
-        self._operator.follow()
+        self._learner.follow_modules(change)
+        self._operator.apply_overrides()
         self._rates.drop_sites(change.went)
         self._event_log.forget(change.went)
         for site in change.went:

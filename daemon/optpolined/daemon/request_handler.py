@@ -1,7 +1,9 @@
-"""What becomes of a request, which the reconcile loop takes between two epochs."""
+"""Carries out the requests that wait, between two epochs of the reconcile loop."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from optpolined.api.request_queue import RequestQueue
 from optpolined.api.requests import (
     Answer,
     Explain,
@@ -25,6 +27,9 @@ from optpolined.views.site_table import SiteTable
 
 __all__ = ("RequestHandler",)
 
+_AT_ONCE = 16
+"""A client that asks without pause must not delay the next epoch."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestHandler:
@@ -35,11 +40,33 @@ class RequestHandler:
     operator: Operator
     table: SiteTable
 
-    def answer(self, request: Request, pause: DaemonPhase | None) -> Answer:
-        """Do what was asked.
+    def answer_waiting(
+        self,
+        requests: RequestQueue,
+        pause: Callable[[], DaemonPhase | None],
+        publish: Callable[[], None],
+    ) -> None:
+        """Answer the oldest requests, as many as one look allows.
 
-        :param pause: Why nothing may be changed now, if so.
-        :raise KernelError: the guest is not what it was.
+        :param pause: Returns the phase in which nothing may be changed; ``None`` outside of one.
+        :param publish: Renews the status.  It is called before a command is answered, so that a
+            client which reads the status next finds the change in it.
+        :raise KernelError: as :meth:`answer`.
+        """
+        for _ in range(_AT_ONCE):
+            pending = requests.take()
+            if pending is None:
+                return
+            answer = self.answer(pending.request, pause())
+            if not isinstance(pending.request, Question):
+                publish()
+            pending.answer(answer)
+
+    def answer(self, request: Request, pause: DaemonPhase | None) -> Answer:
+        """Carry out one request.
+
+        :param pause: The phase in which nothing may be changed; ``None`` outside of one.
+        :raise KernelError: the guest is not what it was at attach.
         """
         try:
             match request:
@@ -50,20 +77,20 @@ class RequestHandler:
                 case SetStaticCall():
                     return self._set(request, pause)
                 case ListSites() | Explain() | ListStaticCalls():
-                    return self._tell(request, pause)
+                    return self._answer_question(request, pause)
                 case _:
-                    return self._govern(request)
+                    return self._carry_out(request)
         except QemuError as error:
             return Answer(outcome="failed", says=str(error))
 
-    def _govern(self, order: OperatorCommand) -> Answer:
-        """Nothing is touched now: the next epoch makes it so, as soon as something may change."""
+    def _carry_out(self, command: OperatorCommand) -> Answer:
+        """Change the overrides; the next epoch that may change sites applies them."""
         try:
-            return Answer(outcome="done", says=self.operator.change(order))
+            return Answer(outcome="done", says=self.operator.carry_out(command))
         except NameRefusedError as error:
             return Answer(outcome="refused", says=str(error))
 
-    def _tell(self, question: Question, pause: DaemonPhase | None) -> Answer:
+    def _answer_question(self, question: Question, pause: DaemonPhase | None) -> Answer:
         if pause is DaemonPhase.MIGRATING and not isinstance(question, ListSites):
             return _not_now(pause)  # even to read may take stops
         match question:

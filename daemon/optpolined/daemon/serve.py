@@ -73,8 +73,8 @@ def serve(
             duration_seconds=options.duration_seconds,
             stop=stop,
             show=show,
-            rules=Overrides(config.policy),
-            saved_overrides=OverrideFile(config.runtime_directory, guest),
+            overrides=Overrides.of_policy(config.policy),
+            override_file=OverrideFile(config.runtime_directory, guest),
             endpoints=stack.enter_context(Endpoints(guest, config)),
             reread=options.reread,
             notifier=options.notifier,
@@ -82,7 +82,7 @@ def serve(
         if options.record is not None:
             job.recording = stack.enter_context(closing(Recording(options.record)))
         report = _serve(job)
-        job.saved_overrides.forget()
+        job.override_file.remove()
         return report
 
 
@@ -135,9 +135,9 @@ def _take_over(job: Job) -> None:
     """Go on by the orders that a daemon that died was given; they hold from the first attach."""
     if job.attached_at is not None:
         return
-    saved_overrides = job.saved_overrides.read()
-    if saved_overrides is not None:
-        job.rules.obey(saved_overrides)
+    saved = job.override_file.read()
+    if saved is not None:
+        job.overrides.resume(saved)
         _log.warning("what the last daemon was ordered holds on; see `optpolinectl status`")
 
 

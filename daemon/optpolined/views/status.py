@@ -16,7 +16,7 @@ from optpolined.control.call_rates import CallRates, Rate
 from optpolined.control.event_log import EventLog
 from optpolined.control.learner import Learner
 from optpolined.control.operator import Operator
-from optpolined.control.override_file import Standstill
+from optpolined.control.overrides import Standstill
 from optpolined.kernel.module.abi import ABI_VERSION
 from optpolined.patching.inline_sites import Found
 from optpolined.session.link import Link
@@ -82,7 +82,7 @@ class StatusView:
             states=dict(Counter(learner.states.values())),
             targets_histogram=dict(Counter(len(chain.targets) for chain in promoted.values())),
             hottest=self._hottest(rates, promoted),
-            ruled=self.operator.ruled(),
+            ruled=self.operator.overridden_sites(),
             counted_calls=tally.counted_calls + self.rates.counted_calls,
             missed_calls=tally.missed_calls + self.rates.missed_calls,
             direct_per_second=worth.direct_per_second,

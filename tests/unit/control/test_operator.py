@@ -1,12 +1,11 @@
 """The rules over a learner: what is asked for while it runs, another policy, the table of sites."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from optpolined.addresses import GuestVirtual
 from optpolined.api.refusal import Refusal
 from optpolined.api.requests import (
     Answer,
@@ -15,81 +14,18 @@ from optpolined.api.requests import (
     ListSites,
     Pin,
     Relearn,
-    Request,
     Revert,
     Thaw,
     Unpin,
 )
 from optpolined.api.sites import SiteRow
 from optpolined.api.status import Status
-from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
-from optpolined.config import LearningConfig, PolicyConfig
-from optpolined.control.call_rates import CallRates
-from optpolined.control.event_log import EventLog
-from optpolined.control.learner import Learner
-from optpolined.control.names import Names
-from optpolined.control.operator import Operator
-from optpolined.control.override_file import SavedOverrides, Standstill
-from optpolined.control.overrides import Overrides
+from optpolined.codegen.forms import LEARNING, ORIGINAL
+from optpolined.config import PolicyConfig
+from optpolined.control.overrides import Standstill
 from optpolined.ctl import main as ctl
-from optpolined.daemon.request_handler import RequestHandler
-from optpolined.kernel.symbols.symbols import Symbols
-from optpolined.learning.strategy import Snapshot
-from optpolined.patching.inline_sites import Found
-from optpolined.patching.static_calls import StaticCalls
-from optpolined.session.session import Session
-from optpolined.session.stub_handover import StubHandover
-from optpolined.session.survey import Inventory, Survey
-from optpolined.views.site_table import SiteTable
-from tests.unit.control.test_overrides import SITES, SYMBOLS, TARGETS, at
+from tests.unit.control.made_up import PINNED, WITHHELD, Guest, at
 from tests.unit.ctl.fake_daemon import served as serve_answers
-
-WITHHELD = at(0x320)
-PINNED = Chain((at(0x100),))
-
-
-class Guest:
-    """Six sites, of which the policy withholds one, and no machine behind them."""
-
-    def __init__(
-        self, policy: PolicyConfig, keep: Callable[[SavedOverrides], None] = lambda _: None
-    ) -> None:
-        eligible = {address: site for address, site in SITES.items() if address != WITHHELD}
-        self.survey = survey = Survey.__new__(Survey)
-        survey.symbols = Symbols(SYMBOLS)
-        reasons = {at(0x30): Refusal.NOINSTR, WITHHELD: Refusal.POLICY_EXCLUDED}
-        survey.inventory = Inventory(eligible, reasons, {WITHHELD: SITES[WITHHELD]})
-        session = Session.__new__(Session)
-        session.survey = survey
-        self.learner = Learner(LearningConfig(), session)
-        names = Names(survey.symbols, eligible, reasons, TARGETS.__contains__)
-        self.operator = Operator(Overrides(policy), survey, self.learner, names, keep)
-        self.event_log = EventLog(lambda: 1e9, survey.symbols.name)
-        self.forms: dict[GuestVirtual, Found] = {}
-        table = SiteTable(
-            session=session,
-            learner=self.learner,
-            names=names,
-            rates=CallRates(),
-            event_log=self.event_log,
-            forms=lambda: self.forms,
-        )
-        self.clerk = RequestHandler(
-            StubHandover.__new__(StubHandover),
-            StaticCalls.__new__(StaticCalls),
-            self.operator,
-            table,
-        )
-        self.epoch = 0
-
-    def wanted(self) -> dict[int, Form]:
-        """After one more epoch, in which nobody called anything."""
-        self.epoch += 1
-        self.learner.decide(Snapshot(self.epoch, 0.5, {}, dict(self.learner.wanted)))
-        return {site: form for site, form in self.learner.wanted.items() if form != LEARNING}
-
-    def ask(self, request: Request) -> Answer:
-        return self.clerk.answer(request, None)
 
 
 @pytest.fixture
@@ -102,8 +38,8 @@ def test_a_pin_and_a_ban_hold_from_the_next_epoch_on(guest: Guest) -> None:
     assert guest.ask(Pin(site="alpha+0x10", target="beta")).outcome == "done"
     assert guest.ask(Ban(what="beta")).outcome == "done"
     assert guest.wanted() == {at(0x10): PINNED, at(0x100): ORIGINAL}
-    assert guest.operator.pinned() == {at(0x10)}
-    assert [(site.site, site.state, site.reason) for site in guest.operator.ruled()] == [
+    assert guest.operator.pinned_sites == {at(0x10)}
+    assert [(site.site, site.state, site.reason) for site in guest.operator.overridden_sites()] == [
         ("alpha+0x10", "pinned", "pinned to beta"),
         ("beta", "banned", "banned by 'beta'"),
     ]
@@ -122,11 +58,11 @@ def test_what_cannot_be_changes_nothing(guest: Guest) -> None:
 
 def test_another_policy_lets_sites_in_and_puts_others_back(guest: Guest) -> None:
     guest.ask(Pin(site="alpha+0x10", target="beta"))
-    guest.operator.adopt(PolicyConfig(exclude=("alpha",)))
+    guest.operator.reload_policy(PolicyConfig(exclude=("alpha",)))
     assert guest.wanted() == {at(0x10): ORIGINAL, at(0x20): ORIGINAL}
     assert guest.learner.wanted[WITHHELD] == LEARNING
     assert guest.survey.inventory.skipped == {"noinstr": 1}
-    guest.operator.adopt(PolicyConfig())
+    guest.operator.reload_policy(PolicyConfig())
     assert guest.wanted() == {}
 
 
@@ -196,7 +132,7 @@ def test_a_standstill_holds_until_it_is_taken_back(guest: Guest) -> None:
 @contextmanager
 def served(guest: Guest, directory: Path) -> Iterator[None]:
     """A daemon's socket, and a loop behind it."""
-    status = Status("vm1", ruled=guest.operator.ruled())
+    status = Status("vm1", ruled=guest.operator.overridden_sites())
     with serve_answers(directory, guest.ask, lambda: status):
         yield
 

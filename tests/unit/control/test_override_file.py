@@ -8,50 +8,48 @@ import pytest
 from optpolined import cli
 from optpolined.api.requests import Ban, Freeze, Pin, Revert
 from optpolined.config import PolicyConfig
-from optpolined.control.override_file import OverrideFile, SavedOverrides, Standstill
-from optpolined.control.overrides import Overrides
+from optpolined.control.override_file import OverrideFile
+from optpolined.control.overrides import Overrides, Standstill
 from optpolined.session.recover_only import Recovered
-from tests.unit.control.test_operator import Guest
+from tests.unit.control.made_up import Guest
 
 POLICY = PolicyConfig(bans=("zeta",))
 
 
-def ordered(book: OverrideFile) -> SavedOverrides:
+def ordered(file: OverrideFile) -> Overrides:
     """The orders of a daemon that was told a few things, and then died."""
-    guest = Guest(POLICY, book.write)
+    guest = Guest(POLICY, file.write)
     for order in (Pin(site="alpha+0x10", target="beta"), Ban(what="b*"), Revert(site="alpha+0x20")):
         assert guest.ask(order).outcome == "done"
     guest.ask(Freeze())
-    kept = book.read()
+    kept = file.read()
     assert kept is not None
     return kept
 
 
 def test_orders_outlive_a_daemon_that_died(tmp_path: Path) -> None:
     kept = ordered(OverrideFile(tmp_path, "vm1"))
-    assert kept == SavedOverrides(
+    assert kept == Overrides(
         POLICY, {"alpha+0x10": "beta"}, ["zeta", "b*"], ["alpha+0x20"], Standstill.FROZEN
     )
-    rules = Overrides(POLICY)
-    rules.obey(kept)
-    assert rules.saved_overrides() == kept
+    overrides = Overrides.of_policy(POLICY)
+    overrides.resume(kept)
+    assert overrides == kept
 
 
 def test_another_policy_forgets_pins_and_bans_as_a_hang_up_does(tmp_path: Path) -> None:
     kept = ordered(OverrideFile(tmp_path, "vm1"))
-    rules = Overrides(PolicyConfig())
-    rules.obey(kept)
-    assert rules.saved_overrides() == SavedOverrides(
-        PolicyConfig(), {}, [], ["alpha+0x20"], Standstill.FROZEN
-    )
+    overrides = Overrides.of_policy(PolicyConfig())
+    overrides.resume(kept)
+    assert overrides == Overrides(PolicyConfig(), {}, [], ["alpha+0x20"], Standstill.FROZEN)
 
 
 def test_a_daemon_that_ends_leaves_no_orders(tmp_path: Path) -> None:
-    book = OverrideFile(tmp_path, "vm1")
-    assert book.read() is None
-    ordered(book)
-    book.forget()
-    book.forget()
+    file = OverrideFile(tmp_path, "vm1")
+    assert file.read() is None
+    ordered(file)
+    file.remove()
+    file.remove()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -73,7 +71,7 @@ def test_what_cannot_be_kept_holds_all_the_same(
     guest = Guest(POLICY, OverrideFile(tmp_path / "absent", "vm1").write)
     assert guest.ask(Freeze()).outcome == "done"
     assert guest.operator.standstill is Standstill.FROZEN
-    assert "will not outlive this daemon" in caplog.text
+    assert "will not survive a crash" in caplog.text
 
 
 def test_who_only_recovers_leaves_no_orders(
