@@ -13,8 +13,9 @@
  * there is marked unreliable.
  */
 #include <linux/linkage.h>
-#include <asm/orc_types.h>
 #include <asm/page_types.h>
+
+#include "compat.h"
 
 #if OPTP_ARENA_MIB < 1 || OPTP_ARENA_MIB > 64
 #error "ARENA_MIB must be 1 to 64"
@@ -31,7 +32,7 @@ SYM_INNER_LABEL(optp_arena_end, SYM_L_GLOBAL)
 	.long	optp_arena - .
 	.long	optp_arena_end - .
 
-	/* struct orc_entry: sp_offset, bp_offset, sp_reg | bp_reg << 4 | type << 8 */
+	/* struct orc_entry: sp_offset, bp_offset, and what compat.h says */
 	.section .orc_unwind, "a"
-	.short	8, 0, ORC_REG_SP
+	.short	8, 0, OPTP_ORC_ENTERED
 	.short	0, 0, ORC_REG_UNDEFINED

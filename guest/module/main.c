@@ -19,7 +19,6 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/cpumask.h>
-#include <linux/crash_core.h>
 #include <linux/elf.h>
 #include <linux/io.h>
 #include <linux/mm.h>
@@ -28,23 +27,8 @@
 #include <linux/random.h>
 #include <linux/slab.h>
 
+#include "compat.h"
 #include "optpoline.h"
-
-#if !defined(CONFIG_X86_64) || !defined(CONFIG_SMP)
-#error "optpoline needs an x86-64 SMP kernel"
-#endif
-#ifndef CONFIG_RETPOLINE
-#error "optpoline needs CONFIG_RETPOLINE: without retpolines it has no sites"
-#endif
-#ifndef CONFIG_TASKS_RUDE_RCU
-#error "optpoline needs CONFIG_TASKS_RUDE_RCU"
-#endif
-#ifndef CONFIG_CRASH_CORE
-#error "optpoline needs CONFIG_CRASH_CORE (VMCOREINFO)"
-#endif
-#if !defined(CONFIG_KALLSYMS) || !defined(CONFIG_MODULE_UNLOAD)
-#error "optpoline needs CONFIG_KALLSYMS and CONFIG_MODULE_UNLOAD"
-#endif
 
 #define OPTP_RECORDS_MAX	(128 * OPTP_RECORDS_PER_CHUNK)
 #define OPTP_MODULES_MAX	65536
@@ -137,8 +121,8 @@ static void optp_header_fill(void)
 	h->vmcoreinfo_paddr = paddr_vmcoreinfo_note();
 	h->vmcoreinfo_size = optp_vmcoreinfo_size(h->vmcoreinfo_paddr);
 
-	h->module_text = (unsigned long)THIS_MODULE->core_layout.base;
-	h->module_text_size = THIS_MODULE->core_layout.text_size;
+	h->module_text = optp_module_text(THIS_MODULE);
+	h->module_text_size = optp_module_text_size(THIS_MODULE);
 	h->arena = (unsigned long)optp_arena;
 	h->arena_size = arena_bytes ?: optp_arena_end - optp_arena;
 

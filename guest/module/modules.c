@@ -28,6 +28,7 @@
 #include <linux/string.h>
 #include <linux/vmalloc.h>
 
+#include "compat.h"
 #include "optpoline.h"
 
 static struct optp_module *optp_modules;
@@ -41,8 +42,8 @@ static void optp_modules_add(struct optp_module *entry, const struct module *mod
 	if (READ_ONCE(mod->state) != MODULE_STATE_LIVE)
 		return;
 
-	entry->text = (unsigned long)mod->core_layout.base;
-	entry->text_size = mod->core_layout.text_size;
+	entry->text = optp_module_text(mod);
+	entry->text_size = optp_module_text_size(mod);
 	entry->symtab = (unsigned long)kallsyms->symtab;
 	entry->strtab = (unsigned long)kallsyms->strtab;
 	entry->nr_symbols = kallsyms->num_symtab;
@@ -101,8 +102,8 @@ static int optp_modules_event(struct notifier_block *nb, unsigned long event,
 
 	/* Its exit has run, or its init has failed. */
 	if (event == MODULE_STATE_GOING)
-		optp_int3_forget((unsigned long)mod->core_layout.base,
-				 mod->core_layout.text_size);
+		optp_int3_forget(optp_module_text(mod),
+				 optp_module_text_size(mod));
 
 	/* Who sees the new generation sees what was forgotten. */
 	smp_wmb();
