@@ -24,7 +24,7 @@ _PLOT = Path("build/bench-forms.png")
 
 
 def main() -> int:
-    """Measure all of it; answer the exit code."""
+    """Measure all of it; return the exit code."""
     started = time.monotonic()
     stub = learn_stub(build.load("cloud").modules["optpoline"].read_bytes())
     machine = _machine(pin())
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def _machine(cpu: int) -> dict[str, str]:
-    """What the numbers hold for."""
+    """Return the machine for which the numbers hold."""
     found = dict(re.findall(r"^(.+?)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
     return {
         "cpu": f"{found['model name']}, family {found['cpu family']}, model {found['model']}, "

@@ -1,4 +1,4 @@
-"""What `make bench-forms` measures, and what issue 4 says of it."""
+"""The cases that `make bench-forms` measures, and the claims of issue 4 about them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,15 +40,15 @@ EVICTED: Final = "evicted"
 EVICTED_SITES: Final = 1000
 
 DISPATCH_SITES: Final = 16
-"""Sites with so many targets are few in a kernel, and hot."""
+"""A kernel has few sites with so many targets, and they are hot."""
 
-# A loop of one site stands at one offset in a cache line: eight placements are all of them.
+# A loop of one site has one of eight offsets in a cache line, so eight placements are all of them.
 _PLACEMENTS: Final = {1: 8, 1000: 8, 8000: 4}
 _ROUNDS: Final = 7
 
 
 def cases() -> list[Case]:
-    """All cases, in the order in which they are measured."""
+    """Return all cases, in the order in which they are measured."""
     forms = [
         Case(f"{layout} {sites}", Setting(sites, layout=layout), FORMS, DIRECT, count, _ROUNDS)
         for layout in Layout
@@ -76,18 +76,18 @@ def cases() -> list[Case]:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A form costs at most ``limit`` direct calls, in some case."""
+    """A claim: a form costs at most ``limit`` direct calls, in some case."""
 
     form: str
     case: str
     limit: float
 
     def confirmed(self, results: Results) -> bool:
-        """Whether this machine says so."""
+        """Return whether this machine confirms the claim."""
         return results[self.case][self.form].median <= self.limit
 
     def line(self, results: Results) -> str:
-        """One line that says what was claimed, and what was seen."""
+        """Return one line with the claim and the measurement."""
         found = results[self.case][self.form].median
         verdict = "confirmed" if self.confirmed(results) else "NOT confirmed here"
         claimed = f"{self.form}, {self.case} sites, at most {self.limit:.2f} x direct"

@@ -1,12 +1,11 @@
-"""What an epoch's decision costs when every site changes; `make bench-learning`.
+"""Measures what an epoch's decision costs when every site changes: `make bench-learning`.
 
     python -m tests.bench.learning
 
-The counters are those of a guest with 64 CPUs, and what they gained is found by the daemon's own
-code.  Every site calls four targets at once from its first epoch on, and others after half of the
-time, so that all sites learn, are promoted, miss, and learn again, each in one and the same epoch.
-Times are of this process alone, whoever else has the CPU meanwhile, and of each epoch the least of
-some runs: noise only adds.
+The counters are those of a guest with 64 CPUs, and the daemon's own code finds what they gained.
+Every site calls four targets from its first epoch on, and others after half of the time.  So all
+sites learn, are promoted, miss, and learn again, all in the same epochs.  Times are CPU times of
+this process alone.  Each is the least of some runs, because noise only adds.
 """
 
 import argparse
@@ -48,14 +47,14 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds that an epoch took: to find what was gained, and to decide."""
+    """The seconds that an epoch took: to find what was gained, and to decide."""
 
     counting: float
     deciding: float
 
 
 class Guest:
-    """Sites that all do the same, each with targets of its own; a CPU claims slots in its order."""
+    """Sites that behave alike, each with targets of its own; each CPU claims slots in its order."""
 
     def __init__(self, sites: int, cpus: int) -> None:
         self.sites = [GuestVirtual(_FIRST_SITE + 16 * number) for number in range(sites)]
@@ -92,7 +91,7 @@ class Guest:
                     self._direct[number, self._places[target] % _SLOTS] = True
 
     def run(self, phase: int) -> tuple[Records, Records]:
-        """One epoch: the records before and after it."""
+        """Return the records before and after one epoch."""
         before = self._records.copy()
         cpus = len(before)
         calls = np.zeros(_SLOTS, np.uint32)
@@ -109,7 +108,7 @@ class Guest:
 def costs(
     strategy: Strategy[Any], sites: int, *, cpus: int = CPUS, epochs: int = EPOCHS, runs: int = 1
 ) -> list[Cost]:
-    """What each epoch cost; of ``runs`` times the least."""
+    """Return what each epoch cost: the least of ``runs`` times."""
     guest = Guest(sites, cpus)
     state = strategy.initial(guest.sites)
     found = []
@@ -127,7 +126,7 @@ def costs(
 def _count(
     sites: Sequence[GuestVirtual], before: Records, after: Records
 ) -> dict[GuestVirtual, SiteEpoch]:
-    """What `session/session.py` makes of two snapshots."""
+    """Return what the session makes of two snapshots."""
     return {
         sites[record]: SiteEpoch(gain.calls, gain.other, gain.hits)
         for record, gain in difference(before, after).by_record().items()
@@ -135,7 +134,7 @@ def _count(
 
 
 def _least(runs: int, work: Callable[[], ResultT]) -> tuple[float, ResultT]:
-    """The shortest time that ``work`` took, and its result, which is always the same."""
+    """Return the shortest time that ``work`` took, and its result, which is always the same."""
     taken = []
     for _ in range(runs):
         began = time.process_time()
@@ -146,18 +145,18 @@ def _least(runs: int, work: Callable[[], ResultT]) -> tuple[float, ResultT]:
 
 
 def _check(guest: Guest, wanted: Mapping[GuestVirtual, Form]) -> None:
-    """Every site has been through all of it, and is promoted again."""
+    """Check that every site has been through all of it, and is promoted again."""
     assert len(wanted) == len(guest.sites)
     assert all(isinstance(form, Chain) and form.targets for form in wanted.values())
 
 
 def dearest(found: Sequence[Cost]) -> Cost:
-    """The most that an epoch cost, for each of the two."""
+    """Return the most that an epoch cost, for each of the two."""
     return Cost(max(cost.counting for cost in found), max(cost.deciding for cost in found))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, and print a table; answer the exit code."""
+    """Measure, and print a table; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cpus", type=int, default=CPUS)
     parser.add_argument("--sites", type=int, nargs=2, default=SITES, metavar=("FEW", "MANY"))

@@ -1,4 +1,4 @@
-"""The picture of what was measured; the only room that needs matplotlib."""
+"""Draws what was measured; the only module here that needs matplotlib."""
 
 from pathlib import Path
 

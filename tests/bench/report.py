@@ -1,4 +1,4 @@
-"""The table and the JSON of what was measured."""
+"""Writes what was measured as tables and as JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,11 +21,11 @@ from tests.bench.cases import (
 __all__ = ("document", "table", "text")
 
 Machine = Mapping[str, str]
-"""What the numbers hold for: the CPU, the load, the thunk."""
+"""The machine for which the numbers hold: the CPU, the load, the thunk."""
 
 
 def text(machine: Machine, results: Results) -> str:
-    """All tables, and whether what issue 4 claims was seen."""
+    """Return all tables, and whether the claims of issue 4 were confirmed."""
     parts = [_lines("What a call costs", [f"{name:8}{value}" for name, value in machine.items()])]
     titles = {
         Layout.SPREAD: "Spread over text as in a kernel, ratio to a direct call, by sites",
@@ -47,7 +47,7 @@ def text(machine: Machine, results: Results) -> str:
 
 
 def table(columns: Mapping[str, Mapping[str, Ratio]]) -> Sequence[str]:
-    """A row for each form: in each column the median, and the 10 % and 90 % quantiles."""
+    """Return a row for each form: in each column the median, and the 10 % and 90 % quantiles."""
     forms = list(next(iter(columns.values())))
     width = max(map(len, forms))
     head = " " * width + "".join(f"{name:>22}" for name in columns)
@@ -58,7 +58,7 @@ def table(columns: Mapping[str, Mapping[str, Ratio]]) -> Sequence[str]:
 
 
 def document(machine: Machine, results: Results) -> dict[str, Any]:
-    """What the JSON file holds."""
+    """Return the contents of the JSON file."""
     return {
         "machine": {**machine, "thunk_code": THUNK.split("\n")[1:-1]},
         "results": {

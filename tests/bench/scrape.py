@@ -1,9 +1,9 @@
-"""What a scrape of a guest with many sites costs the daemon; `make bench-scrape`.
+"""Measures what a scrape of a guest with many sites costs the daemon: `make bench-scrape`.
 
     python -m tests.bench.scrape
 
-/metrics is asked for over HTTP, as Prometheus does, of the daemon's own server, over a guest that
-is made up.  The time is CPU time of this process: of the daemon's part, and the client's with it.
+It asks the daemon's own server for /metrics over HTTP, as Prometheus does; the guest is made up.
+The time is CPU time of this process: the daemon's part and the client's.
 """
 
 import http.client
@@ -32,19 +32,21 @@ _RUNS: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """One guest, scraped over and over."""
+    """The figures of one guest that was scraped many times."""
 
     sites: int
     milliseconds: float
-    """The median, of CPU time."""
+    """The median of the CPU time."""
     worst_milliseconds: float
     series: int
     bytes: int
 
 
 def scrape(sites: int, *, hottest: int = _HOTTEST, runs: int = _RUNS) -> Scrape:
-    """Scrape a guest with so many sites, of which so many are told one by one."""
-    status = MadeUpGuest(sites, hottest=hottest).status()  # the loop makes it, once an epoch
+    """Scrape a guest with so many sites; so many of them have series of their own."""
+    status = MadeUpGuest(
+        sites, hottest=hottest
+    ).status()  # the loop makes the status, once an epoch
     registry = CollectorRegistry()
     registry.register(StatusCollector(lambda: status))
     taken = []
@@ -62,7 +64,7 @@ def scrape(sites: int, *, hottest: int = _HOTTEST, runs: int = _RUNS) -> Scrape:
 
 
 def told(found: Scrape) -> str:
-    """One line about it."""
+    """Return the result as one line."""
     return (
         f"{found.sites:6} sites: {found.milliseconds:.1f} ms of CPU a scrape, at worst "
         f"{found.worst_milliseconds:.1f}; {found.series} series, {found.bytes / 1024:.0f} KiB"
@@ -70,7 +72,7 @@ def told(found: Scrape) -> str:
 
 
 def main() -> int:
-    """Measure, and print; answer the exit code."""
+    """Measure, and print; return the exit code."""
     default = MetricsConfig().hottest_sites
     for hottest in (default, _HOTTEST):
         sys.stdout.write(f"scrape: the {hottest} hottest sites one by one\n")

@@ -1,4 +1,4 @@
-"""The learning stub of a built optpoline.ko."""
+"""Reads the learning stub from a built optpoline.ko."""
 
 from io import BytesIO
 from typing import Final
@@ -15,7 +15,7 @@ _NAME: Final = "optp_learn_rax"
 
 
 def learn_stub(module: bytes) -> LearnStub:
-    """The stub for rax; its one relocation is the jmp to the thunk."""
+    """Return the stub for rax; its one relocation is the jmp to the thunk."""
     with BytesIO(module) as file:
         elf = ELFFile(file)
         symbols = elf.get_section_by_name(".symtab")

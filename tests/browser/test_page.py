@@ -19,9 +19,9 @@ GUEST = MadeUpGuest(7861, odd_name=MARKUP)
 PROMOTED = next(row for row in GUEST.rows[1:] if row.state == "promoted")
 ROWS = "#sites tbody tr"
 CONTRAST_MIN = 4.5
-"""That WCAG 2 asks of text, level AA."""
+"""The contrast that WCAG 2, level AA, requires of text."""
 SHIFT_MAX = 0.1
-"""Up to there a page counts as stable."""
+"""Up to this layout shift a page counts as stable."""
 
 
 def sites(page: Page) -> list[str]:

@@ -1,4 +1,4 @@
-"""A page in Debian's Chromium, with all that it complains of."""
+"""Opens a page in Debian's Chromium and collects all its complaints."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ _HEIGHTS = {DESK: 900, PHONE: 740}
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Chromium without a window, with a profile of its own; ends with the block."""
+    """Run Chromium without a window, with a profile of its own, until the block ends."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=_FLAGS)
         try:
@@ -36,13 +36,13 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass
 class Complaints:
-    """What must not happen on a page, as it happened."""
+    """What happened on a page and must not."""
 
     origin: str
     errors: list[str] = field(default_factory=list)
-    """Of the console, scripts and requests."""
+    """Errors of the console, of scripts and of requests."""
     foreign: list[str] = field(default_factory=list)
-    """Requests to anybody else."""
+    """Requests to other servers."""
 
     def hear(self, page: Page) -> None:
         """Listen to ``page``."""
@@ -72,7 +72,7 @@ class Complaints:
 def visit(
     browser: Browser, url: str, *, width: int = DESK, theme: Theme = "light", errors: bool = False
 ) -> Iterator[Page]:
-    """A visit to the page, which shows sites; it complains of nothing, unless ``errors`` may be."""
+    """Visit the page, which must show sites; fail on a complaint, unless ``errors`` are allowed."""
     complaints = Complaints(url)
     with browser.new_context(
         viewport={"width": width, "height": _HEIGHTS[width]}, color_scheme=theme
@@ -89,13 +89,13 @@ def visit(
 
 
 def scrolls_sideways(page: Page) -> bool:
-    """Whether the page is wider than its window."""
+    """Return whether the page is wider than its window."""
     wide: bool = page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
     return wide
 
 
 def contrasts(page: Page) -> dict[str, float]:
-    """The contrast by WCAG 2 of each colour of text with what it stands on, by an example of it."""
+    """Return the WCAG 2 contrast of each colour of text with its background, by an example text."""
     found: dict[str, float] = page.evaluate(_CONTRASTS)
     return found
 

@@ -1,7 +1,7 @@
 """Each alert, fired by causing its condition for real: `make test-observability`.
 
-Those of test_prometheus_live.py are not repeated.  lens.py says how the durations in the rules are
-shortened for that.  The tests build on each other, in this order.
+The alerts of test_prometheus_live.py are not repeated.  lens.py shortens the durations in the
+rules.  The tests build on each other, in this order.
 """
 
 import os
@@ -21,7 +21,7 @@ from tests.observability.conftest import Scene
 from tests.observability.daemon import GUEST
 
 PATIENT = "answer_timeout_seconds = 60\n"
-"""In [qemu], with which the text of each configuration begins."""
+"""A line of [qemu], the section with which each configuration begins."""
 FAST = "[learning]\nepoch_milliseconds = 200\n"
 GREEDY = """
 [learning]
@@ -42,7 +42,7 @@ def at_work(status: Status) -> bool:
 
 
 def test_stops_over_the_budget_and_a_loop_that_never_rests(scene: Scene) -> None:
-    """A budget that no QEMU keeps, and epochs that are too short for eight thousand sites."""
+    """A stop budget that no QEMU keeps, and epochs that are too short for 8,000 sites."""
     scene.daemon.start(GREEDY)
     for alert in ("OptpolinedStopsLong", "OptpolinedLoopSlow"):
         assert scene.prometheus.wait_fires(alert)["labels"]["guest"] == GUEST
@@ -74,7 +74,7 @@ def test_what_a_held_daemon_cannot_follow(scene: Scene) -> None:
 def test_a_guest_that_somebody_paused(scene: Scene) -> None:
     with Monitor.connect(scene.guest.side_qmp) as monitor:
         while scene.daemon.status().phase is not DaemonPhase.PAUSED:
-            monitor.execute("stop")  # one that lands within a stop of the daemon is lost
+            monitor.execute("stop")  # a stop that lands within a stop of the daemon is lost
             time.sleep(1)
         alert = scene.prometheus.wait_fires("OptpolinedNotManaging")
         monitor.execute("cont")
@@ -83,7 +83,7 @@ def test_a_guest_that_somebody_paused(scene: Scene) -> None:
 
 
 def test_a_qemu_that_does_not_answer(scene: Scene) -> None:
-    """The guest's clock goes on: its workers, which would seem to be stuck, rest meanwhile."""
+    """The guest's clock goes on: its workers rest meanwhile, or they would seem to be stuck."""
     scene.guest.run("killall optload; sleep 1")
     assert load_state(scene.guest)["errors"] == 0, scene.guest.run("cat /run/optload")
     os.kill(scene.guest.pid, signal.SIGSTOP)
@@ -114,7 +114,7 @@ def test_an_arena_that_is_too_small(scene: Scene) -> None:
 
 
 def test_a_guest_whose_memory_makes_no_sense(scene: Scene) -> None:
-    """Somebody writes to the module's header, again and again."""
+    """Another program writes to the module's header, again and again."""
     side = GuestConfig(
         qemu=QemuConfig(qmp_socket=scene.guest.side_qmp),
         runtime_directory=scene.guest.directory / "run",
@@ -137,5 +137,5 @@ def test_too_few_records_for_all_sites(scene: Scene) -> None:
 
 
 def command(scene: Scene, *saved_overrides: str) -> None:
-    """Tell optbench, in the guest."""
+    """Send a command to optbench in the guest."""
     scene.guest.run("; ".join(f"echo {order} >/proc/optbench" for order in saved_overrides))

@@ -13,12 +13,12 @@ from tests.observability.daemon import GUEST, Daemon
 from tests.observability.prometheus import Prometheus, Tools, provide
 
 WORKLOAD = "optload --state /run/optload & echo run all >/proc/optbench; wait"
-"""That of `make demo`."""
+"""The workload of `make demo`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What the tests of a file share.  The daemon is there for each to start."""
+    """What the tests of a file share; each test starts the daemon as it needs it."""
 
     guest: Guest
     daemon: Daemon
@@ -27,13 +27,13 @@ class Scene:
 
 @pytest.fixture(scope="session")
 def tools() -> Tools:
-    """promtool and prometheus."""
+    """Return promtool and prometheus."""
     return provide()
 
 
 @pytest.fixture(scope="module")
 def scene(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """The guest of the demo, and whoever watches it; each result in the guest must be right."""
+    """Yield the guest of the demo and what observes it; each result in the guest must be right."""
     directory: Path = tmp_path_factory.mktemp("observability")
     image = build("cloud")
     with Guest(image.flavour, append=f'workload="{WORKLOAD}"') as guest:
@@ -45,6 +45,6 @@ def scene(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sc
             yield Scene(guest, daemon, prometheus)
         assert load_state(guest)["errors"] == 0, guest.run("cat /run/optload")
         assert all(errors == 0 for _, errors in bench_calls(guest).values())
-        # A QEMU that stood stopped for 20 s looks to its guest like a CPU that hangs.
+        # To its guest, a QEMU that was stopped for 20 s looks like a CPU that hangs.
         log = guest.run("dmesg").replace("BUG: soft lockup", "")
         assert "BUG" not in log

@@ -1,4 +1,4 @@
-"""What Grafana would ask Prometheus for."""
+"""Lists the expressions that Grafana sends to Prometheus."""
 
 import json
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ from configs.grafana.generate import DIRECTORY
 __all__ = ("asked", "dashboards")
 
 RATE_INTERVAL = "8s"
-"""What Grafana makes of ``$__rate_interval`` is at least four scrapes."""
+"""Grafana's ``$__rate_interval`` is at least four scrapes."""
 
 
 def dashboards() -> list[Path]:
-    """The files that are provisioned."""
+    """Return the files that are provisioned."""
     return sorted(DIRECTORY.glob("*.json"))
 
 
 def asked(dashboard: Path, guest: str) -> Iterator[tuple[str, str]]:
-    """Each expression, with where it stands; the variables have values."""
+    """Yield each expression with its place; its variables are replaced by values."""
     page = json.loads(dashboard.read_text("utf-8"))
     for panel in page["panels"]:
         for target in panel.get("targets", ()):
@@ -29,5 +29,5 @@ def asked(dashboard: Path, guest: str) -> Iterator[tuple[str, str]]:
 
 def _filled(expr: str, guest: str) -> str:
     filled = expr.replace("$guest", guest).replace("$__rate_interval", RATE_INTERVAL)
-    assert "$" not in filled, f"a variable that nobody knows: {filled}"
+    assert "$" not in filled, f"an unknown variable: {filled}"
     return filled

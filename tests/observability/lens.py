@@ -1,9 +1,9 @@
-"""The rules as a test sees them: each duration in them is shorter, and nothing else is changed.
+"""Shortens each duration in the rules for a test, and changes nothing else.
 
 The ranges in square brackets are fifteen times shorter, so that five minutes are 20 s, in which
 there are as many scrapes a second apart as there are in five minutes 15 s apart.  What an alert
-waits by ``for`` is 180 times shorter: an hour is 20 s.  The thresholds, and all else in an
-expression, are as an operator has them.
+waits by ``for`` is 180 times shorter: an hour is 20 s.  The rest of an expression, thresholds
+included, is as the operator has it.
 """
 
 import re
@@ -27,7 +27,7 @@ _SELECTOR = re.compile(r"(\{[^}]*\})")
 
 
 def seen_through(rules: Path, directory: Path) -> Path:
-    """A copy of a rule file in ``directory``, with its durations shortened."""
+    """Copy a rule file to ``directory``, with its durations shortened."""
     document: dict[str, Any] = yaml.safe_load(rules.read_text("utf-8"))
     for rule in (rule for group in document["groups"] for rule in group["rules"]):
         rule["expr"] = _RANGE.sub(
@@ -45,22 +45,22 @@ def _shorter(number: str, unit: str, times: int) -> str:
 
 
 def groups(rules: Path) -> Iterator[dict[str, Any]]:
-    """Each rule of a file."""
+    """Yield each rule of a file."""
     document: dict[str, Any] = yaml.safe_load(rules.read_text("utf-8"))
     for group in document["groups"]:
         yield from group["rules"]
 
 
 def expressions(rules: Path) -> dict[str, str]:
-    """The expression of each rule, by its name."""
+    """Return the expression of each rule, by its name."""
     return {rule.get("alert") or rule["record"]: rule["expr"] for rule in groups(rules)}
 
 
 def without_thresholds(expr: str) -> list[str]:
-    """What an alert looks at, so that it gives data whether or not it fires.
+    """Return what an alert looks at, so that it gives data even if it does not fire.
 
-    Each comparison answers 0 or 1; the parts around an ``unless`` stand alone, for the one is there
-    to take away from the other.
+    Each comparison gives 0 or 1.  The parts around an ``unless`` are separate, because the second
+    removes results of the first.
     """
     parts = re.split(r"\bunless\b(?: (?:on|ignoring) \([^)]*\))?", expr)
     return ["".join(map(_with_bool, _SELECTOR.split(part))) for part in parts]

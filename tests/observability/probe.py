@@ -1,4 +1,4 @@
-"""Somebody else who changes the guest's text: a kprobe."""
+"""Sets a kprobe: another patcher of the guest's text."""
 
 from types import TracebackType
 from typing import Self
@@ -11,7 +11,7 @@ _TRACING = "/sys/kernel/tracing"
 
 
 class Probe:
-    """A kprobe event on a site, as long as the ``with`` block runs.
+    """Set a kprobe event on a site for the ``with`` block.
 
     :param place: the site, as ``vfs_read+0x9e``.
     """

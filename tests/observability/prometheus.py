@@ -1,6 +1,6 @@
-"""Debian's Prometheus: unpacked into build/, run on loopback for the time of a test.
+"""Unpacks Debian's Prometheus into build/, and runs it on loopback for the time of a test.
 
-It is not installed, for where systemd runs that would start it as a service.
+It is not installed, because systemd would then start it as a service.
 """
 
 import json
@@ -35,7 +35,7 @@ class Tools:
     promtool: Path
 
     def check(self, *arguments: str | Path, stdin: str | None = None) -> str:
-        """Run promtool; what it printed on both outputs.  Anything but success fails the test."""
+        """Run promtool; return its output.  Any exit code but 0 fails the test."""
         done = subprocess.run(
             [self.promtool, *arguments],
             input=stdin,
@@ -49,7 +49,7 @@ class Tools:
 
 
 def provide() -> Tools:
-    """The programs, downloaded the first time: 20 MB."""
+    """Return the programs; download them the first time (20 MB)."""
     tree = BUILD / "root"
     tools = Tools(tree / "usr/bin/prometheus", tree / "usr/bin/promtool")
     with locked(BUILD):
@@ -60,7 +60,7 @@ def provide() -> Tools:
 
 
 def free_port() -> int:
-    """A port on loopback that nobody listens on."""
+    """Return a free port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -68,7 +68,7 @@ def free_port() -> int:
 
 
 class Prometheus:
-    """A server that scrapes each guest every second, with our rules seen through the lens.
+    """Run a server that scrapes each guest every second, with our rules, shortened by the lens.
 
     :param targets: the metrics ports, by the name of the guest.
     """
@@ -104,7 +104,7 @@ class Prometheus:
         self._process.wait()
 
     def _config(self) -> dict[str, Any]:
-        """Our example, with the targets of this test and a scrape each second."""
+        """Write our example with the targets of this test and a scrape each second."""
         config: dict[str, Any] = yaml.safe_load((CONFIGS / "scrape.yml").read_text("utf-8"))
         config["global"] = {"evaluation_interval": "1s"}
         config["rule_files"] = [
@@ -120,44 +120,44 @@ class Prometheus:
         return config
 
     def instant(self, expr: str) -> list[dict[str, Any]]:
-        """What ``expr`` gives now."""
+        """Return what ``expr`` gives now."""
         found = self._api("query", query=expr)["result"]
         assert isinstance(found, list)
         return found
 
     def since_start(self, expr: str) -> list[dict[str, Any]]:
-        """What ``expr`` gave at each second since the server was started."""
+        """Return what ``expr`` gave at each second since the server was started."""
         now = time.time()
         found = self._api("query_range", query=expr, start=self._began, end=now, step=1)["result"]
         assert isinstance(found, list)
         return found
 
     def label_values(self, label: str, selector: str) -> list[str]:
-        """The values of a label, as Grafana's ``label_values`` has them."""
+        """Return the values of a label, as Grafana's ``label_values`` does."""
         found = self._api(f"label/{label}/values", **{"match[]": selector})
         assert isinstance(found, list)
         return found
 
     def firing(self, alert: str) -> dict[str, Any] | None:
-        """Labels and annotations of an alert that fires; ``None`` where it does not."""
+        """Return labels and annotations of an alert that fires; ``None`` if it does not."""
         for found in self._api("alerts")["alerts"]:
             if found["labels"]["alertname"] == alert and found["state"] == "firing":
                 return dict(found)
         return None
 
     def wait_fires(self, alert: str, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
-        """Wait until an alert fires; its labels and annotations."""
+        """Wait until an alert fires; return its labels and annotations."""
         self.wait(f"fires {alert}", lambda: self.firing(alert) is not None, seconds)
         found = self.firing(alert)
         assert found is not None
         return found
 
     def wait_gives(self, expr: str) -> None:
-        """Wait until ``expr`` gives something."""
+        """Wait until ``expr`` gives a result."""
         self.wait(f"gives {expr}", lambda: bool(self.instant(expr)))
 
     def wait(self, what: str, condition: Callable[[], bool], seconds: float = 60) -> None:
-        """Wait until something is so."""
+        """Wait until a condition holds."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert self._process.poll() is None, self._log()
@@ -175,7 +175,7 @@ class Prometheus:
         return told["data"]
 
     def _fetch(self, path: str) -> bytes | None:
-        """What the server answers; ``None`` where it does not answer, or with another code."""
+        """Return the server's answer; ``None`` if it does not answer, or with another code."""
         try:
             with urllib.request.urlopen(f"http://{self._address}{path}", timeout=10) as answer:
                 body: bytes = answer.read()

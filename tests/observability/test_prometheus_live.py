@@ -1,4 +1,4 @@
-"""A guest under load, its daemon, and Prometheus: what is told, shown, and alerted about.
+"""Metrics, dashboards and alerts of Prometheus over a guest under load and its daemon.
 
 all_alerts.py has the alerts that take longer to cause.
 """
@@ -27,7 +27,7 @@ def test_promtool_finds_nothing_wrong_with_the_metrics(scene: Scene, tools: Tool
 
 
 def test_foreign_bytes_at_a_site_are_alerted_about(scene: Scene) -> None:
-    """Somebody in the guest sets a kprobe on a promoted site, which can be put back no more."""
+    """The guest sets a kprobe on a promoted site, which can then no longer be put back."""
     site = scene.daemon.sites("vfs_*", "promoted")[0].site
     with Probe(scene.guest, site):
         scene.daemon.ask(Ban(what=site))
@@ -53,7 +53,7 @@ def test_a_daemon_that_was_killed_is_missed_and_the_next_tells_what_it_put_back(
 
 
 def test_every_expression_of_the_dashboards_gives_numbers(scene: Scene) -> None:
-    """Since the start of the run, for what happens now and then must not happen just now."""
+    """Look since the start of the run, because what is rare need not happen just now."""
     scene.prometheus.wait_gives("optpolined_grace_period_seconds_count > 0")
     scene.prometheus.wait_gives("optpolined_site_calls_per_second")
     assert scene.prometheus.label_values("guest", "optpolined_up") == [GUEST]
@@ -72,7 +72,7 @@ def test_every_rule_looks_at_something_that_is_there(scene: Scene) -> None:
 
 
 def test_a_scrape_is_bounded(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its time is told, and asserted nowhere: machines are shared."""
+    """Its time is printed and not asserted, because machines are shared."""
     (series,) = scene.prometheus.instant("max_over_time(scrape_samples_scraped[10m])")
     (seconds,) = scene.prometheus.instant("avg_over_time(scrape_duration_seconds[10s])")
     sites = scene.daemon.status().found

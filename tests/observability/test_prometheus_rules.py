@@ -1,4 +1,4 @@
-"""Rules, alerts and dashboards by themselves: no guest is needed."""
+"""Rules, alerts and dashboards by themselves, without a guest."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def test_promtool_accepts_the_rules_and_they_do_what_their_tests_say(tools: Tool
 
 
 def test_promtool_accepts_the_example_of_a_configuration(tools: Tools, tmp_path: Path) -> None:
-    """With the rules where the example says that they are installed."""
+    """Put the rules where the example expects them."""
     text = (CONFIGS / "scrape.yml").read_text("utf-8")
     for rules in RULE_FILES:
         assert f"/etc/prometheus/{rules.name}" in text
@@ -126,7 +126,7 @@ def _families(expressions: set[str]) -> set[str]:
 
 
 def _family(name: str) -> str:
-    """The family's name, as the collector has it."""
+    """Return the family's name, as the collector has it."""
     for part in PARTS:
         name = name.removesuffix(part)
     return name

@@ -1,4 +1,4 @@
-"""One machine for all tests of the unit; it has the guest vm1, which runs and has its module."""
+"""One machine for all tests of the unit; its guest vm1 runs and has its module loaded."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ _UNIT = "optpolined@vm1"
 
 @dataclass(slots=True)
 class Service:
-    """The daemon of the guest vm1, as systemd sees it; what it says is what it said in one test."""
+    """The daemon of the guest vm1, as systemd sees it, with the journal of one test."""
 
     machine: Machine
     since: int = 0
-    """In microseconds, as the journal has it."""
+    """In microseconds, as in the journal."""
 
     @property
     def state(self) -> str:
@@ -35,31 +35,31 @@ class Service:
 
     @property
     def guest(self) -> str:
-        """Whether the guest runs, as QEMU says."""
+        """Return whether the guest runs, according to QEMU."""
         return self.machine.run("/usr/libexec/qmp-status")
 
     def property(self, name: str) -> str:
         return self.machine.run(f"systemctl show {_UNIT} -P {name}")
 
     def must_be(self, state: str) -> None:
-        """Fail, with what was said, where it is in another state."""
+        """Fail with the journal if the unit is in another state."""
         found = self.state
         assert found == state, "\n".join((found, *self.messages()[-40:]))
 
     def start(self) -> int:
-        """Start it, where it does not run; returns its process when calls are made direct."""
+        """Start the daemon if it does not run; return its process when some calls are direct."""
         self.machine.run(f"systemctl start {_UNIT}", 600)
         self.machine.until(lambda: self.status.startswith("running: "), "calls are made direct")
         return self.pid
 
     def comes_back(self, pid: int) -> None:
-        """Wait until systemd has started another one than process ``pid``, and it is ready."""
+        """Wait until systemd has started a daemon other than process ``pid``, and it is ready."""
         self.machine.until(
             lambda: self.state == "active" and self.pid not in (0, pid), "is started again", 600
         )
 
     def events(self, *matches: str) -> list[dict[str, object]]:
-        """What the daemon, ExecStopPost, and systemd said of the unit, oldest first."""
+        """Return what the daemon, ExecStopPost and systemd logged of the unit, oldest first."""
         said = self.machine.journal(*(matches or ("-u", _UNIT)))
         return [event for event in said if _microseconds(event) > self.since]
 
@@ -67,7 +67,7 @@ class Service:
         return [str(event["MESSAGE"]) for event in self.events(*matches)]
 
     def forget(self) -> None:
-        """Leave out what was said before."""
+        """Leave out earlier entries of the journal."""
         (last,) = self.machine.journal("-n", "1")
         self.since = _microseconds(last)
 
@@ -87,7 +87,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture
 def service(machine: Machine) -> Iterator[Service]:
-    """Started or not; whatever a test does to the daemon, the guest runs afterwards."""
+    """Yield the daemon, started or not; afterwards the guest must run."""
     made = Service(machine)
     made.forget()
     yield made

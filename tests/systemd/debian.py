@@ -5,10 +5,10 @@
     build/systemd/debian.ext4   minbase, systemd, Python and QEMU, from the packages that this
                                 machine's apt knows; made once
     build/systemd/ours.ext4     what `make install` puts in place, the guest that the daemon is to
-                                manage, and files/; made anew where a source has changed
+                                manage, and files/; made again when a source has changed
     build/systemd/initramfs     mounts one over the other, and starts systemd
 
-Both disks are only ever read.  To make them takes root, as everything that makes a Debian does.
+Both disks are only read.  Making them needs root, because mmdebstrap does.
 """
 
 import os
@@ -37,7 +37,7 @@ _SUITE = "bookworm"
 _PACKAGES = ("dbus", "python3", "qemu-system-x86", "systemd", "systemd-sysv")
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
 _INSTALLED = ("configs", "daemon", "guest/module", "requirements-run.lock")
-"""What `make install` reads."""
+"""The sources that `make install` reads."""
 
 _MOUNTS = ("mnt/debian", "mnt/ours", "mnt/new")
 _KERNEL_MODULES = ("virtio_pci", "virtio_blk", "ext4", "overlay", "kvm-amd")
@@ -46,7 +46,7 @@ _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 @dataclass(frozen=True, slots=True)
 class Disks:
-    """What a machine boots from."""
+    """The files that a machine boots from."""
 
     kernel: Path
     initramfs: Path
@@ -57,7 +57,7 @@ class Disks:
 def build() -> Disks:
     """Return disks that are up to date with their sources.
 
-    :raise GuestError: a package cannot be had, or a tool fails.
+    :raise GuestError: a package cannot be downloaded, or a tool fails.
     """
     kernel = provide("plain")
     guest = image.build("cloud")
@@ -75,7 +75,7 @@ def build() -> Disks:
 
 
 def _files(guest: image.Image) -> Iterator[Path]:
-    """What is on the disk of ours, or decides about it."""
+    """Return the files that decide what is on our disk."""
     yield from (Path(__file__), guest.initramfs, guest.kernel.vmlinuz)
     for folder in (*(_ROOT / name for name in _INSTALLED), _HERE / "files"):
         found = folder.rglob("*") if folder.is_dir() else (folder,)
@@ -83,7 +83,7 @@ def _files(guest: image.Image) -> Iterator[Path]:
 
 
 def _make(disk: Path, wanted: str, make: Callable[[Path], None]) -> None:
-    """Make ``disk`` unless it is there, and was made of what is ``wanted`` now."""
+    """Make ``disk``, unless it exists and was made from what is ``wanted`` now."""
     stamp = disk.with_suffix(".stamp")
     if stamp.exists() and stamp.read_text() == wanted:
         return
@@ -128,7 +128,7 @@ def _make_ours(disk: Path, guest: image.Image) -> None:
 
 
 def _pack(tree: Path, disk: Path) -> None:
-    """Make a file system of ``tree``, which goes."""
+    """Make a file system of ``tree``, and remove ``tree``."""
     used = int(_run((*_as_root(), "du", "-sm", tree), "measure a folder").split()[0])
     disk.unlink(missing_ok=True)
     size = f"{used + used // 4 + 16}M"
@@ -158,7 +158,7 @@ def _initramfs(kernel: Kernel) -> Iterator[tuple[str, Entry]]:
 
 
 def _with_dependencies(folder: Path) -> list[Path]:
-    """The kernel's modules that we need, each after those that it needs."""
+    """Return the kernel modules that we need, each after those that it needs."""
     known = {path.stem.replace("-", "_"): path for path in folder.rglob("*.ko")}
     ordered: dict[str, Path] = {}
 
@@ -195,7 +195,7 @@ def _progress(text: str) -> None:
 
 
 def main() -> int:
-    """Build the disks; return an exit code."""
+    """Build the disks; return the exit code."""
     try:
         build()
     except GuestError as error:

@@ -1,4 +1,4 @@
-"""A Debian with systemd as its init, in QEMU: a host in small, with a guest of its own under KVM.
+"""Boots a Debian with systemd in QEMU: a small host with a guest of its own under KVM.
 
     with Machine(build()) as machine:
         machine.wait_ready()
@@ -32,7 +32,7 @@ _LOOK_SECONDS = 0.5
 
 
 class Machine:
-    """Runs for as long as its ``with`` block; the thread that enters the block must outlive it."""
+    """Runs as long as its ``with`` block; the thread that enters the block must outlive it."""
 
     def __init__(self, disks: Disks) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="optpolined-systemd-"))
@@ -76,7 +76,7 @@ class Machine:
         shutil.rmtree(self._directory)
 
     def wait_ready(self, timeout_seconds: float = 240) -> None:
-        """Wait until systemd has started what runs commands.
+        """Wait until systemd has started the agent that runs commands.
 
         :raise GuestTimeoutError: it does not, in time.
         :raise QemuEndedError: QEMU is gone.
@@ -98,18 +98,18 @@ class Machine:
         return printed
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
-        """Properties of a unit, as systemd has them."""
+        """Return properties of a unit, as systemd reports them."""
         printed = self.run(f"systemctl show {unit} -p {','.join(properties)}")
         return dict(line.partition("=")[::2] for line in printed.splitlines())
 
     def journal(self, *matches: str) -> list[dict[str, object]]:
-        """The entries of the journal that match, oldest first, each as its fields."""
+        """Return the entries of the journal that match, oldest first, each as its fields."""
         self.run("journalctl --sync")
         printed = self.run(f"journalctl -q --no-pager -o json {' '.join(matches)}")
         return [json.loads(line) for line in printed.splitlines()]
 
     def until(self, holds: Callable[[], bool], what: str, timeout_seconds: float = 300) -> None:
-        """Wait until ``holds``; fail with the end of the journal where it does not."""
+        """Wait until ``holds``; fail with the end of the journal if it does not."""
         deadline = time.monotonic() + timeout_seconds
         while not holds():
             if time.monotonic() > deadline:
@@ -118,7 +118,7 @@ class Machine:
             time.sleep(_LOOK_SECONDS)
 
     def console(self) -> str:
-        """What kernel and systemd wrote on the console."""
+        """Return what kernel and systemd wrote on the console."""
         return self._console_log.read_text(errors="replace") if self._console_log.exists() else ""
 
     def _look(self) -> None:

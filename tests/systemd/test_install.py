@@ -32,7 +32,7 @@ def test_everything_is_put_in_place_and_taken_away_again(tmp_path: Path) -> None
         script = (prefix / "bin" / command).read_text()
         assert script.startswith("#!/usr/bin/python3 -I\n")
         assert f'sys.path.insert(0, "/{PREFIX}/lib/optpolined")' in script
-        # As if it were where the script says, and without what is installed here.
+        # Runs it as if it were where the script says, and without what is installed here.
         here = script.replace(f'"/{PREFIX}', f'"{prefix}')
         shown = subprocess.run(
             ["/usr/bin/python3", "-I", "-c", here, "--help"],

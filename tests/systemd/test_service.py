@@ -1,6 +1,6 @@
-"""The unit under a real systemd, with a real guest under KVM, all of it in an emulated machine.
+"""The unit under a real systemd, with a real guest under KVM, in an emulated machine.
 
-A daemon takes a minute to start there, so that each test goes on with the one that it finds.
+A daemon takes a minute to start there, so each test uses the one that it finds.
 """
 
 import re
@@ -94,7 +94,7 @@ def test_a_daemon_that_was_killed_is_started_again_and_recovers(
 def test_a_guest_that_was_left_stopped_is_resumed_by_exec_stop_post(
     machine: Machine, service: Service
 ) -> None:
-    """Daemon and guardian die at once, while the guest stands."""
+    """Daemon and guardian die at once, while the guest is stopped."""
     pid = service.start()
     assert machine.run(f"/usr/libexec/qmp-status {pid}") == "paused"
     machine.run(f"systemctl kill -s KILL {UNIT}")
@@ -105,7 +105,7 @@ def test_a_guest_that_was_left_stopped_is_resumed_by_exec_stop_post(
 
 
 def test_a_loop_that_hangs_is_ended_and_started_again(machine: Machine, service: Service) -> None:
-    """By SIGSTOP: the loop stands, and with it its pings; nobody else sends any."""
+    """SIGSTOP stops the loop, and with it its pings; nothing else sends any."""
     pid = service.start()
     machine.run(f"kill -STOP {pid}")
     service.comes_back(pid)

@@ -1,4 +1,4 @@
-"""The units as systemd reads them; no service is started."""
+"""systemd checks the units; no service is started."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The system's own units and ours, and what ours start: there, but never run."""
+    """Make a root with the system's units and ours, and the programs that ours start; run none."""
     shutil.copytree("/" / SYSTEM_UNITS, tmp_path / SYSTEM_UNITS, symlinks=True)
     for unit in UNITS.iterdir():
         shutil.copy(unit, tmp_path / SYSTEM_UNITS)
@@ -44,7 +44,7 @@ def test_a_wrong_line_would_be_found(root: Path) -> None:
 
 
 def test_little_is_exposed() -> None:
-    """--threshold is ten times what is shown, at most 2.5."""
+    """--threshold is ten times the figure shown; allow at most 2.5."""
     result = analyze(
         *("security", "--offline=true", "--threshold=25", "--no-pager"),
         UNITS / "optpolined@.service",
