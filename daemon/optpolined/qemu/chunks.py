@@ -5,21 +5,14 @@ from typing import TypeVar
 
 from optpolined.addresses import GuestPhysical
 from optpolined.qemu.errors import OutOfRamError
+from optpolined.qemu.quirks import READ_BYTES, WINDOW_BYTES, WINDOW_PACKETS, WRITE_BYTES
 
-__all__ = ("WINDOW_PACKETS", "read_chunks", "windows", "write_chunks")
+__all__ = ("read_chunks", "windows", "write_chunks")
 
 _T = TypeVar("_T")
 
 _PHYSICAL_END = 1 << 52
 """No x86-64 physical address is larger (Intel SDM volume 3, section 4.1.4)."""
-
-_READ_BYTES = 0x800
-_WRITE_BYTES = 0x7E0
-"""``M`` with the longest address and this much data is 4,051 characters; the stub takes 4,095."""
-
-WINDOW_PACKETS = 128
-_WINDOW_BYTES = 0x10000
-"""What may be on its way at once, requests and replies each."""
 
 
 def read_chunks(
@@ -33,11 +26,11 @@ def read_chunks(
     for address, size in requests:
         if address < 0 or size < 0 or address + size > _PHYSICAL_END:
             raise OutOfRamError(address, size)
-        if 0 < size <= _READ_BYTES:
+        if 0 < size <= READ_BYTES:
             chunks.append((address, size))
         else:
-            for done in range(0, size, _READ_BYTES):
-                chunk = GuestPhysical(address + done), min(_READ_BYTES, size - done)
+            for done in range(0, size, READ_BYTES):
+                chunk = GuestPhysical(address + done), min(READ_BYTES, size - done)
                 chunks.append(chunk)
     return chunks
 
@@ -54,11 +47,11 @@ def write_chunks(
         size = len(data)
         if address < 0 or address + size > _PHYSICAL_END:
             raise OutOfRamError(address, size)
-        if 0 < size <= _WRITE_BYTES:
+        if 0 < size <= WRITE_BYTES:
             chunks.append((address, data))
         else:
-            for done in range(0, size, _WRITE_BYTES):
-                chunk = GuestPhysical(address + done), data[done : done + _WRITE_BYTES]
+            for done in range(0, size, WRITE_BYTES):
+                chunk = GuestPhysical(address + done), data[done : done + WRITE_BYTES]
                 chunks.append(chunk)
     return chunks
 
@@ -68,7 +61,7 @@ def windows(chunks: Sequence[_T], weigh: Callable[[_T], int]) -> Iterator[Sequen
     start = filled = 0
     for number, chunk in enumerate(chunks):
         weight = weigh(chunk)
-        if number - start == WINDOW_PACKETS or filled + weight > _WINDOW_BYTES:
+        if number - start == WINDOW_PACKETS or filled + weight > WINDOW_BYTES:
             yield chunks[start:number]
             start, filled = number, 0
         filled += weight

@@ -8,8 +8,8 @@ guest stood still.  That tells who stopped the guest, without a timeout.
 import socket
 
 from optpolined.qemu import rsp
-from optpolined.qemu.chunks import WINDOW_PACKETS
 from optpolined.qemu.errors import StubProtocolError, StubTimeoutError
+from optpolined.qemu.quirks import WINDOW_PACKETS
 from optpolined.qemu.wire import Wire
 
 __all__ = ("Conversation",)

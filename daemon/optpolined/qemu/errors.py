@@ -6,6 +6,7 @@ QemuError
 |   +-- MonitorPermissionError the socket is not ours to open
 |   +-- MonitorBusyError       another client holds it
 |   +-- MonitorProtocolError   what answers is not QMP, or broke its rules
+|   |   +-- HmpFormatError     the human monitor printed what cannot be parsed
 |   +-- MonitorTimeoutError    no answer in time
 |   +-- MonitorClosedError     QEMU hung up, or the connection was closed here
 |   +-- MonitorCommandError    QEMU refused a command
@@ -35,6 +36,7 @@ from optpolined.errors import OptpolinedError
 __all__ = (
     "GuardianError",
     "GuestMemoryError",
+    "HmpFormatError",
     "MemoryMapError",
     "MonitorAbsentError",
     "MonitorBusyError",
@@ -94,6 +96,17 @@ class MonitorBusyError(MonitorError):
 
 class MonitorProtocolError(MonitorError):
     """What answers does not speak QMP."""
+
+
+class HmpFormatError(MonitorProtocolError):
+    """The human monitor's ``command`` printed a form that is not known: this package's fault."""
+
+    def __init__(self, command: str, missing: str) -> None:
+        super().__init__(
+            f"QEMU's {command!r} printed a form that is not known: {missing}; report it with "
+            "QEMU's version"
+        )
+        self.command = command
 
 
 class MonitorTimeoutError(MonitorError):

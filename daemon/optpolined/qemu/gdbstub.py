@@ -25,7 +25,7 @@ from typing import NoReturn, Self
 
 from optpolined.addresses import GuestPhysical
 from optpolined.qemu import rsp
-from optpolined.qemu.chunks import WINDOW_PACKETS, read_chunks, windows, write_chunks
+from optpolined.qemu.chunks import read_chunks, windows, write_chunks
 from optpolined.qemu.conversation import Conversation
 from optpolined.qemu.errors import (
     QemuError,
@@ -37,6 +37,7 @@ from optpolined.qemu.errors import (
     StubTimeoutError,
     StubWriteError,
 )
+from optpolined.qemu.quirks import WINDOW_PACKETS
 from optpolined.qemu.sockets import connect_unix, explain
 from optpolined.qemu.states import IN_STOP, UNUSABLE, USABLE, StubState, require
 from optpolined.qemu.stopnote import StopGuard

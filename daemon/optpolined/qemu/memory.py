@@ -8,18 +8,20 @@ gdbstub, in short stops.
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from optpolined.addresses import GuestPhysical, HostVirtual
 from optpolined.qemu.errors import (
+    HmpFormatError,
     MemoryMapError,
     OutOfRamError,
     PermissionDeniedError,
     ProcessGoneError,
 )
+from optpolined.qemu.hmp import parse_flat_view, parse_host_address
 
 __all__ = (
     "PhysicalMemory",
@@ -34,13 +36,11 @@ _PHYSICAL_END = 1 << 52
 _USER_END = 1 << 56
 """No user-space address is larger, with 5 levels of page tables."""
 
-_MAX_RANGES = 4096
+_RANGES_MAX = 4096
 
 _STOP_BYTES = 0x4000
 """What StubMemory reads in one stop of its own: a fraction of a millisecond."""
 
-_RANGE = re.compile(r"  ([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, ram\): .*")
-_HOST_ADDRESS = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]{1,16})")
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r")
 
 
@@ -94,16 +94,30 @@ def ram_ranges(monitor: _Hmp) -> list[RamRange]:
 
     :raise MemoryMapError: there are none, or what QEMU says makes no sense.
     """
-    found: list[RamRange] = []
-    for start, end in _flat_view(monitor.hmp("info mtree -f")):
-        if found and start < found[-1].end:
-            raise MemoryMapError("QEMU's list of the guest's RAM is not in order")
-        first, last = _host(monitor, start), _host(monitor, GuestPhysical(end - 1))
-        # The guest may remap what is no system RAM, such as a video card's memory, in between.
-        if first is not None and last is not None and last - first == end - 1 - start:
-            found.append(RamRange(start, end - start, first))
+    try:
+        found = _found_ranges(monitor)
+    except HmpFormatError as error:
+        raise MemoryMapError(f"QEMU names no RAM of the guest: {error}") from error
     if not found:
         raise MemoryMapError("QEMU names no RAM of the guest")
+    return found
+
+
+def _found_ranges(monitor: _Hmp) -> list[RamRange]:
+    found: list[RamRange] = []
+    printed = parse_flat_view(monitor.hmp("info mtree -f"))
+    if len(printed) > _RANGES_MAX:
+        raise MemoryMapError(f"the guest's RAM is in more than {_RANGES_MAX} pieces")
+    for start, printed_size in printed:
+        size = min(printed_size, _PHYSICAL_END - start)
+        if size <= 0:
+            continue
+        if found and start < found[-1].end:
+            raise MemoryMapError("QEMU's list of the guest's RAM is not in order")
+        first, last = _host(monitor, start), _host(monitor, GuestPhysical(start + size - 1))
+        # The guest may remap what is no system RAM, such as a video card's memory, in between.
+        if first is not None and last is not None and last - first == size - 1:
+            found.append(RamRange(start, size, first))
     return found
 
 
@@ -252,27 +266,10 @@ class _Ranges:
         return found
 
 
-def _flat_view(text: str) -> Iterator[tuple[GuestPhysical, GuestPhysical]]:
-    """Start and end of each ``ram`` range of the address space ``memory``."""
-    for view in re.split(r"\n\s*\n", text.replace("\r", "")):
-        if ' AS "memory", root: ' not in view:
-            continue
-        ranges = [found for line in view.splitlines() if (found := _RANGE.fullmatch(line))]
-        if len(ranges) > _MAX_RANGES:
-            raise MemoryMapError(f"the guest's RAM is in more than {_MAX_RANGES} pieces")
-        for found in ranges:
-            start, end = int(found[1], 16), min(int(found[2], 16) + 1, _PHYSICAL_END)
-            if start < end:
-                yield GuestPhysical(start), GuestPhysical(end)
-        return
-
-
 def _host(monitor: _Hmp, address: GuestPhysical) -> HostVirtual | None:
-    """Where the QEMU process has ``address``; None where it is not RAM (HMP ``gpa2hva``)."""
-    found = _HOST_ADDRESS.fullmatch(monitor.hmp(f"gpa2hva {address:#x}").strip())
-    if not found or int(found[1], 16) >= _USER_END:
-        return None
-    return HostVirtual(int(found[1], 16))
+    """Return where the QEMU process has ``address``; ``None`` where it is not RAM."""
+    host = parse_host_address(monitor.hmp(f"gpa2hva {address:#x}"))
+    return host if host is None or host < _USER_END else None
 
 
 def _denied(pid: int) -> PermissionDeniedError:

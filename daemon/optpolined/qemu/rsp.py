@@ -12,13 +12,12 @@ from collections.abc import Sequence
 
 from optpolined.addresses import GuestPhysical
 from optpolined.qemu.errors import StubProtocolError
+from optpolined.qemu.quirks import PACKET_BYTES, PARSER_RESET, REPLY_BYTES_MAX, VCPUS_MAX
 
 __all__ = (
     "ACK",
     "CONTINUE",
     "MARKER_REPLY",
-    "MAX_REPLY",
-    "PACKET_BYTES",
     "STOP",
     "VIRTUAL",
     "Replies",
@@ -36,12 +35,6 @@ __all__ = (
 ACK = ord("+")
 _NAK = ord("-")
 _START = ord("$")
-
-PACKET_BYTES = 0x1000
-"""What QEMU 7.2 takes in a packet (its PacketSize; later ones take more)."""
-
-MAX_REPLY = PACKET_BYTES + 64
-"""Bytes of the longest reply, to an ``m`` of 0x800 bytes."""
 
 _EXACT = 256
 """adler32's low half is 1 + the sum of the bytes modulo 65521: the true sum up to 256 bytes."""
@@ -100,28 +93,17 @@ STOP = packet(b"qC") + _MARKER
 CONTINUE = packet(b"c")
 VIRTUAL = packet(b"Qqemu.PhyMemMode:0")
 
-_FORGET = b"+" + b"x" * 0x1100 + b"#00"
-"""Frees the parser of what a client that died has left in it.
-
-It takes the place of the acknowledgement that was owed, then runs an unfinished line over the
-stub's buffer: so no checksum can make a command of it.  A stub with a larger buffer sees a
-checksum that is most likely wrong.
-"""
-_VCPUS_MAX = 48
-"""As many as one window of packets has room for."""
-
 
 def greeting(vcpus: int) -> bytes:
     """What a client begins with; the reply to its last packet is MARKER_REPLY.
 
-    ``?`` is what gdb begins with, for it removes all breakpoints (``handle_target_halt()``).  Under
-    TCG it removes, from QEMU 7.2 on, those of the vCPU alone that ``Hc`` has chosen
-    (``gdb_breakpoint_remove_all()``).
+    ``?`` is what gdb begins with, because it removes the breakpoints of the vCPU that ``Hc`` has
+    chosen (handle_target_halt()).
     """
-    threads = range(1, min(vcpus, _VCPUS_MAX) + 1)
+    threads = range(1, min(vcpus, VCPUS_MAX) + 1)
     remove = b"".join(packet(b"Hc%x" % thread) + packet(b"?") for thread in threads)
     begin, physical = packet(b"qSupported"), packet(b"Qqemu.PhyMemMode:1")
-    return _FORGET + begin + remove + physical + _MARKER
+    return PARSER_RESET + begin + remove + physical + _MARKER
 
 
 _PACKET_SIZE = re.compile(rb"PacketSize=([0-9a-f]{1,8})(;|$)")
@@ -182,10 +164,12 @@ class Replies:
                 raise StubProtocolError(f"the gdbstub sent {what}")
             start += 1
         self._position = start
-        mark = buffer.find(b"#", start, start + MAX_REPLY)
+        mark = buffer.find(b"#", start, start + REPLY_BYTES_MAX)
         if mark < 0:
-            if end - start >= MAX_REPLY:
-                raise StubProtocolError(f"the gdbstub sent a reply of more than {MAX_REPLY} bytes")
+            if end - start >= REPLY_BYTES_MAX:
+                raise StubProtocolError(
+                    f"the gdbstub sent a reply of more than {REPLY_BYTES_MAX} bytes"
+                )
             return None
         if mark + 3 > end:
             return None

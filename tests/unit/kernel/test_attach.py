@@ -1,3 +1,4 @@
+import contextlib
 import ctypes
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from optpolined.kernel.module import abi
 from optpolined.kernel.module.attachment import Root, attach, find_header, read_status, roots
 from optpolined.kernel.module.header import HEADER_SIZE, parse_header
 from optpolined.kernel.vmcoreinfo import parse_vmcoreinfo, read_vmcoreinfo
+from optpolined.qemu.errors import HmpFormatError
 from optpolined.x86 import Register
 from tests.unit.kernel.fake_guest import (
     HEADER,
@@ -48,7 +50,7 @@ def test_each_raw_root_comes_before_that_of_the_kernel_half() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "CPU#0\nCR0=80050033\n", registers(0x4000, cr0=0x33), registers(0x4000, efer=0x100)],
+    [registers(0x4000, cr0=0x33), registers(0x4000, efer=0x100)],
 )
 def test_no_vcpu_with_paging(text: str) -> None:
     assert roots(text) == []
@@ -58,9 +60,10 @@ def test_no_vcpu_with_paging(text: str) -> None:
 
 @settings(deadline=None)
 @given(text=st.text(alphabet="CRPUEFER#0134=aQ \n", max_size=200))
-def test_any_text_gives_roots_or_none(text: str) -> None:
-    for root in roots(text):
-        assert root.address % 4096 == 0
+def test_any_text_gives_roots_or_a_named_error(text: str) -> None:
+    with contextlib.suppress(HmpFormatError):
+        for root in roots(text):
+            assert root.address % 4096 == 0
 
 
 @pytest.mark.parametrize("levels", [4, 5])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from optpolined.addresses import GuestPhysical
 from optpolined.qemu import rsp
 from optpolined.qemu.errors import StubProtocolError
+from optpolined.qemu.quirks import REPLY_BYTES_MAX
 
 BODIES = st.binary(max_size=600).map(lambda body: body.translate(None, b"#$"))
 
@@ -74,7 +75,7 @@ def test_no_changed_byte_of_a_packet_goes_unnoticed(body: bytes, data: st.DataOb
 
 def test_a_reply_without_end_is_an_error() -> None:
     replies = rsp.Replies()
-    replies.feed(b"$" + b"0" * rsp.MAX_REPLY)
+    replies.feed(b"$" + b"0" * REPLY_BYTES_MAX)
     with pytest.raises(StubProtocolError, match="more than"):
         replies.take()
 

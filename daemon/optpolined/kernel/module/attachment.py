@@ -9,7 +9,6 @@
    root is used: it is freed with its process.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +26,7 @@ from optpolined.kernel.module.header import Header, HeaderStatus, read_header, r
 from optpolined.kernel.paging import ADDRESS_MASK, PAGE_SIZE, AddressSpace
 from optpolined.kernel.vmcoreinfo import Vmcoreinfo, read_vmcoreinfo
 from optpolined.qemu.errors import OutOfRamError
+from optpolined.qemu.hmp import parse_control_registers
 from optpolined.qemu.memory import PhysicalMemory
 
 __all__ = (
@@ -52,7 +52,6 @@ _USER_ROOT = 1 << 12  # PTI_USER_PGTABLE_BIT
 _ROOTS_MAX = 32  # the first or second one does, unless the guest wants to waste our time
 _PAGES_MAX = 400_000  # in all; the whole area has 258,048, and a guest with all modules 40,000
 _PREFIX_SIZE = abi.offset_of(abi.Header, "self") + 8
-_REGISTER = re.compile(r"\b(CR0|CR3|CR4|EFER)=([0-9a-fA-F]{1,16})\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +109,11 @@ def find_header(memory: PhysicalMemory, registers: str) -> Header:
 def roots(registers: str) -> list[Root]:
     """The roots to try, in this order, from the text of HMP ``info registers -a``."""
     found: dict[Root, None] = {}
-    for cpu in re.split(r"^CPU#", registers, flags=re.MULTILINE):
-        values = {name: int(value, 16) for name, value in _REGISTER.findall(cpu)}
-        if len(values) < 4 or not (values["CR0"] & _CR0_PG and values["EFER"] & _EFER_LMA):
+    for vcpu in parse_control_registers(registers):
+        if not (vcpu.cr0 & _CR0_PG and vcpu.efer & _EFER_LMA):
             continue
-        levels = 5 if values["CR4"] & _CR4_LA57 else 4
-        root = values["CR3"] & ADDRESS_MASK
+        levels = 5 if vcpu.cr4 & _CR4_LA57 else 4
+        root = vcpu.cr3 & ADDRESS_MASK
         found[Root(GuestPhysical(root), levels)] = None
         found[Root(GuestPhysical(root & ~_USER_ROOT), levels)] = None
     return list(found)[:_ROOTS_MAX]
