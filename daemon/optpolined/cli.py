@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say_last(text: str, level: int, errors: Console, notifier: Notifier) -> None:
     """Say why the daemon ends: in a line on the terminal, or as an event in the journal."""
-    notifier.status(text)
+    notifier.send_status(text)
     if goes_to_journal():
         _log.log(level, "%s", text)
     else:

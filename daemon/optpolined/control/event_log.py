@@ -64,7 +64,9 @@ class EventLog:
         self._of_sites: dict[GuestVirtual, deque[_Entry]] = {}
         self._journal: deque[_Entry] = deque(maxlen=_JOURNAL)
 
-    def decided(self, epoch: int, decision: Decision, wanted: Mapping[GuestVirtual, Form]) -> None:
+    def add_decision(
+        self, epoch: int, decision: Decision, wanted: Mapping[GuestVirtual, Form]
+    ) -> None:
         """Remember what an epoch decided; ``wanted`` are the forms that all sites are to have."""
         at = self._now()
         for site, state in decision.states.items():
@@ -72,7 +74,7 @@ class EventLog:
             form = wanted.get(site, ORIGINAL)
             self._add(_Entry(at, epoch, site, "decided", state, reason, form))
 
-    def changed(
+    def add_changes(
         self, epoch: int, forms: Mapping[GuestVirtual, Form], refused: Mapping[GuestVirtual, str]
     ) -> None:
         """Remember what was done to sites that were to have ``forms``."""
@@ -84,7 +86,7 @@ class EventLog:
             else:
                 self._add(_Entry(at, epoch, site, "refused", "", reason, form))
 
-    def forget(self, sites: Iterable[GuestVirtual]) -> None:
+    def drop_sites(self, sites: Iterable[GuestVirtual]) -> None:
         """Drop sites that are gone."""
         for site in sites:
             self._of_sites.pop(site, None)

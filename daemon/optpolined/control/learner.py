@@ -61,25 +61,25 @@ class Learner:
         keys: dict[GuestVirtual, Key | None] = {site: eligible[site].key for site in came}
         self._runner.follow(keys, went)
         if self._recorder is not None:
-            self._recorder.follow(keys, went)
+            self._recorder.note_sites(keys, went)
 
     def override_sites(self, overrides: Mapping[GuestVirtual, Override]) -> None:
         """Let the operator decide about these sites, and the strategy about all others."""
         self._runner.rule(overrides)
         if self._recorder is not None:
-            self._recorder.rule(overrides)
+            self._recorder.note_overrides(overrides)
 
     def reload(self, config: LearningConfig) -> None:
         """Use other settings from the next epoch on."""
         self._runner.adopt(config)
         if self._recorder is not None:
-            self._recorder.adopt(config)
+            self._recorder.note_settings(config)
 
-    def status(self) -> Mapping[GuestVirtual, SiteStatus]:
+    def site_statuses(self) -> Mapping[GuestVirtual, SiteStatus]:
         """Where every site stands; its wanted form in the strategy's words."""
         return self._runner.status()
 
-    def told(self, forms: Mapping[GuestVirtual, Found]) -> dict[GuestVirtual, Form]:
+    def as_decided(self, forms: Mapping[GuestVirtual, Found]) -> dict[GuestVirtual, Form]:
         """What stands at the sites, in the strategy's words; without what is nobody's form."""
         return self._runner.told(_settled(forms))
 
@@ -97,7 +97,7 @@ class Learner:
         }
         settled = _settled(forms)
         if self._recorder is not None:
-            self._recorder.saw(epoch, seconds, by_cpu, tables, settled)
+            self._recorder.note_counts(epoch, seconds, by_cpu, tables, settled)
         return self._runner.snapshot(epoch, seconds, counts, tables, settled)
 
     def decide(self, snapshot: Snapshot) -> None:
@@ -105,7 +105,7 @@ class Learner:
         with collector_rests():
             made = self._runner.decide(snapshot)
         if self._recorder is not None:
-            self._recorder.decided(made)
+            self._recorder.write_epoch(made)
 
 
 def _settled(forms: Mapping[GuestVirtual, Found]) -> dict[GuestVirtual, Form]:

@@ -100,7 +100,9 @@ class Recorder:
         self._standing: dict[GuestVirtual, Form] = {}
         self._seen: TraceEpoch | None = None
 
-    def follow(self, came: Mapping[GuestVirtual, Key | None], went: Iterable[GuestVirtual]) -> None:
+    def note_sites(
+        self, came: Mapping[GuestVirtual, Key | None], went: Iterable[GuestVirtual]
+    ) -> None:
         """Sites came and went; the next epoch tells."""
         went = list(went)
         # It tells what was said after that: nothing about sites that have gone.
@@ -118,17 +120,17 @@ class Recorder:
                 self._went.append(site)
         self._came.update(came)
 
-    def rule(self, overrides: Mapping[GuestVirtual, Override]) -> None:
+    def note_overrides(self, overrides: Mapping[GuestVirtual, Override]) -> None:
         """These rulings hold from now on; the next epoch tells."""
         if overrides != self._overrides:
             self._overrides = dict(overrides)
             self._said.append(self._overrides)
 
-    def adopt(self, learning: LearningConfig) -> None:
+    def note_settings(self, learning: LearningConfig) -> None:
         """These settings hold from now on; the next epoch tells."""
         self._said.append(learning)
 
-    def saw(
+    def note_counts(
         self,
         epoch: int,
         seconds: float,
@@ -152,7 +154,7 @@ class Recorder:
         changed.update(dict.fromkeys(self._written.keys() - forms.keys(), ORIGINAL))
         return changed
 
-    def decided(self, wanted: Mapping[GuestVirtual, Form]) -> None:
+    def write_epoch(self, wanted: Mapping[GuestVirtual, Form]) -> None:
         """What it decided on what it was given last; writes the epoch."""
         if self._seen is None:
             return

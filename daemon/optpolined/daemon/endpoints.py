@@ -79,7 +79,7 @@ class Endpoints:
         registry.register(StatusCollector(lambda: self.status))
         return Sources(
             status=lambda: self.status,
-            history=self.history.moments,
+            history=self.history.samples,
             ask=self._ask,
             registry=registry,
         )

@@ -32,10 +32,10 @@ from optpolined.session.migration import has_migrated, is_migrating
 from optpolined.session.session import Session
 from optpolined.session.stub_handover import StubHandover
 from optpolined.telemetry.notify import summary
+from optpolined.views.fill_report import begin_report, fill_in_sites, fill_in_work
 from optpolined.views.report import RunReport
 from optpolined.views.site_table import SiteTable
 from optpolined.views.status import StatusView, promoted_chains
-from optpolined.views.summary import first_report, sum_up_sites, sum_up_work
 
 __all__ = ("ReconcileLoop",)
 
@@ -71,7 +71,7 @@ class ReconcileLoop:
         self._epoch_began = self._attached_at
         self._has_left = False
         self._rates = CallRates()
-        self._room = ArenaBudget(session.patcher.block_bytes, self._rates)
+        self._arena_budget = ArenaBudget(session.patcher.block_bytes, self._rates)
         self._event_log = EventLog(time.time, survey.symbols.name)
         self._handler = RequestHandler(
             self._stub_handover,
@@ -95,11 +95,11 @@ class ReconcileLoop:
             learner=self._learner,
             operator=self._operator,
             rates=self._rates,
-            room=self._room,
+            arena_budget=self._arena_budget,
             event_log=self._event_log,
             attached_at=self._attached_at,
         )
-        self._report = first_report(job.guest, link, session, attach_seconds)
+        self._report = begin_report(job.guest, link, session, attach_seconds)
 
     def _recorder(self) -> Recorder | None:
         if self._job.recording is None:
@@ -213,7 +213,7 @@ class ReconcileLoop:
         self._await_migration()
         if not self._has_left:
             self._tell(DaemonPhase.DETACHING)
-        self._sum_up_sites()
+        self._report_sites()
         if self._has_migrated():
             ended = ", and its QEMU has ended" if self._has_left else ""
             _log.warning("the guest has migrated%s: start optpolined where it runs now", ended)
@@ -234,24 +234,24 @@ class ReconcileLoop:
             _log.info("detached: the text is %s what it was", same)
         if not self._has_left:
             self._tell(DaemonPhase.DETACHED)
-        self._sum_up_work()
+        self._report_work()
 
     def leave(self) -> None:
         """Leave every site as it is: the guest allows no change any more.
 
         :raise OptpolinedError: the guest or QEMU failed.
         """
-        self._sum_up_sites()
+        self._report_sites()
         self._report.text_differences = self._session.text_differences()
-        self._sum_up_work()
+        self._report_work()
 
-    def _sum_up_sites(self) -> None:
+    def _report_sites(self) -> None:
         arena = self._job.endpoints.status.arena
-        sum_up_sites(self._report, self._promoted(), self._status_view.skipped(), arena)
+        fill_in_sites(self._report, self._promoted(), self._status_view.skipped(), arena)
 
-    def _sum_up_work(self) -> None:
+    def _report_work(self) -> None:
         seconds = time.monotonic() - self._attached_at
-        sum_up_work(self._report, self._job.endpoints.status, seconds)
+        fill_in_work(self._report, self._job.endpoints.status, seconds)
 
     def report(self) -> RunReport:
         """What this run did; complete after :meth:`detach` or :meth:`leave`."""
@@ -264,11 +264,11 @@ class ReconcileLoop:
         snapshot = self._snapshot()
         self._rates.update(snapshot)
         self._learner.decide(snapshot)
-        self._event_log.decided(self._epoch, self._learner.decision, self._learner.wanted)
+        self._event_log.add_decision(self._epoch, self._learner.decision, self._learner.wanted)
         patcher = self._session.patcher
         changes = {
             site: form
-            for site, form in self._room.share(
+            for site, form in self._arena_budget.share(
                 self._learner.wanted,
                 self._forms,
                 patcher.room_bytes,
@@ -277,7 +277,7 @@ class ReconcileLoop:
             ).items()
             if form != self._forms.get(site, ORIGINAL) and self._shunned.get(site, 0) <= self._epoch
         }
-        if not self._room.degraded:
+        if not self._arena_budget.degraded:
             changes = dict(sorted(changes.items()))
         self._poke(fit(changes, patcher.block_bytes, self._session.arena.usage().free))
         with suppress(ResumedError):  # the request is made again next time
@@ -301,7 +301,7 @@ class ReconcileLoop:
         self._learner.follow_modules(change)
         self._operator.apply_overrides()
         self._rates.drop_sites(change.went)
-        self._event_log.forget(change.went)
+        self._event_log.drop_sites(change.went)
         for site in change.went:
             self._forms.pop(site, None)
             self._shunned.pop(site, None)
@@ -324,7 +324,7 @@ class ReconcileLoop:
             self._forms = self._session.patcher.observe()
             self._epoch_began = time.monotonic()
         log_changes(wanted, report, self._session.survey.symbols.name)
-        self._event_log.changed(self._epoch, wanted, report.sites)
+        self._event_log.add_changes(self._epoch, wanted, report.sites)
         self._session.tally.pokes += report.done
         self._session.tally.refused += report.refused
         shunned = (site for site, reason in report.sites.items() if not reason.is_transient)
@@ -358,8 +358,10 @@ class ReconcileLoop:
 
     def _tell(self, phase: DaemonPhase) -> None:
         endpoints = self._job.endpoints
-        endpoints.tell(self._status_view.tell(phase, self._epoch, self._forms, endpoints.status))
-        self._job.notifier.status(summary(endpoints.status))
+        endpoints.tell(
+            self._status_view.make_status(phase, self._epoch, self._forms, endpoints.status)
+        )
+        self._job.notifier.send_status(summary(endpoints.status))
         self._job.show(endpoints.status)
 
     def end(self) -> None:

@@ -87,7 +87,7 @@ def serve(
 
 
 def _serve(job: Job) -> RunReport:
-    job.notifier.status("attaching")
+    job.notifier.send_status("attaching")
     report = _attach(job)
     last = False
     while report is None and not last:
@@ -127,7 +127,7 @@ def _tell_of_trouble(job: Job, trouble: str) -> None:
         read_errors=tally.read_errors,
     )
     job.endpoints.tell(status)
-    job.notifier.status(f"not attached: {trouble}")
+    job.notifier.send_status(f"not attached: {trouble}")
     job.show(status)
 
 

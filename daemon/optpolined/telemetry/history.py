@@ -9,14 +9,14 @@ from pydantic.dataclasses import dataclass
 from optpolined.api.sites import DOCUMENTED
 from optpolined.api.status import Status
 
-__all__ = ("HISTORY", "INTERVAL_SECONDS", "History", "Moment")
+__all__ = ("HISTORY", "INTERVAL_SECONDS", "History", "Sample")
 
 INTERVAL_SECONDS = 10.0
-_MOMENTS = 360
+_SAMPLES_MAX = 360
 
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
-class Moment:
+class Sample:
     """What a status said at one time."""
 
     at: float
@@ -32,24 +32,24 @@ class Moment:
     """The sum of these stops."""
 
 
-HISTORY: TypeAdapter[Sequence[Moment]] = TypeAdapter(Sequence[Moment])
+HISTORY: TypeAdapter[Sequence[Sample]] = TypeAdapter(Sequence[Sample])
 
 
 class History:
     """A moment in ten seconds, for an hour; may be read from any thread."""
 
     def __init__(self) -> None:
-        self._moments: deque[Moment] = deque(maxlen=_MOMENTS)
+        self._samples: deque[Sample] = deque(maxlen=_SAMPLES_MAX)
 
     def add(self, status: Status, at: float) -> None:
         """Remember ``status``, unless a moment that is as young as an interval is there.
 
         :param at: Unix time in seconds; where the clock went back, the moment counts as due.
         """
-        if self._moments and 0 <= at - self._moments[-1].at < INTERVAL_SECONDS:
+        if self._samples and 0 <= at - self._samples[-1].at < INTERVAL_SECONDS:
             return
-        self._moments.append(
-            Moment(
+        self._samples.append(
+            Sample(
                 at,
                 status.phase.value,
                 status.coverage,
@@ -61,6 +61,6 @@ class History:
             )
         )
 
-    def moments(self) -> Sequence[Moment]:
+    def samples(self) -> Sequence[Sample]:
         """The oldest first."""
-        return tuple(self._moments)
+        return tuple(self._samples)

@@ -6,7 +6,7 @@ the journal these are the fields SITE and REASON, beside GUEST:
 
     journalctl GUEST=vm1 REASON=foreign_breakpoint
 
-Nothing is repeated in a storm (:class:`Calm`).
+Nothing is repeated in a storm (:class:`RateLimitHandler`).
 """
 
 import logging
@@ -21,9 +21,9 @@ from rich.logging import RichHandler
 
 from optpolined.telemetry.notify import one_line
 
-__all__ = ("Calm", "JournalHandler", "configure_logging", "goes_to_journal")
+__all__ = ("JournalHandler", "RateLimitHandler", "configure_logging", "goes_to_journal")
 
-_CALM_SECONDS = 60.0
+_INTERVAL_SECONDS = 60.0
 _OF_A_KIND_MAX = 10
 """Lines of one call, about different sites, within that time."""
 
@@ -33,7 +33,7 @@ _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 def configure_logging(guest: str, console: Console, *, verbose: bool) -> None:
     """Send the log of this process to where its standard error goes."""
-    handler = Calm(_handler(guest, console))
+    handler = RateLimitHandler(_handler(guest, console))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("optpolined").setLevel(logging.DEBUG if verbose else logging.INFO)
 
@@ -106,7 +106,7 @@ def _subject(record: logging.LogRecord) -> tuple[str, str]:
 
 
 @dataclass(slots=True)
-class _Heard:
+class _Repeated:
     """An event, and how often it came again."""
 
     record: logging.LogRecord
@@ -114,15 +114,15 @@ class _Heard:
 
 
 @dataclass(slots=True)
-class _Kind:
+class _CallSite:
     """What one call has logged lately: by subject, and those for whom there was no line left."""
 
     until: float
-    shown: dict[tuple[str, ...], _Heard] = field(default_factory=dict)
-    others: _Heard | None = None
+    shown: dict[tuple[str, ...], _Repeated] = field(default_factory=dict)
+    others: _Repeated | None = None
 
 
-class Calm(logging.Handler):
+class RateLimitHandler(logging.Handler):
     """Passes records on, but not the same twice within a minute, nor many of a kind.
 
     Of a kind are the records of one call; the same are those about the same site and reason, or
@@ -136,14 +136,14 @@ class Calm(logging.Handler):
         inner: logging.Handler,
         *,
         clock: Callable[[], float] = time.monotonic,
-        seconds: float = _CALM_SECONDS,
+        seconds: float = _INTERVAL_SECONDS,
     ) -> None:
         """Take over ``inner``, which is closed with this."""
         super().__init__()
         self._inner = inner
         self._clock = clock
         self._seconds = seconds
-        self._kinds: dict[tuple[str, str], _Kind] = {}
+        self._call_sites: dict[tuple[str, str], _CallSite] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass ``record`` on, or count it."""
@@ -152,16 +152,18 @@ class Calm(logging.Handler):
             return
         now = self._clock()
         self._sum_up(now)
-        kind = self._kinds.setdefault((record.name, str(record.msg)), _Kind(now + self._seconds))
+        kind = self._call_sites.setdefault(
+            (record.name, str(record.msg)), _CallSite(now + self._seconds)
+        )
         subject = _subject(record)
         same = subject if any(subject) else (record.getMessage(),)
         if same in kind.shown:
             kind.shown[same].again += 1
         elif len(kind.shown) < _OF_A_KIND_MAX:
-            kind.shown[same] = _Heard(record)
+            kind.shown[same] = _Repeated(record)
             self._inner.handle(record)
         elif kind.others is None:
-            kind.others = _Heard(record)
+            kind.others = _Repeated(record)
         else:
             kind.others.again += 1
 
@@ -173,10 +175,10 @@ class Calm(logging.Handler):
 
     def _sum_up(self, now: float) -> None:
         """Say what was held back of the kinds whose time is over."""
-        for call, kind in list(self._kinds.items()):
+        for call, kind in list(self._call_sites.items()):
             if kind.until > now:
                 continue
-            del self._kinds[call]
+            del self._call_sites[call]
             for heard in kind.shown.values():
                 if heard.again:
                     self._inner.handle(_with_note(heard.record, f"repeated {heard.again} times"))

@@ -86,7 +86,7 @@ class Notifier:
         self._is_up = True
         self._send("READY=1")
 
-    def status(self, text: str) -> None:
+    def send_status(self, text: str) -> None:
         """Say what the daemon is doing, where that is not what was said last."""
         text = one_line(text)
         if text != self._said:

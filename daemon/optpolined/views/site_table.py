@@ -51,7 +51,7 @@ class SiteTable:
     def rows(self, asked: ListSites) -> Sequence[SiteRow]:
         """Every site that is asked for, in order; not cut to ``asked.top``."""
         symbols, reasons = self._session.survey.symbols, self._session.survey.inventory.reasons
-        told, forms = self._learner.status(), self._forms()
+        told, forms = self._learner.site_statuses(), self._forms()
         rows = []
         for site in sorted(told.keys() | reasons.keys()):
             state = told[site].state if site in told else SKIPPED
@@ -69,7 +69,7 @@ class SiteTable:
         :raise KernelError: the guest is not what it was.
         """
         site = self._names.site(name)
-        row = self._row(site, self._learner.status().get(site), self._forms())
+        row = self._row(site, self._learner.site_statuses().get(site), self._forms())
         return explain(
             self._session, self._session.survey.inventory.eligible[site], row, self._event_log
         )

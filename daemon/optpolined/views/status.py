@@ -38,12 +38,12 @@ class StatusView:
     learner: Learner
     operator: Operator
     rates: CallRates
-    room: ArenaBudget
+    arena_budget: ArenaBudget
     event_log: EventLog
     attached_at: float
     """As time.monotonic() gives it."""
 
-    def tell(
+    def make_status(
         self,
         phase: DaemonPhase,
         epoch: int,
@@ -95,7 +95,7 @@ class StatusView:
             refused=dict(tally.refused),
             int3_hits=int3_hits,
             poke_table_defects=session.poke_table_defects,
-            arena=self.room.use_of(session.arena),
+            arena=self.arena_budget.use_of(session.arena),
             stops=tally.stops.summary(),
             stop_budget_seconds=self.config.poke.stop_budget_microseconds / 1e6,
             graces=tally.graces.summary(),
@@ -107,7 +107,7 @@ class StatusView:
 
     def skipped(self) -> dict[str, int]:
         """The sites that are left alone; those for which there is no room are eligible too."""
-        roomless = len(self.room.denied) + self.room.waiting
+        roomless = len(self.arena_budget.denied) + self.arena_budget.waiting
         skipped = dict(self.session.survey.inventory.skipped)
         return skipped | {str(Refusal.ARENA_FULL): roomless} if roomless else skipped
 
@@ -132,7 +132,7 @@ def promoted_chains(
     """The sites whose calls are direct now, as the strategy speaks of them."""
     return {
         site: form
-        for site, form in learner.told(forms).items()
+        for site, form in learner.as_decided(forms).items()
         if isinstance(form, Chain) and form.targets
     }
 

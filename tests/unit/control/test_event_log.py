@@ -16,9 +16,9 @@ def event_log() -> EventLog:
 
 def test_decisions_and_changes_are_told_the_newest_first() -> None:
     found = event_log()
-    found.decided(3, Decision(states={SITE: "learning"}, reasons={SITE: "first window"}), {})
+    found.add_decision(3, Decision(states={SITE: "learning"}, reasons={SITE: "first window"}), {})
     wanted: dict[GuestVirtual, Form] = {SITE: Chain((ONE, TWO)), OTHER: LEARNING}
-    found.changed(4, wanted, {OTHER: "foreign_bytes"})
+    found.add_changes(4, wanted, {OTHER: "foreign_bytes"})
     changed, decided = found.of(SITE)
     assert (changed.kind, changed.epoch, changed.form) == ("changed", 4, "chain")
     assert changed.targets == ("f100", "f200")
@@ -31,11 +31,11 @@ def test_decisions_and_changes_are_told_the_newest_first() -> None:
 def test_neither_a_site_nor_the_journal_grows_without_end() -> None:
     found = event_log()
     for epoch in range(1000):
-        found.changed(epoch, {SITE: LEARNING}, {})
+        found.add_changes(epoch, {SITE: LEARNING}, {})
     assert len(found.of(SITE)) == 24
     assert len(found.journal()) == 64
     assert found.of(SITE)[0].epoch == 999
-    found.forget([SITE])
+    found.drop_sites([SITE])
     assert found.of(SITE) == ()
 
 

@@ -22,23 +22,23 @@ CHAIN = Chain((A,))
 def saw(recorder: Recorder, epoch: int, **forms: Form) -> None:
     sites = {"s": S, "t": T}
     standing = {sites[key]: form for key, form in forms.items()}
-    recorder.saw(epoch, 0.5, {0: {S: SiteEpoch({A: epoch})}, 1: {}}, {}, standing)
+    recorder.note_counts(epoch, 0.5, {0: {S: SiteEpoch({A: epoch})}, 1: {}}, {}, standing)
 
 
 def test_an_epoch_is_what_was_seen_and_decided(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "x.trace")
     recorder = recording.attach(HEADER, hex)
-    recorder.follow({S: None, T: None}, ())
+    recorder.note_sites({S: None, T: None}, ())
     saw(recorder, 1, s=LEARNING, t=ORIGINAL)
-    recorder.decided({S: CHAIN})
+    recorder.write_epoch({S: CHAIN})
     saw(recorder, 2, s=CHAIN)  # the guest migrates: nothing is decided
     saw(recorder, 2, s=CHAIN, t=LEARNING)
-    recorder.decided({})
-    recorder.decided({S: ORIGINAL})  # nothing was seen since
-    recorder.follow({}, [T])
-    recorder.follow({T: None}, [])
+    recorder.write_epoch({})
+    recorder.write_epoch({S: ORIGINAL})  # nothing was seen since
+    recorder.note_sites({}, [T])
+    recorder.note_sites({T: None}, [])
     saw(recorder, 3, t=LEARNING)
-    recorder.decided({})
+    recorder.write_epoch({})
     recording.close()
     (trace,) = read_traces(tmp_path / "x.trace")
     assert trace.header == HEADER
@@ -61,9 +61,9 @@ def test_each_attachment_is_a_trace_of_its_own(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "x.trace")
     for _ in range(2):
         recorder = recording.attach(HEADER, hex)
-        recorder.follow({S: None}, ())
+        recorder.note_sites({S: None}, ())
         saw(recorder, 1)
-        recorder.decided({})
+        recorder.write_epoch({})
     recording.close()
     assert [len(trace.epochs) for trace in read_traces(tmp_path / "x.trace")] == [1, 1]
 
@@ -71,9 +71,9 @@ def test_each_attachment_is_a_trace_of_its_own(tmp_path: Path) -> None:
 def test_an_epoch_can_be_read_while_the_daemon_works(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "x.trace")
     recorder = recording.attach(HEADER, hex)
-    recorder.follow({S: None}, ())
+    recorder.note_sites({S: None}, ())
     saw(recorder, 1)
-    recorder.decided({})
+    recorder.write_epoch({})
     (trace,) = read_traces(tmp_path / "x.trace")
     assert trace.is_cut
     assert len(trace.epochs) == 1
@@ -90,10 +90,10 @@ def test_a_full_disk_ends_the_recording_with_one_line(caplog: pytest.LogCaptureF
     recording = Recording(full)
     with caplog.at_level(logging.INFO):
         recorder = recording.attach(HEADER, hex)
-        recorder.follow({S: None}, ())
+        recorder.note_sites({S: None}, ())
         for epoch in range(5):
             saw(recorder, epoch)
-            recorder.decided({})
+            recorder.write_epoch({})
         recording.attach(HEADER, hex)
         recording.close()
     (line,) = caplog.messages

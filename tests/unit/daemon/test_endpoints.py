@@ -86,7 +86,7 @@ def test_status_questions_and_metrics_are_served_between_attachments(tmp_path: P
         endpoints.requests.open()
         with loop(endpoints):
             assert ask(path, ListSites()).outcome == "done"
-        assert len(endpoints.history.moments()) == 1
+        assert len(endpoints.history.samples()) == 1
     assert not path.exists()
     with pytest.raises(OSError, match="refused"):
         fetch(port, "/metrics")

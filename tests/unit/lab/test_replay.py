@@ -78,12 +78,12 @@ class Live:
     def say(self, said: Said, recorder: Recorder) -> None:
         if isinstance(said, LearningConfig):
             self.runner.adopt(said)
-            recorder.adopt(said)
+            recorder.note_settings(said)
             return
         self.overrides = dict(said)
         known = {address: override for address, override in said.items() if address in self.present}
         self.runner.rule(known)
-        recorder.rule(known)
+        recorder.note_overrides(known)
 
     def follow(self, place: int, recorder: Recorder) -> None:
         last = self.sites[-1]
@@ -97,7 +97,7 @@ class Live:
         self.present.update(came)
         if came or went:
             self.runner.follow(came, went)
-            recorder.follow(came, went)
+            recorder.note_sites(came, went)
 
     def epoch(self, place: int, calls: EpochTruth, recorder: Recorder) -> None:
         by_cpu = {
@@ -114,9 +114,9 @@ class Live:
         forms = dict(self.worlds[0].forms)
         tables = {s: {0: A, 1: B} for s, form in forms.items() if isinstance(form, LearnKeys)}
         for _ in range(1 + (place % 7 == 3)):  # what nobody decides on is not part of the trace
-            recorder.saw(place, 0.5, by_cpu, tables, forms)
+            recorder.note_counts(place, 0.5, by_cpu, tables, forms)
         made = self.runner.decide(self.runner.snapshot(place, 0.5, counts, tables, forms))
-        recorder.decided(made)
+        recorder.write_epoch(made)
         self.decisions.append(made)
         # The daemon pokes what it can: here, every third change is refused.
         doable = {s: form for s, form in made.items() if (s // 16 + place) % 3}

@@ -33,7 +33,7 @@ from optpolined.api.status import (
     StopSummary,
     Versions,
 )
-from optpolined.telemetry.history import INTERVAL_SECONDS, Moment
+from optpolined.telemetry.history import INTERVAL_SECONDS, Sample
 from optpolined.telemetry.web import Sources, serve_web
 
 __all__ = ("MARKUP", "NOW", "MadeUpGuest", "served")
@@ -132,7 +132,7 @@ class MadeUpGuest:
             journal=tuple(self._event(number) for number in range(_JOURNAL)),
         )
 
-    def history(self) -> Sequence[Moment]:
+    def history(self) -> Sequence[Sample]:
         """Its last hour: it learned at first, and a load changed in the middle."""
         chance = random.Random(11)
         moments = []
@@ -141,7 +141,7 @@ class MadeUpGuest:
             coverage = min(0.97, number / 25) - dip + chance.uniform(-0.006, 0.006)
             misses = 4000 + 60_000 * dip + chance.uniform(0, 1500)
             moments.append(
-                Moment(
+                Sample(
                     at=NOW - (359 - number) * INTERVAL_SECONDS,
                     phase="learning" if number < 12 else "running",
                     coverage=None if number < 3 else max(0.0, coverage),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from logging_journald import JournaldTransport
 from rich.console import Console
 
-from optpolined.telemetry.logs import Calm, JournalHandler, configure_logging
+from optpolined.telemetry.logs import JournalHandler, RateLimitHandler, configure_logging
 
 
 class Kept(logging.Handler):
@@ -49,7 +49,7 @@ class Clock:
 
 def test_the_same_is_said_once_and_then_how_often() -> None:
     kept, clock = Kept(), Clock()
-    calm = Calm(kept, clock=clock, seconds=60)
+    calm = RateLimitHandler(kept, clock=clock, seconds=60)
     for second in range(120):
         clock.now = float(second)
         calm.handle(record("held by %s", f"gdb {second}", site="0x10", reason="foreign_bytes"))
@@ -66,7 +66,7 @@ def test_the_same_is_said_once_and_then_how_often() -> None:
 
 def test_what_differs_in_its_site_reason_or_else_its_text_is_not_the_same() -> None:
     kept = Kept()
-    calm = Calm(kept, clock=Clock())
+    calm = RateLimitHandler(kept, clock=Clock())
     for site in ("0x10", "0x20"):
         for reason in ("foreign_bytes", "unmapped"):
             calm.handle(record("left alone", site=site, reason=reason))
@@ -77,7 +77,7 @@ def test_what_differs_in_its_site_reason_or_else_its_text_is_not_the_same() -> N
 
 def test_a_storm_about_ten_thousand_sites_is_some_lines() -> None:
     kept, clock = Kept(), Clock()
-    calm = Calm(kept, clock=clock)
+    calm = RateLimitHandler(kept, clock=clock)
     for site in range(10_000):
         calm.handle(record("%#x left alone", site, site=f"{site:#x}", reason="foreign_bytes"))
     assert len(kept.lines) == 10
@@ -88,7 +88,7 @@ def test_a_storm_about_ten_thousand_sites_is_some_lines() -> None:
 
 def test_who_asks_for_everything_gets_it() -> None:
     kept = Kept()
-    calm = Calm(kept, clock=Clock())
+    calm = RateLimitHandler(kept, clock=Clock())
     for _ in range(30):
         asked_for = record("changed", site="0x10")
         asked_for.levelno = logging.DEBUG
@@ -101,7 +101,7 @@ def test_every_record_is_passed_on_or_counted(
     events: list[tuple[int, int, float]],
 ) -> None:
     kept, clock = Kept(), Clock()
-    calm = Calm(kept, clock=clock)
+    calm = RateLimitHandler(kept, clock=clock)
     for kind, site, seconds in events:
         clock.now += seconds
         calm.handle(record(f"kind {kind}", site=f"{site:#x}", reason="r"))

@@ -109,7 +109,7 @@ def test_progress_moves_the_deadline_on_the_way_in_and_out_only(manager: Manager
 def test_a_status_is_told_when_it_changes_and_cannot_add_lines(manager: Manager) -> None:
     notifier = manager.notifier()
     for text in ("attaching", "attaching", "evil\nREADY=1"):
-        notifier.status(text)
+        notifier.send_status(text)
     assert manager.heard() == [["STATUS=attaching"], ["STATUS=evil\\nREADY=1"]]
 
 

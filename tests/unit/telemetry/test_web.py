@@ -103,7 +103,7 @@ def test_the_history_is_told_oldest_first(port: int) -> None:
 
 
 def test_an_hour_that_has_not_begun_is_an_empty_one() -> None:
-    sources = Sources(GUEST.status, History().moments, GUEST.ask, CollectorRegistry())
+    sources = Sources(GUEST.status, History().samples, GUEST.ask, CollectorRegistry())
     with serve_web("127.0.0.1", 0, sources) as port:
         assert told(port, "/api/history") == []
 

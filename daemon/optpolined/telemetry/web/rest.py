@@ -25,7 +25,7 @@ from optpolined.api.status import (
     STOP_BUCKETS_SECONDS,
     Status,
 )
-from optpolined.telemetry.history import HISTORY, Moment
+from optpolined.telemetry.history import HISTORY, Sample
 from optpolined.telemetry.web.sources import Sources
 
 __all__ = ("ASKING_MAX", "TOP_MAX", "Api")
@@ -144,7 +144,7 @@ class Api:
     def _bounds(self, _: NoQuery) -> Bounds:
         return Bounds()
 
-    def _history(self, _: NoQuery) -> Sequence[Moment]:
+    def _history(self, _: NoQuery) -> Sequence[Sample]:
         return self._sources.history()
 
     def _sites(self, query: SitesQuery) -> Sites:

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from optpolined.api.requests import Answer, Question
 from optpolined.api.status import Status
-from optpolined.telemetry.history import Moment
+from optpolined.telemetry.history import Sample
 
 __all__ = ("Sources",)
 
@@ -17,7 +17,7 @@ class Sources:
     """All are called from the server's threads."""
 
     status: Callable[[], Status]
-    history: Callable[[], Sequence[Moment]]
+    history: Callable[[], Sequence[Sample]]
     ask: Callable[[Question], Answer | None]
     """Puts a question to the reconcile loop, and waits some seconds; ``None``: no answer came."""
     registry: CollectorRegistry

@@ -11,10 +11,10 @@ from optpolined.session.link import Link
 from optpolined.session.session import Session
 from optpolined.views.report import RunReport, SiteCounts, StopCounts
 
-__all__ = ("first_report", "sum_up_sites", "sum_up_work")
+__all__ = ("begin_report", "fill_in_sites", "fill_in_work")
 
 
-def first_report(guest: str, link: Link, session: Session, attach_seconds: float) -> RunReport:
+def begin_report(guest: str, link: Link, session: Session, attach_seconds: float) -> RunReport:
     """What is known of a guest that was just attached to."""
     inventory = session.survey.inventory
     return RunReport(
@@ -27,7 +27,7 @@ def first_report(guest: str, link: Link, session: Session, attach_seconds: float
     )
 
 
-def sum_up_sites(
+def fill_in_sites(
     report: RunReport,
     promoted: Mapping[GuestVirtual, Chain],
     skipped: dict[str, int],
@@ -45,7 +45,7 @@ def _by_targets(chains: Collection[Chain]) -> dict[str, int]:
     return {str(size): count for size, count in sorted(sizes.items())}
 
 
-def sum_up_work(report: RunReport, status: Status, seconds: float) -> None:
+def fill_in_work(report: RunReport, status: Status, seconds: float) -> None:
     """What was done in so many seconds, by the last status."""
     stops = status.stops
     report.int3_hits = status.int3_hits
