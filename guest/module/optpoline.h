@@ -8,6 +8,7 @@
  * modules.c the list of loaded modules
  * stubs.S   the learning stubs
  * arena.S   the room for the host's code
+ * compat.h  what differs from kernel to kernel
  */
 #ifndef OPTPOLINE_H
 #define OPTPOLINE_H

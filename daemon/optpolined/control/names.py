@@ -6,20 +6,18 @@ A site is ``function+0x1f``, as the status prints it; a function of a module is
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from optpolined.addresses import GuestVirtual
 from optpolined.api.refusal import Refusal
 from optpolined.errors import OptpolinedError
 from optpolined.kernel.sites.scan import Site
+from optpolined.kernel.symbols.site_name import SiteName
 from optpolined.kernel.symbols.symbols import Function, Symbols
 
 __all__ = ("NameRefusedError", "Names", "is_site_name")
 
 _ADDRESS = re.compile(r"0x[0-9a-f]{1,16}", re.IGNORECASE)
-_NAME = re.compile(
-    r"(?:(?P<before>[\w-]+):)?(?P<function>[\w.$]+)(?:\+(?P<offset>0x[0-9a-fA-F]{1,8}|\d{1,9}))?"
-    r"(?: \[(?P<after>[\w-]+)\])?"
-)
 _SHOWN = 8
 
 
@@ -58,9 +56,10 @@ class Names:
         """
         if _ADDRESS.fullmatch(text):
             return self._known(text, [GuestVirtual(int(text, 16))])
-        functions, offset = self._functions(text)
-        if offset is not None:
-            return self._known(text, [GuestVirtual(at.start + offset) for at in functions])
+        name = _parsed(text)
+        functions = self._functions(name)
+        if name.offset is not None:
+            return self._known(text, [GuestVirtual(at.start + name.offset) for at in functions])
         inside = [
             site
             for site in (*self.sites, *self._reasons)
@@ -76,8 +75,7 @@ class Names:
         if _ADDRESS.fullmatch(text):
             found = [GuestVirtual(int(text, 16))]
         else:
-            functions, offset = self._functions(text)
-            found = [GuestVirtual(at.start + (offset or 0)) for at in functions]
+            found = self._entries(_parsed(text))
         if len(found) > 1:
             raise NameRefusedError(f"the guest has {len(found)} functions {text}: {_list(found)}")
         if not self._is_target(found[0]):
@@ -85,45 +83,47 @@ class Names:
         return found[0]
 
     def name(self, address: GuestVirtual) -> str:
-        """The name of a function that means this one again; else its address."""
-        return self._own_name(address, self._symbols.name(address))
+        """Return the name of a function, or its address where the name is not the only one."""
+        name = self._symbols.site_name(address)
+        if name is not None and not name.offset:
+            name = replace(name, offset=None)
+        return self._own_name(address, name)
 
     def site_name(self, address: GuestVirtual) -> str:
-        """The name of a site that means this one again; else its address."""
-        name = self._symbols.name(address)
-        if "+" not in name:
-            function, _, module = name.partition(" ")
-            name = f"{function}+0x0{module and ' '}{module}"
-        return self._own_name(address, name)
+        """Return the name of a site, or its address where the name is not the only one."""
+        return self._own_name(address, self._symbols.site_name(address))
 
     def _site_list(self, sites: Sequence[GuestVirtual]) -> str:
         more = ", ..." if len(sites) > _SHOWN else ""
         return ", ".join(map(self.site_name, sites[:_SHOWN])) + more
 
-    def _own_name(self, address: GuestVirtual, name: str) -> str:
-        try:
-            functions, offset = self._functions(name)
-        except NameRefusedError:
-            return f"{address:#x}"
-        meant = [at.start + (offset or 0) for at in functions]
-        return name if meant == [address] else f"{address:#x}"
+    def _own_name(self, address: GuestVirtual, name: SiteName | None) -> str:
+        """Return the text of ``name`` if it means ``address`` and nothing else."""
+        if name is not None and name.is_readable and self._entries(name) == [address]:
+            return str(name)
+        return f"{address:#x}"
 
-    def _functions(self, text: str) -> tuple[Sequence[Function], int | None]:
-        parts = _NAME.fullmatch(text)
-        if parts is None:
-            raise NameRefusedError(
-                f"{text!r}: name it function+0x1f, or by its address in hexadecimal"
-            )
-        module, offset = parts["before"] or parts["after"], parts["offset"]
+    def _entries(self, name: SiteName) -> list[GuestVirtual]:
+        """Return each address that ``name`` means; without an offset, where functions begin.
+
+        :raise NameRefusedError: no function has that name.
+        """
+        return [GuestVirtual(at.start + (name.offset or 0)) for at in self._functions(name)]
+
+    def _functions(self, name: SiteName) -> Sequence[Function]:
+        """Return the functions that ``name`` means; one without a module means any module's.
+
+        :raise NameRefusedError: no function has that name.
+        """
         found = [
             function
-            for function in self._symbols.entries(parts["function"])
-            if module is None or function.module == module
+            for function in self._symbols.entries(name.function)
+            if name.module is None or function.module == name.module
         ]
         if not found:
-            where = f" in the module {module}" if module else ""
-            raise NameRefusedError(f"the guest has no function {parts['function']}{where}")
-        return found, None if offset is None else int(offset, 0)
+            where = f" in the module {name.module}" if name.module else ""
+            raise NameRefusedError(f"the guest has no function {name.function}{where}")
+        return found
 
     def _known(self, text: str, places: Sequence[GuestVirtual]) -> GuestVirtual:
         """The one of ``places`` that is a site."""
@@ -138,6 +138,13 @@ class Names:
             why = "; ".join(f"{reason}, because {reason.meaning}" for reason in sorted(refused))
             raise NameRefusedError(f"{text} is left alone: {why}")
         raise NameRefusedError(f"{text}: there is no indirect call there that goes through a thunk")
+
+
+def _parsed(text: str) -> SiteName:
+    name = SiteName.parse(text)
+    if name is None:
+        raise NameRefusedError(f"{text!r}: name it function+0x1f, or by its address in hexadecimal")
+    return name
 
 
 def _list(addresses: Sequence[GuestVirtual]) -> str:

@@ -271,5 +271,6 @@ class Operator:
 
 def _matching(site: Site, patterns: Sequence[str]) -> str | None:
     """Return the first of ``patterns`` that matches the function of ``site``."""
-    name = f"{site.module}:{site.function}" if site.module else site.function
-    return next((pattern for pattern in patterns if matches(name, [pattern])), None)
+    return next(
+        (pattern for pattern in patterns if matches(site.home.pattern_name, [pattern])), None
+    )

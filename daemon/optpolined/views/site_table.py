@@ -108,8 +108,6 @@ class SiteTable:
 
 
 def _home(symbols: Symbols, site: GuestVirtual) -> str:
-    """The function that a site is in, as patterns see it."""
-    function = symbols.function(site)
-    if function is None:
-        return ""
-    return f"{function.module}:{function.name}" if function.module else function.name
+    """Return the function that a site is in, as patterns see it."""
+    name = symbols.site_name(site)
+    return "" if name is None else name.pattern_name

@@ -26,6 +26,7 @@ from optpolined.codegen.forms import Key
 from optpolined.kernel.errors import TextError
 from optpolined.kernel.module.abi import SiteKind
 from optpolined.kernel.sites.inline_part import InlinePart
+from optpolined.kernel.symbols.site_name import SiteName
 from optpolined.x86 import Register
 
 __all__ = (
@@ -100,6 +101,11 @@ class Site:
     def length(self) -> int:
         """Bytes of the instruction."""
         return len(self.original)
+
+    @property
+    def home(self) -> SiteName:
+        """The function that the instruction is in."""
+        return SiteName(self.module, self.function)
 
 
 class Rejection(StrEnum):

@@ -8,6 +8,7 @@ symbols.name(target)        # "tcp_v4_rcv", "veth_xmit [veth]", "0xffffffffc0000
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from optpolined.kernel.module.module_list import GuestModule
 from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.symbols.kallsyms import load_kallsyms
 from optpolined.kernel.symbols.module_symbols import RUN_SYMBOL, module_symbols
+from optpolined.kernel.symbols.site_name import SiteName
 from optpolined.kernel.vmcoreinfo import Vmcoreinfo
 
 __all__ = ("Function", "Symbols")
@@ -125,14 +127,22 @@ class Symbols:
                 found[address] = function
         return list(found.values())
 
-    def name(self, address: GuestVirtual) -> str:
-        """``func``, ``func+0x1f``, each with `` [module]``, or the address in hexadecimal."""
+    def site_name(self, address: GuestVirtual) -> SiteName | None:
+        """Return the function that ``address`` is in, and its offset; ``None`` outside functions.
+
+        The entry of a function has the offset 0.
+        """
         function = self.function(address)
         if function is None:
+            return None
+        return SiteName(function.module, function.name, address - function.start)
+
+    def name(self, address: GuestVirtual) -> str:
+        """Return ``func`` or ``func+0x1f``, with `` [module]``, or the address in hexadecimal."""
+        name = self.site_name(address)
+        if name is None:
             return f"{address:#x}"
-        offset = address - function.start
-        module = f" [{function.module}]" if function.module is not None else ""
-        return f"{function.name}{f'+{offset:#x}' if offset else ''}{module}"
+        return str(name if name.offset else replace(name, offset=None))
 
     def addresses(self, name: str) -> Sequence[GuestVirtual]:
         """Where the kernel's own symbols of this name are; static ones may share a name."""
