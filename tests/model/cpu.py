@@ -3,7 +3,7 @@
 A task makes calls, one after the other: it picks a call site and a value for the site's register,
 executes what stands there, and must arrive in the function that the register names.  A static call
 has no register, and must arrive in one that its key names at that moment.  Thunks, learning stubs
-and functions are code that nobody changes, so to pass through one is one step.
+and functions are code that never changes, so to pass through one is one step.
 
 The int3 handler is that of guest/module/int3.c, and each of its looks at memory is a step of its
 own.  While it sees 0xCC and IDLE it looks again, a bounded number of times; each time that is
@@ -116,7 +116,7 @@ class Cpu:
         return self._go(compute(task, self._calls[task.call], op), after, moment)
 
     def _go(self, task: Task, to: int, moment: Moment) -> Task:
-        """The task at ``to``, or where it comes from there through code that nobody changes."""
+        """Return the task at ``to``, or where code that never changes takes it from there."""
         call = self._calls[task.call]
         if in_arena(to):
             owner = moment.score.owners[(to - ARENA) // UNIT]

@@ -86,7 +86,7 @@ def program(
 ) -> Program:
     """Give sites one form after the other, as epochs do: a grace period passes during each.
 
-    Those of ``settled`` they have before anybody calls.
+    They have those of ``settled`` before the first call.
     """
 
     def run(guest: Guest) -> None:

@@ -196,7 +196,7 @@ def _compare_is_a_call(part: InlinePart) -> tuple[PokeEntry, PokeEntry]:
 
 
 def _ends_at_once(changes: Sequence[InlineChange], how: Protocol) -> Plan:
-    """Who unlearns does not wait: its thunk is right under any flags."""
+    """A change that unlearns does not wait, as if its thunk were right under any flags."""
     plan = inline_steps(changes, how)
     unlearns = all(change.after == change.unlearned for change in changes)
     return [step for step in plan if not isinstance(step, Grace)] if unlearns else plan
@@ -261,10 +261,10 @@ def _in_the_waiting() -> Iterator[Fault]:
     def reuse(rules: Rules) -> Scenario:
         return site_scenario("cycle", [CALL], (F1,), *cycle(CALL), rules=rules)
 
-    nobody = Rules(grace_waits_for_running=False, grace_waits_for_sleeping=False)
+    neither = Rules(grace_waits_for_running=False, grace_waits_for_sleeping=False)
     running_only = Rules(grace_waits_for_sleeping=False)
     sleeping_only = Rules(grace_waits_for_running=False)
-    yield Fault("no grace period before reuse", Kind.FREED, reuse(nobody))
+    yield Fault("no grace period before reuse", Kind.FREED, reuse(neither))
     yield Fault("grace period without sleepers", Kind.FREED, reuse(running_only))
     yield Fault("grace period without vCPUs", Kind.FREED, reuse(sleeping_only))
     wrong = Kind.WRONG_TARGET

@@ -24,16 +24,16 @@ KEYED_JMP = thunk_site(LINE_END - 3, Register.R11, SiteKind.JMP)
 KEYED_INLINE = inline_site(LINE_END - 3, Register.RBX)
 
 BASE_KEY = Key(Register.RCX, shift=1, bits=2)
-"""Of a site whose target is in rax: the block that learns keys takes rcx for itself."""
+"""For a site whose target is in rax: the block that learns keys uses rcx itself."""
 
 SCRATCH_KEY = Key(Register.R10, shift=0, bits=2)
-"""Of a site whose target is in r11: every block that counts takes r10 for itself."""
+"""For a site whose target is in r11: every block that counts uses r10 itself."""
 
 INLINE_KEY = Key(Register.RAX, shift=3, bits=1)
 
 
 def held(key: Key, *indices: int) -> list[int]:
-    """What the key's register holds for some indices, with bits around them that mean nothing."""
+    """Return what the key's register holds for some indices, among bits that mean nothing."""
     return [0xF << 40 | 1 << key.shift + key.bits | index << key.shift for index in indices]
 
 
@@ -139,6 +139,6 @@ def _dies(name: str, protocol: Protocol) -> Scenario:
 
 
 def _keys(key: Key) -> list[int]:
-    """Two that have leaves, and one between them that has none, if there is one."""
+    """Return two keys that have leaves, and one between them that has no leaf, if it exists."""
     last = (1 << key.bits) - 1
     return held(key, *sorted({0, 1, last}))

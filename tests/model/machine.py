@@ -27,7 +27,7 @@ Named = frozenset[GuestVirtual | None]
 
 
 class Ledger(NamedTuple):
-    """What is so at a moment, and stands nowhere in the guest."""
+    """What holds at a moment, and is not in the guest's memory."""
 
     owners: Owners = NOBODY
     named: Named = frozenset()
@@ -40,7 +40,7 @@ class Act(Enum):
     SYNC = "serialises all vCPUs"
     GRACE_BEGINS = "asks for a grace period"
     GRACE_ENDS = "sees the grace period end"
-    BOOKS = "books its arena"
+    BOOKS = "accounts for its arena"
     NAMES = "has other functions named by the key"
     DIES = "dies; the next one starts"
     SETTLES = "is ready"
@@ -48,7 +48,7 @@ class Act(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that the daemon did, and what was so after it."""
+    """One thing that the daemon did, and what held after it."""
 
     act: Act
     score: Ledger
@@ -80,7 +80,7 @@ class Guest(Transport):
         self._note(Act.SYNC)
 
     def grace(self) -> None:
-        """One of its own; the mailbox holds one request, and one that is there is waited for."""
+        """Wait for a new one.  The mailbox holds one request, so an earlier one is waited for."""
         self.grace_ends()
         self.grace_begins()
         self.grace_ends()
@@ -90,13 +90,13 @@ class Guest(Transport):
         self._note(Act.GRACE_BEGINS)
 
     def grace_ends(self) -> None:
-        """Waits for the one that began, where that has not ended."""
+        """Wait for the one that began, if it has not ended."""
         if self._waiting:
             self._note(Act.GRACE_ENDS)
         self._waiting = False
 
     def own(self, owners: Owners) -> None:
-        """The daemon's books of the arena change, which nobody in the guest can see."""
+        """Note that the daemon's view of the arena changed, which the guest cannot see."""
         self.score = self.score._replace(owners=owners)
         self._note(Act.BOOKS)
 
@@ -106,7 +106,7 @@ class Guest(Transport):
         self._note(Act.NAMES)
 
     def settle(self) -> None:
-        """Nobody has run so far: all that was done to the guest is how it begins."""
+        """Make what was done so far the initial state of the guest: no task has run yet."""
         self._note(Act.SETTLES)
 
     def image(self) -> bytes:
@@ -117,7 +117,7 @@ class Guest(Transport):
 
 
 class WatchedArena(Arena):
-    """The daemon's arena; the guest notes whose each unit is."""
+    """The daemon's arena; the guest notes to which block each unit belongs."""
 
     def __init__(self, guest: Guest) -> None:
         super().__init__(ARENA, ARENA_UNITS * UNIT)

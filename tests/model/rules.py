@@ -16,7 +16,7 @@ class Kind(Enum):
     REGISTERS = "a register is not what it was at the site"
     NOT_ONCE = "a call reaches its function never, or twice"
     FREED = "a block is entered or gone on in after it was freed"
-    UNHANDLED = "a breakpoint of ours is nobody's"
+    UNHANDLED = "a breakpoint of ours is not handled"
     ENDLESS = "a call does not end while the daemon does nothing"
     TEXT = "the text at the end is not what was planned"
 

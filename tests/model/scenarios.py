@@ -1,4 +1,4 @@
-"""Who calls what while the daemon does what: everything that a search needs."""
+"""Which calls are made while the daemon does what: everything that a search needs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -81,7 +81,7 @@ def site_scenario(
 ) -> Scenario:
     """Sites that get the ``wanted`` forms one after the other, called with ``functions``.
 
-    They have those of ``settled`` before anybody calls.  With ``dies``, the daemon may die after
+    They have those of ``settled`` before the first call.  With ``dies``, the daemon may die after
     every moment, and the next one puts all back; ``then`` is what that one goes on to do.  One site
     may have a ``key``; its register holds any of ``keys``.
     """

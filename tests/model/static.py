@@ -84,7 +84,7 @@ class StaticCode:
 
     @property
     def stranger(self) -> StaticPlace:
-        """A call in code that was built without the plugin; nobody changes it."""
+        """A call in code that was built without the plugin; it never changes."""
         place = StaticPlace(_STRANGER, b"", SiteKind.STATIC_CALL, TRAMPOLINE)
         return self._built(place, TRAMPOLINE)
 
@@ -217,7 +217,7 @@ def static_scenario(
         for place in code.places:
             listing.add_breakpoint(place.address)
             for form in code.forms(place):
-                # Behind a return stand breakpoints, which nobody may come to.
+                # Behind a return stand breakpoints, which no task may reach.
                 listing.add(place.address, form[:1] if form[0] == _RETURN else form)
 
     return Scenario(

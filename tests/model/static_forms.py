@@ -21,7 +21,7 @@ from tests.model.world import F1, F2, F3
 
 _LIVE = Rules(live=True)
 _ALONE = Crew(vcpus=1, sleepers=0)
-"""Nobody waits for anybody: what one of several tasks may do wrong, it may do alone."""
+"""No task waits for another: what one of several may do wrong, it may do alone."""
 
 WAYS: tuple[Target, ...] = (F2, F3, None, F2, ORIGINAL)
 """To a function and another, to nothing and back, and as built."""

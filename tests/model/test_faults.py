@@ -1,4 +1,4 @@
-"""The model can fail: each seeded fault is caught, for what it is."""
+"""The model can fail: each seeded fault is caught by the right property."""
 
 import pytest
 

@@ -36,7 +36,7 @@ RETURN_THUNK = GuestVirtual(KERNEL_TEXT + 0x72_4680)
 """``__x86_return_thunk``: to jump to it is to return."""
 
 CALLER = -1
-"""On the stack: the return address of whoever called the site's function."""
+"""On the stack: the return address of the caller of the site's function."""
 
 _SAVED = -16
 

@@ -87,7 +87,7 @@ def test_a_daemon_that_was_killed_is_started_again_and_recovers(
     service.comes_back(pid)
     messages = service.messages()
     assert any(text.startswith("nothing to resume: ") for text in messages), "ExecStopPost"
-    restored = re.compile(r"\d+ of \d+ sites that were left patched or half-way are restored")
+    restored = re.compile(r"restored \d+ of \d+ sites that were left patched or half-way")
     assert any(restored.fullmatch(text) for text in messages)
 
 

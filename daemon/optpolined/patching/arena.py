@@ -1,4 +1,4 @@
-"""Who owns which bytes of the module's executable arena.
+"""The blocks of the module's executable arena, from allocation to reuse.
 
     block = arena.allocate(43)
     ...                             # the block is written; then a site branches to it
@@ -7,12 +7,12 @@
     ...                             # the guest's grace period (RequestOp.GRACE) begins and ends
     arena.grace_end(token)          # what was retired before grace_begin() is free
 
-Invariant 2 of the design is kept here: a block that a vCPU could reach is not given out again
-before a grace period that began after its last branch was gone.  A grace period that fails is
-never ended; the next one covers its blocks too.
+This keeps invariant 2 of the design.  A block that a vCPU could reach is allocated again only after
+a grace period that began after its last branch was gone.  A grace period that fails is never ended;
+the next one covers its blocks too.
 
-A new Arena is all free.  Where an earlier daemon used the same memory, that is true only after a
-grace period, and after ``mark_used`` for every block that a site still branches to.
+A new Arena is all free.  Where an earlier daemon used the same memory, call ``mark_used`` for every
+block that a site still branches to, and wait for a grace period first.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -30,7 +30,7 @@ UNIT: Final = 32
 
 
 def rounded(size: int) -> int:
-    """What a block of ``size`` bytes takes up, in bytes."""
+    """Return how many bytes a block of ``size`` bytes takes up."""
     return -(-size // UNIT) * UNIT
 
 
@@ -64,7 +64,7 @@ class Arena:
     def allocate(self, size: int) -> GuestVirtual:
         """Take ``size`` bytes, rounded up to units, from the shortest free range that holds them.
 
-        :raise ArenaFullError: there is none.
+        :raise ArenaFullError: no free range is long enough.
         """
         if size <= 0:
             raise ArenaError(f"a block of {size} bytes makes no sense")
@@ -77,7 +77,7 @@ class Arena:
         return GuestVirtual(self.base + first * UNIT)
 
     def mark_used(self, address: GuestVirtual, size: int) -> None:
-        """Book a block that is in use already, as ``allocate`` would have.
+        """Note a block that is in use already.
 
         :raise ArenaError: not all of it is free, or it does not start where a block can.
         """
@@ -87,7 +87,7 @@ class Arena:
         self._used[first] = units
 
     def retire(self, address: GuestVirtual) -> None:
-        """Give back the block at ``address``, which no site branches to any more.
+        """Give back the block at ``address``, to which no site branches any more.
 
         :raise ArenaError: no block in use starts there.
         """
@@ -105,7 +105,7 @@ class Arena:
         return token
 
     def grace_end(self, token: GraceToken) -> int:
-        """Free what was retired before ``token`` began; return how many bytes.
+        """Free what was retired before ``token`` began; return how many bytes that is.
 
         :raise ArenaError: no such grace period began.
         """
@@ -120,7 +120,7 @@ class Arena:
         return freed * UNIT
 
     def usage(self) -> Usage:
-        """How the arena's bytes are used."""
+        """Return how the arena's bytes are used."""
         free = self._free.units
         retired = self._retired_units
         used = self.size // UNIT - free - retired
@@ -134,7 +134,7 @@ class Arena:
 
 
 class _FreeUnits:
-    """Free ranges of units: no two touch, and all of one length are in one bucket."""
+    """Free ranges of units.  No two ranges touch; all of one length are in one bucket."""
 
     def __init__(self, units: int) -> None:
         self.units = 0
@@ -145,7 +145,7 @@ class _FreeUnits:
         self.give(0, units)
 
     def take(self, units: int) -> int | None:
-        """Take the start of a shortest range that holds ``units``; None where there is none."""
+        """Take the start of a shortest range that holds ``units``; ``None`` where no range does."""
         place = bisect_left(self._sorted, units)
         if place == len(self._sorted):
             return None
@@ -154,7 +154,7 @@ class _FreeUnits:
         return first
 
     def take_at(self, first: int, units: int) -> bool:
-        """Take just these units, where all of them are free."""
+        """Take just these units if all of them are free; return whether they were."""
         place = bisect_right(self._firsts, first) - 1
         if place < 0:
             return False

@@ -1,9 +1,9 @@
-"""Which counter record belongs to which site, and when one may be used again.
+"""Which counter record belongs to which site, and when it may be used again.
 
-A site that learns by its key has some more, side by side: its key table.
+A site that learns by its key has more records, side by side: its key table.
 
-A record is cleared only while no block refers to it and a grace period has passed: then nothing
-counts into it, and what is read is what is compared and overwritten.
+A record is cleared only when no block refers to it and a grace period has passed.  Then nothing
+counts into it, so what is read is what the clearing write expects.
 """
 
 from collections import deque
@@ -19,19 +19,19 @@ _SLOT_BYTES = 4
 
 
 def key_table_records(key: Key) -> int:
-    """How many records the key table of ``key`` takes: a power of two."""
+    """Return how many records the key table of ``key`` takes: a power of two."""
     return max(1, (_SLOT_BYTES << key.bits) // RECORD.itemsize)
 
 
 def counts_all(form: Form) -> bool:
-    """Whether a site of this form counts every call, so that it needs slots for all targets."""
+    """Return whether a site of this form counts every call and needs slots for all targets."""
     return isinstance(form, LearnKeys) or (
         isinstance(form, Chain) and (form.counts_hits or not form.targets)
     )
 
 
 class RecordAllocator:
-    """Hands out record indices: 0 .. ``capacity`` - 1, first the ``clean`` ones."""
+    """Hands out the indices of ``clean`` records."""
 
     def __init__(self, clean: Iterable[int]) -> None:
         self._clean = deque(clean)
@@ -41,7 +41,7 @@ class RecordAllocator:
         self._extent = 0
 
     def of(self, site: GuestVirtual) -> int | None:
-        """The record of ``site``, the same one each time; ``None`` where none is left."""
+        """Return the record of ``site``, the same one each time; ``None``: all are in use."""
         if site not in self._of_site:
             if not self._clean:
                 return None
@@ -49,9 +49,9 @@ class RecordAllocator:
         return self._of_site[site]
 
     def of_block(self, site: GuestVirtual, form: Code) -> tuple[int, int | None] | None:
-        """What a block of this form counts into: its site's record, and its key table's first.
+        """Return what a block of this form counts into: a record, and the first of its key table.
 
-        A form without a key has no key table.  ``None`` where no record is left.
+        The latter is ``None`` for a form without a key.  ``None`` for both: all are in use.
         """
         record = self.of(site)
         if record is None or not isinstance(form, LearnKeys):
@@ -60,9 +60,9 @@ class RecordAllocator:
         return None if table is None else (record, table)
 
     def renew(self, site: GuestVirtual) -> int | None:
-        """Give ``site`` a clean record; answer the old one, to be recycled after a grace period.
+        """Give ``site`` a clean record; return the old one, to be recycled after a grace period.
 
-        Without a clean one left the site keeps its record, and the answer is ``None``.
+        Return ``None`` where no clean record is left: the site then keeps its own.
         """
         if not self._clean or site not in self._of_site:
             return None
@@ -72,9 +72,10 @@ class RecordAllocator:
         return old
 
     def key_table(self, site: GuestVirtual, count: int) -> int | None:
-        """The first of ``count`` records in a row, a power of two, that are the site's key table.
+        """Return the first of the ``count`` records in a row that are the site's key table.
 
-        They lie in one chunk, for they are aligned to their number.  ``None`` where there are none.
+        ``count`` is a power of two.  The records lie in one chunk, because they are aligned to
+        their number.  Return ``None`` where no such row is clean.
         """
         if site not in self._key_tables:
             clean = set(self._clean)
@@ -89,7 +90,7 @@ class RecordAllocator:
         return self._key_tables[site].start
 
     def release_site(self, site: GuestVirtual) -> list[int]:
-        """Take the records of a site that has gone, to be recycled after a grace period."""
+        """Take back the records of a site that has gone, to be recycled after a grace period."""
         records = list(self._key_tables.pop(site, ()))
         record = self._of_site.pop(site, None)
         if record is not None:
@@ -98,11 +99,11 @@ class RecordAllocator:
         return records
 
     def recycle(self, records: Iterable[int]) -> None:
-        """Take back cleared records."""
+        """Make cleared records available again."""
         self._clean.extend(records)
 
     def site(self, record: int) -> GuestVirtual | None:
-        """The site that counts into ``record`` now."""
+        """Return the site that counts into ``record`` now."""
         return self._site_of.get(record)
 
     @property

@@ -1,8 +1,9 @@
 """The inline parts of sites: what stands there, and the changes that give them another target.
 
-An inline site realises a chain in two places.  Its hottest target is its *head*: the immediate and
+An inline site holds a chain in two places.  Its hottest target is its *head*: the immediate and
 the branch of the inline part.  The others are its *rest*, a block behind the slow path, which is
-changed as any thunk site is.  In whatever order the two change, the site means what it always has.
+changed as any thunk site is.  The two may change in any order: calls end where they should at every
+moment.
 """
 
 from dataclasses import dataclass
@@ -39,10 +40,10 @@ __all__ = (
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What an inline part compares with; ``target`` is None where it is as it was built.
+    """What an inline part compares with; ``target`` is ``None`` where the part is as built.
 
-    A ``hidden`` head has the branch of its target and compares with nothing: a change has stopped
-    half-way.
+    A ``hidden`` head has the branch of its target and compares with nothing, because a change has
+    stopped half-way.
     """
 
     target: GuestVirtual | None
@@ -51,21 +52,21 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Unsettled:
-    """An inline site between two forms, neither of which it has: one of its places has changed."""
+    """An inline site between two forms: only one of its two places has changed."""
 
 
 UNSETTLED: Final = Unsettled()
 
 Found = Form | Unsettled | None
-"""What stands at a site; ``None`` where it is somebody else's."""
+"""What stands at a site; ``None`` where it is foreign."""
 
 _UNLEARNED: Final = Head(None)
 
 
 def split(form: Form) -> tuple[Head, Form]:
-    """The head and the rest of an inline site of this form.
+    """Return the head and the rest of an inline site of this form.
 
-    What counts its hits, and what is no chain, has no head: all its calls go the slow path.
+    A form that counts its hits, or is no chain, has no head: all its calls take the slow path.
     """
     if isinstance(form, Chain) and form.targets and not form.counts_hits:
         return Head(form.targets[0]), Chain(form.targets[1:])
@@ -73,7 +74,7 @@ def split(form: Form) -> tuple[Head, Form]:
 
 
 def joined(head: Head, rest: Form) -> Form | Unsettled:
-    """The form of an inline site with this head and rest."""
+    """Return the form of an inline site with this head and rest."""
     if head.target is None:
         return UNSETTLED if split(rest)[0].target else rest
     if isinstance(rest, Chain) and not rest.counts_hits and head.target not in rest.targets:
@@ -82,7 +83,7 @@ def joined(head: Head, rest: Form) -> Form | Unsettled:
 
 
 def standing_head(part: InlinePart, pages: AddressSpace) -> Head | None:
-    """What the inline part holds; ``None`` where it is somebody else's, or not mapped."""
+    """Return what the inline part holds; ``None`` where it is foreign or not mapped."""
     try:
         found = _read(part, pages)
     except TranslationError:
@@ -102,7 +103,7 @@ def standing_head(part: InlinePart, pages: AddressSpace) -> Head | None:
 def head_change(
     part: InlinePart, head: Head, entries: PokeEntries, pages: AddressSpace, protocol: Protocol
 ) -> InlineChange | None:
-    """The change that gives an inline part its head; ``None`` where it has it.
+    """Return the change that gives an inline part its head; ``None`` where it has it already.
 
     :raise SiteRefusedError: the part cannot be changed now.
     """
@@ -157,7 +158,7 @@ def _read(part: InlinePart, pages: AddressSpace) -> InlineForm:
 
 
 def inline_entries(part: InlinePart) -> tuple[PokeEntry, PokeEntry]:
-    """The entries of compare and branch in the poke table."""
+    """Return the entries of compare and branch in the poke table."""
     thunk = branch_target(part.unlearned_branch, part.branch)
     return (
         PokeEntry(

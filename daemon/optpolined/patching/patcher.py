@@ -1,9 +1,9 @@
 """From the forms that sites should have, through the poke engine, into the guest.
 
-What stands in the live text decides everything: which form a site has, whether it is still ours,
-and which blocks of the arena are in use.  A block is retired when no site's live bytes refer to it,
-and reused after a grace period that began later.  The blocks of a site that somebody else has
-written to are never freed: a probe may have copied the instruction that refers to them.
+The live text decides everything: which form a site has, whether it is still ours, and which blocks
+of the arena are in use.  A block is retired when no site's live bytes refer to it, and reused after
+a grace period that began later.  The blocks of a site that holds foreign bytes are never freed,
+because a probe may have copied the instruction that refers to them.
 """
 
 import logging
@@ -57,7 +57,7 @@ class ArenaBlock:
 
 @dataclass(slots=True)
 class PatchReport:
-    """How many sites were changed, and what the others were refused for."""
+    """How many sites were changed, and why the others were refused."""
 
     done: int = 0
     refused: Counter[Refusal] = field(default_factory=Counter)
@@ -65,22 +65,22 @@ class PatchReport:
     """The refused sites, with the reason."""
 
     def refuse(self, site: GuestVirtual, reason: Refusal) -> None:
-        """Count one site that stays as it is; an inline one has two places, and counts once."""
+        """Count a site that stays as it is.  An inline site has two places and counts once."""
         if self.sites.get(site, Refusal.HELD_UP) is Refusal.HELD_UP:
             self.refused[reason] += 1
         self.sites[site] = reason
 
     def hold_up(self, sites: Iterable[GuestVirtual]) -> None:
-        """Note sites that were not even looked at: that is no refusal, another time will do."""
+        """Note sites that were not looked at.  They are not counted as refused: they come later."""
         self.sites.update(dict.fromkeys(sites, Refusal.HELD_UP))
 
 
 class Patcher:
-    """Gives sites their forms; the guest may run all the while.
+    """Gives sites their forms while the guest runs.
 
     ``record_offset`` turns a record's index into its percpu offset (optpoline_abi.h).
-    ``is_held_up`` is asked before each batch whether nothing may be begun now; one that has begun
-    is brought to its end.
+    ``is_held_up`` is asked before each batch and returns whether none may begin now.  A batch that
+    has begun is finished.
     """
 
     def __init__(
@@ -119,16 +119,16 @@ class Patcher:
 
     @property
     def touched(self) -> Collection[GuestVirtual]:
-        """The sites that were ever changed in this run."""
+        """The sites that this run has ever changed."""
         return self._touched
 
     @property
     def room_bytes(self) -> int:
-        """The arena without the blocks that nobody may free, as of the last :meth:`observe`."""
+        """The arena without the blocks that must not be freed, as of the last :meth:`observe`."""
         return self._arena.size - (self._arena.usage().used - self._referred_bytes)
 
     def block_bytes(self, address: GuestVirtual, form: Form) -> int:
-        """How many bytes of the arena the site takes in this form."""
+        """Return how many bytes of the arena the site takes in this form."""
         site = self._sites[address]
         rest = form if site.inline is None else split(form)[1]
         if isinstance(rest, Original):
@@ -136,7 +136,7 @@ class Patcher:
         return rounded(self._assembler.block_size(rest, site.register))
 
     def observe(self) -> dict[GuestVirtual, Found]:
-        """Read what stands at every touched site; ``None`` where it is not ours.
+        """Read what stands at every touched site; ``None`` where it is foreign.
 
         Blocks that nothing refers to any more are retired.
 
@@ -161,7 +161,7 @@ class Patcher:
         return forms
 
     def block_of(self, address: GuestVirtual, pages: AddressSpace) -> ArenaBlock | None:
-        """The block that the site leads to now; ``None`` where it leads to none of ours.
+        """Return the block that the site leads to now; ``None`` where it leads to no block of ours.
 
         :raise GuestReplacedError: as :meth:`observe`.
         """
@@ -169,7 +169,7 @@ class Patcher:
         return None if block is None else self._blocks[block]
 
     def drop_sites(self, sites: Iterable[GuestVirtual]) -> None:
-        """Drop sites whose memory has gone with their module; their blocks are retired."""
+        """Drop sites that have gone with their module, and retire their blocks."""
         gone = set(sites)
         self._touched -= gone
         for block in list(self._blocks.values()):
@@ -186,10 +186,10 @@ class Patcher:
     def apply(self, wanted: Mapping[GuestVirtual, Form]) -> PatchReport:
         """Give each site its form; a site that holds anything unexpected is left alone.
 
-        Blocks are allocated in the order of ``wanted``; sites that are close shall be so there too.
+        Blocks are allocated in the order of ``wanted``, so put close sites next to each other.
 
-        Where one of an inline site's two places is refused, the other is changed all the same:
-        both are right by themselves.
+        Where one of an inline site's two places is refused, the other is still changed: each is
+        right by itself.
 
         :raise QemuError: the transport failed; :meth:`observe` tells what stands there now.
         """
@@ -213,7 +213,7 @@ class Patcher:
         return report
 
     def _apply_rests(self, wanted: Mapping[GuestVirtual, Form], report: PatchReport) -> None:
-        """Change the thunk sites themselves, which of inline sites are the slow paths."""
+        """Change the thunk sites; those of inline sites are their slow paths."""
         changes = []
         with self._space.snapshot() as pages:
             for address, form in wanted.items():
@@ -229,7 +229,7 @@ class Patcher:
         self._take_refusals(result, sites, report)
 
     def _apply_heads(self, wanted: Mapping[GuestVirtual, Head], report: PatchReport) -> None:
-        """Change the inline parts of sites, all of them by one plan: it may hold a grace period."""
+        """Change the inline parts of sites by one plan, because it may hold a grace period."""
         changes = []
         sites = []
         with self._space.snapshot() as pages:
@@ -251,14 +251,14 @@ class Patcher:
     def _take_refusals(
         self, result: PlanResult, sites: Sequence[Site], report: PatchReport
     ) -> None:
-        """Note what became of changes of ``sites``, by their number."""
+        """Note what became of the changes of ``sites``, which have the same numbers."""
         for refusal in result.refused:
             self._refused(sites[refusal.change], refusal, report)
         if any(refusal.phase is StepPhase.PREPARE for refusal in result.refused):
             self._entries.reload()
 
     def _standing(self, site: Site, pages: AddressSpace) -> tuple[Form | None, GuestVirtual | None]:
-        """The form of a site, and the block that it refers to."""
+        """Return the form of a site, and the block that it refers to."""
         try:
             found = pages.read(site.address, site.length)
         except TranslationError:
@@ -279,7 +279,7 @@ class Patcher:
         return None, None
 
     def change(self, address: GuestVirtual, form: Form, pages: AddressSpace) -> Change:
-        """The change that gives the site at ``address`` its form; its block is allocated.
+        """Return the change that gives the site at ``address`` its form; allocate its block.
 
         :raise SiteRefusedError: the site cannot be changed now.
         """
@@ -291,15 +291,15 @@ class Patcher:
         if self._standing(site, pages)[0] is None:
             raise SiteRefusedError(address, foreign_reason(before))
         if not pages.is_contiguous(address, site.length):
-            # It takes two packets, and a daemon may die between them.  What would stand there then
-            # is no instruction, and neither ours nor the original.
+            # It takes two packets, and a daemon may die between them.  The bytes would then be no
+            # instruction, and neither ours nor the original.
             raise SiteRefusedError(address, Refusal.SPLIT_PAGE)
         block: tuple[Write, ...] = ()
         after = site.original
         if not isinstance(form, Original):
             block = (self._build(site, form, pages),)
             after = site_instruction(site.original, address, block[0].address)
-        # Last: an entry that is booked and never written hides those that come to stand behind it.
+        # Last, because an entry that is booked and never written hides those behind it.
         try:
             prepare, disarm = self._entries.guard(site_entry(site), pages, self._protocol)
         except PokeTableFullError as error:
@@ -360,13 +360,13 @@ class Patcher:
 
 
 def _whole(part: InlinePart, rest: Form | None, pages: AddressSpace) -> Found:
-    """The form of an inline site with this rest."""
+    """Return the form of an inline site with this rest."""
     head = standing_head(part, pages)
     return None if head is None or rest is None else joined(head, rest)
 
 
 def site_entry(site: Site) -> PokeEntry:
-    """The entry of a thunk site in the poke table; its slow path is the thunk."""
+    """Return the entry of a thunk site in the poke table; its slow path is the thunk."""
     return PokeEntry(site.address, site.thunk, site.kind, PokeState.IDLE, site.original)
 
 

@@ -1,4 +1,4 @@
-"""The guest's poke table: what its int3 handler needs, and what a new daemon starts from."""
+"""The guest's poke table: its int3 handler reads it, and so does the next daemon."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ _STATE_OFFSET = PokeEntryLayout.state.offset
 
 
 class PokeEntries:
-    """The table as it was read at attach, and as we have written it since."""
+    """The table as it was last read, with the entries that were written since."""
 
     def __init__(self, space: AddressSpace, header: Header) -> None:
         """Read the table.
@@ -61,11 +61,11 @@ class PokeEntries:
         return iter(list(self._table.entries.values()))
 
     def originals(self) -> dict[GuestVirtual, bytes]:
-        """The instruction that stood at each site before the first poke."""
+        """Return the instruction that stood at each site before the first poke."""
         return {entry.site: entry.original for entry in self}
 
     def armed(self, pages: AddressSpace) -> set[GuestVirtual]:
-        """The sites whose entry says that a 0xCC of ours may stand there, read anew.
+        """Read anew which sites have an entry that says that a 0xCC of ours may stand there.
 
         :raise TranslationError: the table is not mapped any more.
         """
@@ -82,12 +82,12 @@ class PokeEntries:
     def guard(
         self, entry: PokeEntry, pages: AddressSpace, protocol: Protocol
     ) -> tuple[tuple[Write, ...], Write | None]:
-        """The writes before and after a change of the entry's site.
+        """Return the writes before and after a change of the entry's site.
 
-        Under `breakpoint` the entry is armed before and disarmed after; under `stopped` it is only
-        there, for the next daemon.
+        Under `breakpoint` the entry is armed before and disarmed after.  Under `stopped` the guest
+        never needs it, but the next daemon does.
 
-        :raise PokeTableFullError: there is no place for it.
+        :raise PokeTableFullError: the table has no place for it.
         """
         address = self._address(self._table.put(entry))
         idle = encode(_in_state(entry, PokeState.IDLE))
@@ -99,7 +99,7 @@ class PokeEntries:
         return before, self.disarm(entry.site)
 
     def disarm(self, site: GuestVirtual) -> Write:
-        """The write that disarms the entry of ``site``."""
+        """Return the write that disarms the entry of ``site``."""
         state = GuestVirtual(self._address(self._table.place(site)) + _STATE_OFFSET)
         return Write(state, bytes([PokeState.ARMED]), bytes([PokeState.IDLE]))
 

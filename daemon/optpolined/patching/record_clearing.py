@@ -1,4 +1,4 @@
-"""Zeroes counter records, so that they can be another site's."""
+"""Zeroes counter records, so that another site can use them."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ __all__ = ("clear",)
 def clear(
     records: Sequence[int], counters: Counters, space: AddressSpace, transport: Transport
 ) -> list[int]:
-    """Zero records that nothing counts into; answer those that are zero now.
+    """Zero records that nothing counts into; return those that are zero now.
 
     :raise TranslationError: the counters are not mapped any more.
     :raise QemuError: QEMU failed.

@@ -1,7 +1,7 @@
 """Puts back what a daemon that died left in the guest.
 
-The poke table names every site that was ever patched, with its original instruction; the live bytes
-say how far the last change came.  Nothing else is needed, and nothing else is believed.
+The poke table names every site that was ever patched, with its original instruction.  The live
+bytes say how far the last change came.  Nothing else is needed, and nothing else is believed.
 """
 
 import logging
@@ -42,15 +42,15 @@ __all__ = ("Leftover", "blocks_in_use", "find_leftovers", "put_back")
 _log = logging.getLogger(__name__)
 
 _SPAN_BYTES = 0x10000
-"""Sites that are this close are read at once: the table may name thousands."""
+"""Sites within so many bytes are read at once, because the table may name thousands."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A site that holds something else than its original instruction.
+    """A site that holds something other than its original instruction.
 
-    Of an inline part it is the compare; ``branch`` is then the entry of its branch, and what stands
-    there.
+    For an inline part this is the compare; ``branch`` is then the entry of its branch, and what
+    stands there.
     """
 
     entry: PokeEntry
@@ -60,7 +60,7 @@ class Leftover:
 
 
 def find_leftovers(entries: PokeEntries, space: AddressSpace, header: Header) -> list[Leftover]:
-    """Look at every site of the poke table; those of modules that have gone are passed over."""
+    """Look at every site of the poke table; sites of modules that have gone are left out."""
     arena = _arena(header)
     leftovers = []
     with space.snapshot() as pages:
@@ -90,7 +90,7 @@ def find_leftovers(entries: PokeEntries, space: AddressSpace, header: Header) ->
 def _inline_standing(
     compare: PokeEntry, found: bytes, branch: tuple[PokeEntry, bytes] | None, *, armed: bool
 ) -> Standing:
-    """What an inline part holds.  Both of its entries are written before the part is touched."""
+    """Return what an inline part holds.  Both entries are written before the part is touched."""
     if branch is None:
         return Standing.ORIGINAL if found == compare.original else Standing.FOREIGN
     entry, branch_found = branch
@@ -99,7 +99,7 @@ def _inline_standing(
 
 
 def _live(entries: Iterable[PokeEntry], pages: AddressSpace) -> Iterator[tuple[PokeEntry, bytes]]:
-    """Each entry with what stands at its site; those whose site is not mapped are left out."""
+    """Give each entry with what stands at its site; unmapped sites are left out."""
     span: list[PokeEntry] = []
     for entry in sorted(entries, key=attrgetter("site")):
         if span and entry.site - span[0].site > _SPAN_BYTES:
@@ -110,7 +110,7 @@ def _live(entries: Iterable[PokeEntry], pages: AddressSpace) -> Iterator[tuple[P
 
 
 def _live_span(span: Sequence[PokeEntry], pages: AddressSpace) -> Iterator[tuple[PokeEntry, bytes]]:
-    """Read close sites at once; by halves, where something between them is not mapped."""
+    """Read close sites at once; read them by halves where a page between them is not mapped."""
     if not span:
         return
     start = span[0].site
@@ -134,13 +134,13 @@ def put_back(
     transport: Transport,
     grace: GracePeriod,
 ) -> None:
-    """Restore the sites that hold something of ours; those of others are left alone.
+    """Restore the sites that hold something of ours; foreign bytes are left alone.
 
-    Inline parts whose branch is not as it was built take a grace period.
+    An inline part whose branch is not as it was built takes a grace period.
 
-    Uses the breakpoint protocol, which also ends a change that stopped half-way.  An entry that is
-    still armed where no 0xCC of ours stands any more is disarmed: as long as it is armed, a probe
-    that somebody puts there is taken for ours.
+    The breakpoint protocol is used, because it also ends a change that stopped half-way.  An entry
+    that is still armed where no 0xCC of ours stands is disarmed.  As long as it is armed, a probe
+    that comes there would be taken for ours.
 
     :raise QemuError: QEMU failed; this can be done again.
     """
@@ -168,7 +168,7 @@ def put_back(
         done = len(execute(changes, Protocol.BREAKPOINT, transport).done)
         done += len(walk(inline_steps(parts, Protocol.BREAKPOINT), transport, grace).done)
         _log.warning(
-            "%d of %d sites that were left patched or half-way are restored",
+            "restored %d of %d sites that were left patched or half-way",
             done,
             len(changes) + len(parts),
         )
@@ -183,7 +183,7 @@ def _unlearning(
     prepare: tuple[Write, ...],
     disarm: Write | None,
 ) -> InlineChange:
-    """The change that brings an inline part back to how it was built."""
+    """Return the change that makes an inline part as it was built."""
     entry, found = branch
     unlearned = InlineForm(left.entry.original, entry.original)
     return InlineChange(
@@ -198,7 +198,7 @@ def _unlearning(
 
 
 def _stale(entries: PokeEntries, space: AddressSpace) -> Iterator[Write]:
-    """What disarms the entries whose site holds a whole instruction, or is there no more."""
+    """Give the writes that disarm entries whose site is gone or holds a whole instruction."""
     with space.snapshot() as pages:
         armed = entries.armed(pages)
         suspects = [entry for entry in entries if entry.site in armed]
@@ -213,13 +213,13 @@ def _stale(entries: PokeEntries, space: AddressSpace) -> Iterator[Write]:
 
 
 def blocks_in_use(leftovers: Iterable[Leftover], header: Header) -> set[GuestVirtual]:
-    """The blocks that leftovers still refer to, or that a probe on one may have a copy of."""
+    """Return the blocks that leftovers refer to, or of which a probe may have copied the branch."""
     arena = _arena(header)
     targets = set()
     for left in leftovers:
         # Behind a probe's 0xCC stands our tail.
         branch = left.entry.original[:-4] + left.found[-4:]
-        with suppress(CodegenError):  # the table's original is no branch: the guest's own doing
+        with suppress(CodegenError):  # the table's original is no branch: the guest wrote to it
             targets.add(branch_target(branch, left.entry.site))
     return {target for target in targets if target in arena}
 

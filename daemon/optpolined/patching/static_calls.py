@@ -1,9 +1,9 @@
-"""Static calls: seen, and pointed at other functions by their key.
+"""Static calls: listed, and pointed at other functions by their key.
 
-What a key points to is read from its trampoline; the sites of the key go where it goes.  Each place
-is one instruction, changed as any other.  While a 0xCC stands at a site the guest's handler goes
-through the trampoline, and while one stands at the trampoline, to the new target: so each call runs
-the old function or the new one.
+What a key points to is read from its trampoline, and the sites of the key go where it goes.  Each
+place is one instruction, changed as any other.  While a 0xCC stands at a site, the guest's handler
+goes through the trampoline.  While one stands at the trampoline, it goes to the new target.  So
+each call runs the old function or the new one.
 """
 
 import logging
@@ -54,12 +54,12 @@ _KEYS_SHOWN: Final = 8
 
 
 class StaticCallError(OptpolinedError):
-    """A static call that cannot be pointed there; the message says why."""
+    """A static call cannot be pointed there; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class StaticKey:
-    """One key for people: its ``target`` is a name, or empty where the call does nothing."""
+    """One key for people.  ``target`` is a name, or empty where the call does nothing."""
 
     key: str
     target: str
@@ -74,7 +74,7 @@ def find_static_calls(
     symbols: Symbols,
     originals: Mapping[GuestVirtual, bytes],
 ) -> tuple[Mapping[str, StaticCall], Sequence[str]]:
-    """The static calls that code declares, by key, and why others are not believed.
+    """Return the static calls that code declares, by key, and why others are not believed.
 
     ``originals`` are the instructions that the poke table holds.
     """
@@ -91,10 +91,10 @@ def find_static_calls(
 def changeable(
     calls: Mapping[str, StaticCall], symbols: Symbols, exclusions: Exclusions
 ) -> tuple[Mapping[str, StaticCall], Sequence[str]]:
-    """The static calls that may be changed, and why the others may not.
+    """Return the static calls that may be changed, and why the others may not.
 
-    Where one place of a key is in code that must be left alone, the whole key is: that code might
-    come to the trampoline while a 0xCC stands there.
+    Where one place of a key is in code that must be left alone, the whole key is left alone: that
+    code might come to the trampoline while a 0xCC stands there.
     """
 
     def reason(address: GuestVirtual) -> Refusal | None:
@@ -108,7 +108,7 @@ def changeable(
         if why is None:
             may[key] = call
         else:
-            refused.append(f"the static call {key} is left alone, for one of its places: {why}")
+            refused.append(f"the static call {key} is left alone: one of its places is {why}")
     return may, refused
 
 
@@ -150,11 +150,11 @@ class StaticCalls:
         self._calls = calls
 
     def replace_calls(self, calls: Mapping[str, StaticCall]) -> None:
-        """Take note of the static calls that there are now."""
+        """Use the static calls that the guest has now."""
         self._calls = calls
 
     def list(self) -> list[StaticKey]:
-        """Every key, by name."""
+        """Return every key, by name."""
         with self._space.snapshot() as pages:
             return [
                 StaticKey(
@@ -168,11 +168,10 @@ class StaticCalls:
             ]
 
     def set(self, key: str, function: str | None) -> int:
-        """Point ``key`` at ``function``; ``None``: at nothing.  Answers how many places changed.
+        """Point ``key`` at ``function``; ``None``: at nothing.  Return how many places changed.
 
-        :raise StaticCallError: there is no such key or function, the function is not the kernel's
-            or that of the key's own module (which cannot go without the key), or somebody else has
-            changed a place.
+        :raise StaticCallError: the guest has no such key or function, another program has changed a
+            place, or the function is in a module that could go without the key.
         :raise QemuError: QEMU failed; this can be done again.
         """
         call = self._calls.get(key)
@@ -186,7 +185,9 @@ class StaticCalls:
         return self._change(wanted, target)
 
     def settle(self) -> None:
-        """Send the sites of every key where its trampoline goes: a change may have died half-way.
+        """Send the sites of every key where its trampoline goes.
+
+        A daemon may have died in the middle of a change.
 
         :raise QemuError: QEMU failed; this can be done again.
         """
@@ -204,9 +205,9 @@ class StaticCalls:
                 _log.warning("a static call is left as it is: %s", error)
 
     def restore(self) -> int:
-        """Point every key at what it was built for; answers how many places changed.
+        """Point every key at what it was built for; return how many places changed.
 
-        :raise StaticCallError: somebody else has changed a place; the other keys are done.
+        :raise StaticCallError: another program has changed a place; the other keys are done.
         :raise QemuError: QEMU failed.
         """
         changed = 0
@@ -224,14 +225,14 @@ class StaticCalls:
         return changed
 
     def _known(self) -> str:
-        """The first keys, for somebody who knows none."""
+        """Return the first keys, for a message."""
         keys = sorted(self._calls)
         more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
-        return f"known: {', '.join(keys[:_KEYS_SHOWN])}{more}" if keys else "there is none"
+        return f"known: {', '.join(keys[:_KEYS_SHOWN])}{more}" if keys else "the guest has none"
 
     def _function(self, name: str, call: StaticCall) -> GuestVirtual:
         if name.startswith(TRAMPOLINE_PREFIX):
-            raise StaticCallError(f"{name} is a static call itself, which could go round in a ring")
+            raise StaticCallError(f"{name} is a static call itself: the call could go in a circle")
         found = [entry for entry in self._symbols.entries(name) if not self._is_init(entry.start)]
         if not found:
             raise StaticCallError(f"the guest has no function {name!r}")
@@ -246,7 +247,7 @@ class StaticCalls:
         return near[0].start
 
     def _is_init(self, address: GuestVirtual) -> bool:
-        """Whether it is code whose memory is free after boot."""
+        """Return whether the code's memory is freed after boot."""
         start, end = (self._symbols.address_of(mark) for mark in _INIT_TEXT)
         return start is not None and end is not None and start <= address < end
 
@@ -254,9 +255,9 @@ class StaticCalls:
         return static_instruction(place, target, self._symbols.address_of(_RETURN_THUNK))
 
     def _change(self, wanted: Mapping[StaticPlace, bytes], target: GuestVirtual | None) -> int:
-        """Make the places what is ``wanted``; where somebody resumes the guest, go on from there.
+        """Make the places what is ``wanted``; where the guest is resumed meanwhile, try again.
 
-        Until then a place that is half-way goes on its slow path: calls stay right.
+        Until then a place that is half-way takes its slow path, so calls stay right.
         """
         changed: set[GuestVirtual] = set()
         for attempt in range(1, _ATTEMPTS + 1):
@@ -268,7 +269,7 @@ class StaticCalls:
                     self._disarm(wanted)
                 break
             except ResumedError:
-                self._entries.reload()  # some of those that were booked may never have been written
+                self._entries.reload()  # some that were booked may never have been written
                 if attempt == _ATTEMPTS:
                     raise
         return len(changed)
@@ -284,7 +285,7 @@ class StaticCalls:
             )
 
     def _disarm(self, places: Iterable[StaticPlace]) -> None:
-        """Disarm what is whole, but was left armed: a probe there would be taken for ours."""
+        """Disarm whole places that were left armed: a probe there would be taken for ours."""
         with self._space.snapshot() as pages:
             armed = self._entries.armed(pages)
         left = [self._entries.disarm(place.address) for place in places if place.address in armed]
@@ -315,7 +316,7 @@ class StaticCalls:
         ):
             # It takes two packets, and a daemon may die between them.
             raise StaticCallError(
-                f"{self._symbols.name(place.address)} lies in two pages, so that only the protocol "
+                f"{self._symbols.name(place.address)} lies in two pages: only the protocol "
                 "`breakpoint` can change it"
             )
         entry = PokeEntry(
@@ -337,34 +338,34 @@ class StaticCalls:
         return Change(place.address, before, after, prepare, disarm)
 
     def _found(self, place: StaticPlace, pages: AddressSpace) -> bytes:
-        """What stands there, if it is a static call's, or half-way to one."""
+        """Return what stands there: a static call's instruction, or one that is half-way."""
         try:
             found = pages.read(place.address, len(place.original))
             if not self._is_half_way(place, found, pages):
                 static_target(place, found)
         except (TranslationError, DecodeError) as error:
             raise StaticCallError(
-                f"what stands at {self._symbols.name(place.address)} is somebody else's: {error}"
+                f"{self._symbols.name(place.address)} holds foreign bytes: {error}"
             ) from error
         return found
 
     def _is_half_way(self, place: StaticPlace, found: bytes, pages: AddressSpace) -> bool:
-        """Whether a 0xCC of ours stands there, which only the breakpoint protocol can end."""
+        """Return whether a 0xCC of ours stands there, which only `breakpoint` can end."""
         ends = found[0] == INT3 and self._protocol is Protocol.BREAKPOINT
         return ends and place.address in self._entries.armed(pages)
 
     def _target(self, place: StaticPlace, found: bytes) -> GuestVirtual | None:
-        """Where a call goes that comes to ``place`` while ``found`` stands there."""
+        """Return where a call goes that comes to ``place`` while ``found`` stands there."""
         if found[0] == INT3:
             return next(entry.slow_path for entry in self._entries if entry.site == place.address)
         return static_target(place, found)
 
     def _goes_to(self, place: StaticPlace, found: bytes) -> GuestVirtual | None:
-        """As ``_target``, where the place may be a trampoline: to return is to do nothing."""
+        """Return the same, but ``None`` where a trampoline only returns."""
         target = self._target(place, found)
         return None if target == self._symbols.address_of(_RETURN_THUNK) else target
 
     def _shown(self, place: StaticPlace, found: bytes) -> str:
-        """The target of a place by name; empty where it does nothing."""
+        """Return the target of a place by name; empty where it does nothing."""
         target = self._goes_to(place, found)
         return "" if target is None else self._symbols.name(target)

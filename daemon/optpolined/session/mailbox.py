@@ -21,9 +21,11 @@ class MailboxChangedError(KernelError):
 def open_mailbox(
     attachment: Attachment, transport: Transport, alive: Callable[[], None] = lambda: None
 ) -> Mailbox:
-    """The mailbox of the guest's module; a request raises MailboxChangedError where it must.
+    """Return the mailbox of the guest's module.
 
-    :param alive: Called while a request is waited for, which always has an end.
+    A request raises :class:`MailboxChangedError` where the guest changes the mailbox meanwhile.
+
+    :param alive: Called while a request is waited for.
     """
 
     def post(writes: Sequence[MailboxWrite]) -> None:
@@ -43,7 +45,7 @@ def open_mailbox(
 def pass_grace(mailbox: Mailbox, monitor: Monitor, *, timeout_seconds: float) -> None:
     """Ask for a grace period and wait for its end.
 
-    :raise RequestTimeoutError: it did not end in time, or the guest is paused: then none ever does.
+    :raise RequestTimeoutError: it did not end in time, or cannot end because the guest is paused.
     :raise KernelError: the module is gone, or refused.
     """
     if monitor.status() != "running":

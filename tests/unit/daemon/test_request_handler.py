@@ -75,7 +75,7 @@ def test_what_others_did_to_a_place_is_told(world: World, calls: StaticCalls) ->
     assert ask(calls, SET_TWO).outcome == "refused"
     said = ask(calls, ListStaticCalls())
     assert said.outcome == "failed"
-    assert "somebody else's" in said.says
+    assert "holds foreign bytes" in said.says
 
 
 def test_a_failure_of_qemu_is_told(world: World, calls: StaticCalls) -> None:

@@ -129,7 +129,7 @@ class PatchedGuest:
     def __init__(self, *sites: Site, records: int | None = None) -> None:
         guest = FakeGuest()
         self.tables = guest.kernel
-        # The two pages of the text are no neighbours in physical memory.
+        # The two pages of the text are not adjacent in physical memory.
         self.tables.map(KERNEL_TEXT, 0x200_0000)
         self.tables.map(KERNEL_TEXT + PAGE_SIZE, 0x210_0000)
         self.header: Header = replace(_PARSED, arena_size=ARENA_SIZE, poke_order=POKE_ORDER)
@@ -152,7 +152,7 @@ class PatchedGuest:
         return self.space.read(KERNEL_TEXT, TEXT_SIZE)
 
     def write(self, address: int, data: bytes) -> None:
-        """Somebody else writes."""
+        """Write as another program does."""
         self.tables.write(address, data)
 
     def patcher(self, protocol: Protocol = Protocol.BREAKPOINT) -> Patcher:

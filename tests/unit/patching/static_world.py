@@ -1,4 +1,4 @@
-"""A guest with static calls, over memory made of bytes, and somebody who calls them all."""
+"""A guest with static calls, over memory made of bytes; each is called after each write."""
 
 import struct
 from collections.abc import Sequence
@@ -165,7 +165,7 @@ class World(Transport):
         return PokeTable(image).entries[site]
 
     def reaches(self, at: GuestVirtual) -> GuestVirtual | None:
-        """What the guest does at a place: the function that it comes to, none where it goes on."""
+        """Return the function that a call at this place comes to; ``None`` where it goes on."""
         for _ in range(4):
             code = self.guest.space.read(at, 5)
             if code[0] == INT3:
@@ -190,7 +190,7 @@ class World(Transport):
         return {place: self.guest.space.read(place, 5) for place in self.built}
 
     def static_calls(self, protocol: Protocol = Protocol.BREAKPOINT) -> StaticCalls:
-        """As a daemon that starts now would have it."""
+        """What a daemon that starts now has."""
         kinds = DeclarationKind.STATIC_CALL, DeclarationKind.STATIC_JMP
         declarations = [
             *(Declaration(DeclarationKind.TRAMPOLINE, key, NOWHERE, None, None) for key in KEYS),

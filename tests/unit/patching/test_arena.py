@@ -1,4 +1,4 @@
-"""The arena's books: by example, and by a machine that tries to get them wrong."""
+"""The arena: by example, and by a state machine that tries to get it wrong."""
 
 import time
 
@@ -61,7 +61,7 @@ def test_the_shortest_range_that_holds_it_is_used() -> None:
     assert arena.allocate(UNIT) == blocks[0]
 
 
-def test_adopted_blocks_are_used() -> None:
+def test_blocks_that_are_marked_are_used() -> None:
     arena = Arena(BASE, 160)
     middle = GuestVirtual(BASE + 64)
     arena.mark_used(middle, 20)
@@ -169,7 +169,7 @@ class ArenaMachine(RuleBasedStateMachine):
         return address
 
     @rule(target=blocks, first=st.integers(0, UNITS - 1), units=st.integers(1, 6))
-    def adopt(self, first: int, units: int) -> GuestVirtual:
+    def mark_used(self, first: int, units: int) -> GuestVirtual:
         address = GuestVirtual(BASE + first * UNIT)
         wanted = range(first, first + units)
         if first + units > self.UNITS or set(wanted) & set(self.taken()):

@@ -1,4 +1,4 @@
-"""Counter records: one for each site, none given twice."""
+"""Counter records: each site has its own."""
 
 import pytest
 from hypothesis import given
@@ -97,7 +97,7 @@ def test_a_key_table_has_a_slot_for_each_index(bits: int, count: int) -> None:
 def test_no_record_is_given_twice(
     clean: set[int], wishes: list[tuple[GuestVirtual, str | int]]
 ) -> None:
-    """Each belongs to one site, as its record or in its key table, or to nobody."""
+    """Each belongs to one site, as its record or in its key table, or is free."""
     records = RecordAllocator(clean)
     own: dict[GuestVirtual, int] = {}
     tables: dict[GuestVirtual, range] = {}

@@ -140,7 +140,7 @@ def test_the_branch_changes_only_while_the_compare_can_equal_nothing() -> None:
     assert memory.cells[ENTRY] == b"\0"
 
 
-def test_a_branch_that_somebody_changed_leaves_the_site_on_its_slow_path() -> None:
+def test_a_foreign_branch_leaves_the_site_on_its_slow_path() -> None:
     memory = Memory(FIRST)
     memory.cells[BRANCH] = b"\xcc" + FIRST.branch[1:]
     report = walk(plan_of(change(FIRST, SECOND)), memory, memory.grace)
@@ -149,7 +149,7 @@ def test_a_branch_that_somebody_changed_leaves_the_site_on_its_slow_path() -> No
     assert memory.cells[ENTRY] == b"\0"
 
 
-def test_nobody_waits_for_a_site_that_is_given_up() -> None:
+def test_no_grace_period_for_a_site_that_is_given_up() -> None:
     memory = Memory(FIRST)
     memory.cells[COMPARE] = b"\xcc" + FIRST.compare[1:]
     report = walk(plan_of(change(FIRST, SECOND)), memory, memory.grace)

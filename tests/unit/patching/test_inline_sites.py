@@ -153,7 +153,7 @@ OUT_OF_THE_ADDRESS_SPACE = b"\xff\xff\xff\x7f"
         "unmapped",
     ],
 )
-def test_what_is_somebody_elses_is_no_head_and_is_left_alone(
+def test_foreign_bytes_are_no_head_and_are_left_alone(
     site: Site, meddle: Callable[[PatchedGuest, InlinePart], None]
 ) -> None:
     guest, part = PatchedGuest(site), part_of(site)
@@ -321,7 +321,7 @@ def test_a_failure_anywhere_leaves_what_the_next_change_makes_good(
     assert seen == {True, False}
 
 
-def test_a_rest_that_is_somebody_elses_does_not_keep_the_head_from_going_back() -> None:
+def test_a_foreign_rest_does_not_keep_the_head_from_going_back() -> None:
     guest = PatchedGuest(CALL)
     patcher = guest.patcher()
     give(patcher, CALL, Chain((F1, F2)))
@@ -343,7 +343,7 @@ def test_a_site_counts_once_though_both_of_its_places_are_refused() -> None:
     assert report.refused.total() == 1
 
 
-def test_a_branch_that_somebody_writes_to_meanwhile_stays_theirs() -> None:
+def test_a_branch_that_another_program_writes_to_meanwhile_is_left_alone() -> None:
     guest = PatchedGuest(CALL)
     patcher = guest.patcher()
     give(patcher, CALL, Chain((F1,)))
@@ -364,7 +364,7 @@ def test_a_branch_that_somebody_writes_to_meanwhile_stays_theirs() -> None:
 
 
 def test_every_entry_that_is_booked_is_written() -> None:
-    """One that is not would end the search of the guest's int3 handler for those behind it."""
+    """A gap would end the search of the guest's int3 handler for the entries behind it."""
     order = PatchedGuest().header.poke_order
     others = (thunk_site(PLAIN.address + 8 * number, Register.RAX) for number in count(1))
     first = PLAIN

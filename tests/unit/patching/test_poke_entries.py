@@ -1,4 +1,4 @@
-"""Defects of the guest's poke table are told of."""
+"""Defects of the guest's poke table are reported."""
 
 import logging
 
@@ -17,7 +17,7 @@ KIND = 16
 
 
 def entry_at(guest: PatchedGuest, site: GuestVirtual) -> int:
-    """Write an entry of ``site``; answer its address."""
+    """Write an entry of ``site``; return its address."""
     entry = PokeEntry(site, GuestVirtual(KERNEL_TEXT), SiteKind.CALL, PokeState.IDLE, bytes(5))
     place = guest.header.poke_table + ENTRY_SIZE * home(site, guest.header.poke_order)
     guest.write(place, encode(entry))
@@ -47,7 +47,7 @@ def test_a_defect_is_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -
     assert (entries.defects, len(caplog.messages)) == (0, 2)
 
 
-def test_a_table_of_nonsense_is_told_of_in_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_table_of_nonsense_is_reported_in_few_lines(caplog: pytest.LogCaptureFixture) -> None:
     guest = PatchedGuest()
     count = 1 << guest.header.poke_order
     guest.write(guest.header.poke_table, b"\x01" * ENTRY_SIZE * count)

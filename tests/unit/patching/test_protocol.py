@@ -165,7 +165,7 @@ def test_foreign_bytes_are_never_overwritten(when: int, foreign: bytes, protocol
     if report.refused:
         assert memory.read(SITE, 5) == foreign
         assert report.done == []
-    else:  # what somebody wrote is what we would have found anyway, or came after our last write
+    else:  # the foreign bytes are the expected ones, or came after our last write
         assert foreign in expected | {memory.read(SITE, 5)} or memory.meddle
 
 
@@ -192,7 +192,7 @@ def test_one_refused_site_does_not_hold_up_the_others() -> None:
     assert memory.read(other, 5) == NEW
 
 
-def test_a_table_that_somebody_writes_to_ends_the_whole_batch_before_any_breakpoint() -> None:
+def test_a_table_that_changes_ends_the_whole_batch_before_any_breakpoint() -> None:
     other = GuestVirtual(SITE + 64)
     memory = Bytes({SITE: OLD, ENTRY: b"\7", other: OLD})
     report = execute([guarded_change(), Change(other, OLD, NEW)], Protocol.BREAKPOINT, memory)

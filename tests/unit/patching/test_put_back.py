@@ -115,10 +115,10 @@ def test_an_entry_that_is_armed_at_a_whole_instruction_is_disarmed(
     assert entries.armed(guest.space) == set()
     guest.kernel.write(FIRST, b"\xcc" + original[1:])
     (left,) = find_leftovers(entries, guest.space, header)
-    assert left.standing is Standing.FOREIGN  # a probe that came later is nobody's but its own
+    assert left.standing is Standing.FOREIGN  # a probe that came later is not ours
 
 
-def test_an_entry_whose_site_holds_the_bytes_of_others_stays_armed(
+def test_an_entry_whose_site_holds_foreign_bytes_stays_armed(
     guest: FakeGuest, header: Header
 ) -> None:
     theirs = b"\x0f\x1f\x44\x00\x00"

@@ -140,7 +140,7 @@ def test_a_probe_on_an_inline_part_stays_and_so_does_what_it_stands_on(on_branch
     assert guest.space.read(TAIL.inline.compare, 7) == TAIL.inline.unlearned_compare
 
 
-def test_a_probe_on_the_branch_of_a_part_that_was_put_back_is_nobodys_business() -> None:
+def test_a_probe_on_the_branch_of_a_part_that_was_put_back_is_left_alone() -> None:
     guest = learned(F1)
     guest.next_daemon()
     assert CALL.inline is not None

@@ -36,7 +36,7 @@ def test_an_armed_breakpoint_over_either_tail_is_an_interrupted_change() -> None
         assert standing(b"\xcc" + tail[1:], call(THUNK), armed=True) is Standing.INTERRUPTED
 
 
-def test_a_breakpoint_that_nobody_armed_is_a_probe() -> None:
+def test_a_breakpoint_without_an_armed_entry_is_a_probe() -> None:
     assert standing(b"\xcc" + call(THUNK)[1:], call(THUNK)) is Standing.FOREIGN
 
 

@@ -1,4 +1,4 @@
-"""Static calls whose change is interrupted, by a death, a resume or somebody else."""
+"""Static calls whose change is interrupted: by a death, a resume or another program."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -36,7 +36,7 @@ def world() -> World:
 
 
 def writes_of(key: str, functions: Sequence[str | None]) -> int:
-    """How many writes the last of some changes takes where nobody disturbs it."""
+    """How many writes the last of some changes takes if nothing disturbs it."""
     world = World()
     calls = world.static_calls()
     before = 0
@@ -46,7 +46,7 @@ def writes_of(key: str, functions: Sequence[str | None]) -> int:
     return world.writes - before
 
 
-def test_a_change_goes_on_where_somebody_resumes_the_guest() -> None:
+def test_a_change_goes_on_where_the_guest_is_resumed() -> None:
     """In front of each write, once and twice; calls reach the old target or the new one."""
     total = writes_of("number", ["two"])
     assert total == 15
@@ -102,7 +102,7 @@ def test_a_daemon_that_dies_at_any_write_leaves_calls_right_and_the_next_puts_th
         assert world.live() == world.built
 
 
-def test_recovery_ends_what_is_half_way_and_leaves_the_rest_to_who_knows_the_key(
+def test_recovery_ends_what_is_half_way_and_leaves_whole_places_alone(
     world: World,
 ) -> None:
     world.static_calls().set("number", "two")
@@ -127,7 +127,7 @@ def test_what_is_settled_or_never_was_set_is_not_touched(world: World) -> None:
     assert world.writes == writes
 
 
-def test_a_key_with_somebody_elses_bytes_is_not_settled_but_told_of(
+def test_a_key_with_foreign_bytes_is_not_settled_but_told_of(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = world.static_calls()
@@ -135,10 +135,10 @@ def test_a_key_with_somebody_elses_bytes_is_not_settled_but_told_of(
     before = world.live()
     calls.settle()
     assert world.live() == before
-    assert "a static call is left as it is: what stands at " in caplog.text
+    assert "a static call is left as it is: caller+0x10 [mine] holds foreign bytes" in caplog.text
 
 
-def test_a_breakpoint_of_somebody_else_is_not_taken_for_ours(world: World) -> None:
+def test_a_foreign_breakpoint_is_not_taken_for_ours(world: World) -> None:
     world.static_calls().set("number", "two")
     world.guest.kernel.write(CALL, b"\xcc")
     before = world.live()
@@ -158,5 +158,5 @@ def test_the_place_of_a_probe_that_was_armed_by_hand_is_left_alone_by_stopped(
     world.guest.kernel.write(CALL, b"\xcc")
     calls._protocol = Protocol.STOPPED
     calls._entries.reload()
-    with pytest.raises(StaticCallError, match="somebody else's"):
+    with pytest.raises(StaticCallError, match="holds foreign bytes"):
         calls.set("number", "two")

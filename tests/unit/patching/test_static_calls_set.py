@@ -50,7 +50,7 @@ def test_a_key_with_a_place_in_code_that_must_be_left_alone_is_left_alone(world:
         noinstr = Exclusions([(Refusal.NOINSTR, TextRange(place, GuestVirtual(place + 1)))])
         may, (line,) = changeable(calls, world.symbols, noinstr)
         assert may == {"event": calls["event"]}
-        assert line == "the static call number is left alone, for one of its places: noinstr"
+        assert line == "the static call number is left alone: one of its places is noinstr"
 
 
 def test_the_keys_are_listed_with_where_they_go(world: World) -> None:
@@ -111,7 +111,7 @@ def test_nothing_and_back(world: World) -> None:
 
 @pytest.mark.parametrize("has_return_thunk", [True, False])
 def test_the_slow_path_of_each_place(has_return_thunk: bool) -> None:
-    """A site's is its trampoline; a trampoline's the new target, or what there is instead."""
+    """A site takes its trampoline, a trampoline the new target or what stands in for it."""
     world = World(has_return_thunk=has_return_thunk)
     calls = world.static_calls()
     calls.set("number", "two")
@@ -149,9 +149,9 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(
     assert world.writes == 0
 
 
-def test_somebody_who_knows_no_key_is_told_of_some(world: World) -> None:
+def test_a_wrong_key_is_answered_with_known_ones(world: World) -> None:
     calls = world.static_calls()
-    with pytest.raises(StaticCallError, match="there is none"):
+    with pytest.raises(StaticCallError, match="the guest has none"):
         _followed(world, []).set("number", "one")
     many = [f"key{number:04}" for number in range(5000)]
     with pytest.raises(StaticCallError, match="and 4992 more") as refused:
@@ -184,10 +184,10 @@ def test_foreign_bytes_are_left_alone_and_told_of(
     calls = world.static_calls()
     world.guest.kernel.write(place, theirs)
     before = world.live()
-    with pytest.raises(StaticCallError, match="somebody else's") as refused:
+    with pytest.raises(StaticCallError, match="holds foreign bytes") as refused:
         calls.set("number", "two")
     assert str(refused.value).isprintable()
-    with pytest.raises(StaticCallError, match="somebody else's"):
+    with pytest.raises(StaticCallError, match="holds foreign bytes"):
         calls.restore()
     assert world.writes == 0
     assert world.live() == before

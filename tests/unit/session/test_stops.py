@@ -1,4 +1,4 @@
-"""Stops are counted, ended after an error, and never end somebody else's pause."""
+"""Stops are counted, end after an error, and never end another program's pause."""
 
 import gc
 

@@ -8,11 +8,11 @@ __all__ = ("ChangeError", "PokeError", "SiteRefusedError")
 
 
 class PokeError(OptpolinedError):
-    """A change cannot be made."""
+    """The root of the errors of this package: a change cannot be made."""
 
 
 class ChangeError(PokeError):
-    """The change itself makes no sense: its lengths differ, or it changes nothing."""
+    """The change itself makes no sense: its lengths differ, or nothing changes."""
 
 
 class SiteRefusedError(PokeError):

@@ -7,22 +7,23 @@
     slow:     call  thunk
     done:
 
-Unlearned, the immediate is -1, which no pointer equals, and the thunk stands for the target.  The
-plan of a change touches one instruction at a time:
+Unlearned, the immediate is -1, which no pointer equals, and the branch goes to the thunk.  The plan
+of a change touches one instruction at a time:
 
-    1. hide   cmp -> cmp $-1, by one of the two protocols: who enters takes the slow path
-    2. grace  nobody sleeps between cmp and branch, no flags of the old compare are alive
+    1. hide   cmp -> cmp $-1, by one of the two protocols: what enters takes the slow path
+    2. grace  no task sleeps between cmp and branch, and no flags of the old compare are alive
     3. branch is rewritten: nothing can reach it
     4. show   cmp $-1 -> cmp $new, by the same protocol
 
-What has no need of a part goes without it.  The rule that makes that safe: equal flags that are
-alive always come from a compare with the target that the branch has now.  So 1 is for sites that
-compare with something, and 2 for those whose branch is rewritten, unless they are wholly unlearned:
-the plan that made them so waited before it rewrote the branch, or there was none.
+A change leaves out the parts that it does not need.  One rule makes that safe: equal flags that are
+alive always come from a compare with the target that the branch has now.  So step 1 is for sites
+that compare with something, and step 2 for those whose branch is rewritten.  A wholly unlearned
+site needs no step 2: either it never changed, or the plan that unlearned it waited before it
+rewrote the branch.
 
-Before 1 the poke table gets its entries, which tell a new daemon what stood there.  While 0xCC
-stands on the compare, the guest's handler jumps to `slow`; no 0xCC stands on the branch.  The
-entries are disarmed while the grace period passes: somebody may set a probe meanwhile.
+Before step 1 the poke table gets its entries, which tell a new daemon what stood there.  While 0xCC
+stands on the compare, the guest's handler jumps to `slow`; no 0xCC ever stands on the branch.  The
+entries are disarmed while the grace period passes, because a probe may come meanwhile.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -86,7 +87,7 @@ class InlineChange:
 
     @property
     def rewrites(self) -> bool:
-        """Whether its branch gets another target."""
+        """Whether the branch gets another target."""
         return self.before.branch != self.after.branch
 
     @property
@@ -106,7 +107,7 @@ class InlineChange:
 
 
 def inline_steps(changes: Sequence[InlineChange], protocol: Protocol) -> Plan:
-    """The plan that makes ``changes``, with one grace period for all that need one.
+    """Return the plan that makes ``changes``, with one grace period for all that need one.
 
     :raise ChangeError: as for :func:`optpolined.patching.protocol.steps.steps`.
     """
@@ -144,8 +145,8 @@ def classify_inline(
 ) -> Standing:
     """Tell what an inline site holds; ``armed`` is the state of the compare's poke-table entry.
 
-    Ours compares with -1, or with the target of its branch.  Interrupted is a 0xCC in front of any
-    immediate: the branch may have changed since.
+    OURS compares with -1, or with the target of its branch.  INTERRUPTED is a 0xCC in front of any
+    immediate, because the branch may have changed since.
     """
     if found == unlearned:
         return Standing.ORIGINAL
@@ -177,7 +178,7 @@ def _step(phase: StepPhase, writes: Iterable[SiteWrite]) -> list[Step]:
 
 
 def _steps(changes: Mapping[int, Change], protocol: Protocol) -> Iterator[Step | Sync]:
-    """The steps of numbered changes."""
+    """Give the steps of numbered changes, with their numbers."""
     numbers = list(changes)
     for step in steps(list(changes.values()), protocol):
         if isinstance(step, Sync):

@@ -1,4 +1,4 @@
-"""What stands at a site, read without any memory of having put it there."""
+"""What stands at a site, told from its bytes alone."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -10,7 +10,7 @@ __all__ = ("Range", "Standing", "classify", "classify_static", "foreign_reason")
 
 
 class Standing(Enum):
-    """Who wrote the bytes at a site."""
+    """Where the bytes at a site come from."""
 
     ORIGINAL = "original"
     OURS = "ours"
@@ -32,9 +32,9 @@ class Range:
 def classify(site: int, found: bytes, original: bytes, *, armed: bool, arena: Range) -> Standing:
     """Tell what a site holds: ``found`` are its bytes, ``original`` those before the first poke.
 
-    Ours is the same instruction with a target in the arena.  Interrupted is a 0xCC while the
-    site's poke-table entry is armed, with a tail that is the original's or ours; a 0xCC without
-    that is somebody else's probe.
+    OURS is the same instruction with a target in the arena.  INTERRUPTED is a 0xCC with the tail of
+    the original or of ours, while the site's poke-table entry is armed.  Any other 0xCC is a
+    foreign probe.
     """
     if found == original:
         return Standing.ORIGINAL
@@ -51,8 +51,8 @@ def classify(site: int, found: bytes, original: bytes, *, armed: bool, arena: Ra
 def classify_static(found: bytes, *, armed: bool) -> Standing:
     """Tell whether a change of a static call stopped half-way.
 
-    A whole instruction is nobody's business here: what a static call's target should be is known by
-    its key, not by its bytes.
+    A whole instruction is not judged here, because a static call's key says what its target should
+    be, not its bytes.
     """
     if found[:1] != bytes([INT3]):
         return Standing.ORIGINAL

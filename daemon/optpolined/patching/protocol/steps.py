@@ -80,10 +80,10 @@ class Write:
 class Change:
     """Replace the instruction at ``site``.
 
-    ``before`` is what stands there.  Where its first byte is 0xCC, a breakpoint of ours is standing
-    already: an interrupted change is being ended.  ``prepare`` must have happened before the first
-    byte changes (the block that the new instruction refers to; under `breakpoint` also the armed
-    poke-table entry), ``disarm`` after the last.
+    ``before`` is what stands there.  Where its first byte is 0xCC, a breakpoint of ours stands
+    there already, and the change ends an interrupted one.  ``prepare`` is written before the first
+    byte changes: the block that the new instruction refers to, and under `breakpoint` the armed
+    poke-table entry.  ``disarm`` is written after the last byte.
     """
 
     site: GuestVirtual
@@ -134,9 +134,10 @@ _SYNCED = frozenset({StepPhase.BREAK, StepPhase.TAIL, StepPhase.HEAD})
 
 
 def steps(changes: Sequence[Change], protocol: Protocol) -> tuple[Step | Sync, ...]:
-    """The steps that make ``changes``; phases with nothing to write are left out.
+    """Return the steps that make ``changes``; phases with nothing to write are left out.
 
-    Within a step the order does not matter; it is that of the addresses, so that close writes meet.
+    The order within a step does not matter.  It is that of the addresses, so that a transport may
+    join close writes.
 
     :raise ChangeError: a breakpoint of ours stands at a site that `stopped` is to change.
     """
@@ -154,15 +155,15 @@ def steps(changes: Sequence[Change], protocol: Protocol) -> tuple[Step | Sync, .
 
 
 def breakpoint_writes(change: Change) -> Iterable[tuple[StepPhase, Write]]:
-    """Each write that `breakpoint` makes for one change, with its phase."""
+    """Give each write that `breakpoint` makes for one change, with its phase."""
     site, before, after = change.site, change.before, change.after
     trap = bytes([INT3])
     for write in change.prepare:
         yield StepPhase.PREPARE, write
     if before[0] != INT3:
         yield StepPhase.BREAK, Write(site, before, trap + before[1:])
-    # Written whole, so that the compare covers the breakpoint too: the tail is only ours to change
-    # while our own 0xCC stands in front of it.
+    # Written whole, so that the compare covers the breakpoint too: the tail may only change while
+    # our own 0xCC stands in front of it.
     yield StepPhase.TAIL, Write(site, trap + before[1:], trap + after[1:])
     yield StepPhase.HEAD, Write(site, trap + after[1:], after)
     if change.disarm is not None:
@@ -170,7 +171,7 @@ def breakpoint_writes(change: Change) -> Iterable[tuple[StepPhase, Write]]:
 
 
 def stopped_writes(change: Change) -> Iterable[tuple[StepPhase, Write]]:
-    """Each write that `stopped` makes for one change, with its phase.
+    """Give each write that `stopped` makes for one change, with its phase.
 
     :raise ChangeError: a breakpoint of ours stands at the site.
     """

@@ -1,4 +1,4 @@
-"""The stops of a guest: short, counted, and never the end of somebody else's pause."""
+"""The stops of a guest: short and counted.  They never end another program's pause."""
 
 import gc
 from collections import deque
@@ -37,12 +37,12 @@ class StopStatistics(Timings):
         self.recent.append(seconds)
 
     def quantiles(self, *shares: float) -> list[float]:
-        """What each share of the recent stops did not exceed; 0 where there are none."""
+        """Return what each share of the recent stops did not exceed; 0 before the first stop."""
         ordered = sorted(self.recent) or [0.0]
         return [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in shares]
 
     def summary(self) -> StopSummary:
-        """All of them, for the status."""
+        """Return all stops, summed up for the status."""
         half, most = self.quantiles(0.5, 0.99)
         return StopSummary(
             self.count, self.sum_seconds, tuple(self.buckets), half, most, self.max_seconds
@@ -61,7 +61,7 @@ class Stopper:
     ) -> None:
         """Stop by ``stub``.
 
-        :param statistics: Where stops are counted, if somebody else reads that too.
+        :param statistics: Where stops are counted, if something else reads that too.
         :param alive: Called before each stop: a change of many sites takes many of them.
         """
         self._stub = stub
@@ -71,11 +71,11 @@ class Stopper:
 
     @contextmanager
     def stopped(self) -> Iterator[float]:
-        """Give the time at which all vCPUs stood: work within the block counts from there.
+        """Give the time at which all vCPUs stood; work within the block counts from there.
 
-        What is counted is longer, by what QEMU takes to stop and to resume them.  Where somebody
-        else has paused the guest, it is not resumed at the end, and no stop is counted.  The
-        garbage collector waits, for it can take longer than the whole stop.
+        The stop that is counted is longer, because QEMU takes time to stop and to resume the vCPUs.
+        A guest that was paused already is not resumed at the end, and no stop is counted.  The
+        garbage collector waits, because it can take longer than the whole stop.
 
         :raise QemuError: the stub failed, or the guest was resumed from outside in the block.
         """
