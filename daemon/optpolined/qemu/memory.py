@@ -6,11 +6,9 @@ gdbstub, in short stops.
 """
 
 import os
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from optpolined.addresses import GuestPhysical, HostVirtual
@@ -18,10 +16,10 @@ from optpolined.qemu.errors import (
     HmpFormatError,
     MemoryMapError,
     OutOfRamError,
-    PermissionDeniedError,
     ProcessGoneError,
 )
 from optpolined.qemu.hmp import parse_flat_view, parse_host_address
+from optpolined.qemu.proc import HOST, Proc
 
 __all__ = (
     "PhysicalMemory",
@@ -40,8 +38,6 @@ _RANGES_MAX = 4096
 
 _STOP_BYTES = 0x4000
 """What StubMemory reads in one stop of its own: a fraction of a millisecond."""
-
-_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r")
 
 
 class _Hmp(Protocol):
@@ -121,26 +117,13 @@ def _found_ranges(monitor: _Hmp) -> list[RamRange]:
     return found
 
 
-def is_mapped(pid: int, ranges: Sequence[RamRange]) -> bool:
-    """Whether process ``pid`` has all of ``ranges`` mapped and readable.
+def is_mapped(pid: int, ranges: Sequence[RamRange], proc: Proc = HOST) -> bool:
+    """Return whether process ``pid`` has all of ``ranges`` mapped and readable.
 
     :raise PermissionDeniedError: we may not look.
     :raise ProcessGoneError: there is no such process.
     """
-    mappings: list[list[int]] = []
-    try:
-        with Path(f"/proc/{pid}/maps").open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if found := _MAPPING.match(line):
-                    start, end = int(found[1], 16), int(found[2], 16)
-                    if mappings and mappings[-1][1] == start:
-                        mappings[-1][1] = end
-                    else:
-                        mappings.append([start, end])
-    except PermissionError as error:
-        raise _denied(pid) from error
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise ProcessGoneError(f"process {pid} has ended") from error
+    mappings = proc.mappings(pid)
     return all(
         any(start <= item.host and item.host + item.size <= end for start, end in mappings)
         for item in ranges
@@ -153,7 +136,7 @@ class ProcessMemory:
     What two bytes say need not be of the same moment.
     """
 
-    def __init__(self, process: _Process, ranges: Sequence[RamRange]) -> None:
+    def __init__(self, process: _Process, ranges: Sequence[RamRange], proc: Proc = HOST) -> None:
         """Open the memory of ``process``.
 
         :raise PermissionDeniedError: CAP_SYS_PTRACE is missing, or QEMU is another user's.
@@ -161,14 +144,9 @@ class ProcessMemory:
         :raise MemoryMapError: it does not have ``ranges`` mapped.
         """
         self._ranges = _Ranges(ranges)
-        if not is_mapped(process.pid, ranges):
+        if not is_mapped(process.pid, ranges, proc):
             raise MemoryMapError(f"process {process.pid} does not have the guest's RAM mapped")
-        try:
-            self._memory = os.open(f"/proc/{process.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        except PermissionError as error:
-            raise _denied(process.pid) from error
-        except (FileNotFoundError, ProcessLookupError) as error:
-            raise ProcessGoneError(f"process {process.pid} has ended") from error
+        self._memory = proc.open_memory(process.pid)
 
     @property
     def readable(self) -> Sequence[RamRange]:
@@ -270,10 +248,3 @@ def _host(monitor: _Hmp, address: GuestPhysical) -> HostVirtual | None:
     """Return where the QEMU process has ``address``; ``None`` where it is not RAM."""
     host = parse_host_address(monitor.hmp(f"gpa2hva {address:#x}"))
     return host if host is None or host < _USER_END else None
-
-
-def _denied(pid: int) -> PermissionDeniedError:
-    return PermissionDeniedError(
-        f"the memory of process {pid} may not be read: run as root, or as QEMU's user with "
-        "CAP_SYS_PTRACE"
-    )
