@@ -93,10 +93,10 @@ def test_top_shows_the_hottest_sites_sorts_filters_explains_and_quits(
             )
         )
         terminal.press("p", "Enter")
-        screen = terminal.wait_for(lambda shown: "what stands there now" in shown)
+        screen = terminal.wait_for(lambda shown: "code now" in shown)
         assert "vfs_" in screen.splitlines()[0]
         terminal.press("Escape")
-        terminal.wait_for(lambda shown: "paused: p goes on" in shown)
+        terminal.wait_for(lambda shown: "paused: press p to continue" in shown)
         terminal.press("q")
         assert terminal.wait_end() == 0
 
@@ -122,10 +122,10 @@ def test_explain_shows_the_call_the_block_its_compares_and_why(
     before, now, block, history = (
         shown.index(heading)
         for heading in (
-            "what stood there\n",
-            "what stands there now\n",
-            "the block behind it, ",
-            "what was decided and done, the newest first\n",
+            "original code\n",
+            "code now\n",
+            "its block, ",
+            "decisions and changes, the newest first\n",
         )
     )
     assert before < now < block < history

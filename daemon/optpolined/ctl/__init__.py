@@ -1,6 +1,6 @@
 """The command `optpolinectl`: asks a running daemon, or cleans up after a dead one.
 
-    options -> request -> the daemon's answer -> what is shown
+    options -> request -> the daemon's answer -> output
 
     parser.py      the options; pure, because completions and man pages are made from them
     commands.py    does what the options say
@@ -32,7 +32,7 @@ _EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; answer its exit code."""
+    """Run the command; return its exit code."""
     options = make_parser().parse_args(arguments)
     output = Output(as_json=options.json, payload=options.payload)
     try:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read has seen enough; the interpreter's own flush at its end must not complain.
+        # The reader has closed the pipe; the interpreter's flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_FAILED
 

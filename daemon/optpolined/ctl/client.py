@@ -19,22 +19,22 @@ _PATIENCE_SECONDS = 60.0
 
 
 class DaemonClient:
-    """The daemon of ``guest``; where nobody answers, it says what to do."""
+    """The daemon of ``guest``; where it does not answer, the error says what to do."""
 
     def __init__(self, guest: str, config: GuestConfig) -> None:
         self.guest = guest
         self._path = status_socket(config.runtime_directory, guest)
 
     def ask(self, request: Request, *, timeout_seconds: float = _PATIENCE_SECONDS) -> Answer:
-        """What came of ``request``.
+        """Send a request, and return its answer.
 
-        :raise NoAnswerError: nobody listens, or it may not be asked, or it does not answer.
+        :raise NoAnswerError: no daemon runs, or you may not open its socket, or it does not answer.
         """
         with self._saying_what_to_do():
             return ask(self._path, request, timeout_seconds=timeout_seconds)
 
     def status(self) -> Status:
-        """What it is doing.
+        """Return its status.
 
         :raise NoAnswerError: as :meth:`ask`.
         """
@@ -54,7 +54,7 @@ class DaemonClient:
     def _no_answer(self, error: OSError) -> NoAnswerError:
         match error:
             case FileNotFoundError() | ConnectionRefusedError():
-                what = f"nobody listens; start `optpolined --guest {self.guest}`"
+                what = f"no daemon answers; start it with `optpolined --guest {self.guest}`"
             case PermissionError():
                 owner = _owner(self._path)
                 what = (
@@ -67,7 +67,7 @@ class DaemonClient:
 
 
 def _owner(path: Path) -> str:
-    """Who may open ``path``: its owner, or that of the first folder on the way that we can see."""
+    """Return the owner of ``path``, or of its first parent that we can see."""
     for place in (path, *path.parents):
         try:
             return _name(place.stat().st_uid)

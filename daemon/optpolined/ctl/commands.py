@@ -1,4 +1,4 @@
-"""What each command does."""
+"""Each command: from its options to its result."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -35,9 +35,9 @@ _MakeRequest = Callable[[argparse.Namespace], Request]
 
 
 def run(options: argparse.Namespace) -> Answer | Status:
-    """Do what ``options`` say.
+    """Run the command in ``options``.
 
-    :raise OptpolinedError: it cannot be done; one line says why, and what to do.
+    :raise OptpolinedError: it failed; the message says in one line why, and what to do.
     """
     directories = (options.config_dir,) if options.config_dir else DEFAULT_DIRECTORIES
     config = load(options.guest, directories)

@@ -48,7 +48,9 @@ def test_where_no_daemon_runs_it_says_how_to_start_one(
             dead.bind(str(path))
     code, out, err = command(*arguments)
     assert (code, out) == (1, "")
-    assert err == f"optpolinectl: {path}: nobody listens; start `optpolined --guest vm1`\n"
+    assert (
+        err == f"optpolinectl: {path}: no daemon answers; start it with `optpolined --guest vm1`\n"
+    )
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["freeze"]])

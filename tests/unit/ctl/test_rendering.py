@@ -42,13 +42,13 @@ def test_an_explanation_is_readable_on_80_columns() -> None:
     assert max(map(len, lines)) <= 80
     lines = [line.rstrip() for line in lines]
     assert lines[0] == "vfs_read+0x9e  promoted: 2 targets have 97% for 3 epochs"
-    before = lines.index("what stood there")
+    before = lines.index("original code")
     assert lines[before + 1].endswith("e81d3c8d00  call __x86_indirect_thunk_rax")
-    now = lines.index("what stands there now")
+    now = lines.index("code now")
     assert lines[now + 1].endswith("e87d6b213f  call 0xffffffffc0541040 (the block)")
-    block = lines.index("the block behind it, 38 bytes of the arena")
+    block = lines.index("its block, 38 bytes of the arena")
     assert lines[block + 1].endswith("cmp rax, ext4_file_read_iter")
-    history = lines.index("what was decided and done, the newest first")
+    history = lines.index("decisions and changes, the newest first")
     assert before < now < block < history
     assert "foreign_breakpoint (epoch 4)" in lines[-1]
 
@@ -60,17 +60,17 @@ def test_a_site_that_stands_as_it_was_built_is_shown_once() -> None:
     )
     text = drawn(explained(untouched))
     assert text.count("__x86_indirect_thunk_rax") == 1
-    assert "what stands there, as it was built" in text
-    assert "the block behind it" not in text
-    assert "nothing yet" in text
+    assert "code, as it was built" in text
+    assert "its block" not in text
+    assert "none yet" in text
 
 
 def test_the_parts_of_an_inline_site_have_names() -> None:
     (part,) = EXPLANATION.parts
     inline = replace(EXPLANATION, parts=(replace(part, name="compare"), part))
     text = drawn(explained(inline))
-    assert "what stood there (compare)" in text
-    assert "what stands there now (call)" in text
+    assert "original code (compare)" in text
+    assert "code now (call)" in text
 
 
 def test_in_a_pipe_no_line_is_cut_or_padded(command: Command, directory: Path) -> None:

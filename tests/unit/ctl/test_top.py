@@ -42,7 +42,7 @@ class Source:
 
     def status(self) -> Status:
         if self.gone:
-            raise NoAnswerError("nobody listens")
+            raise NoAnswerError("no daemon answers")
         return STATUS_NOW
 
     def ask(self, request: Request, *, timeout_seconds: float) -> Answer:
@@ -185,7 +185,7 @@ def test_the_selected_site_is_explained(key: str) -> None:
     async def play(screen: Screen) -> None:
         await screen.until(lambda: screen.sites() == BY_CALLS)
         await screen.press(key)
-        await screen.until(lambda: "what stands there now" in screen.explanation())
+        await screen.until(lambda: "code now" in screen.explanation())
         assert "je pipe_read" in screen.explanation()
         assert "foreign_breakpoint" in screen.explanation()
         await screen.press("escape")
@@ -236,7 +236,7 @@ def test_a_daemon_that_has_gone_is_told_and_what_was_seen_stays() -> None:
     async def play(screen: Screen) -> None:
         await screen.until(lambda: screen.sites() == BY_CALLS)
         source.gone = True
-        await screen.until(lambda: "nobody listens" in screen.head())
+        await screen.until(lambda: "no daemon answers" in screen.head())
         assert screen.sites() == BY_CALLS
         await screen.press("e")
         source.gone = False

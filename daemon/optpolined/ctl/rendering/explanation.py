@@ -1,4 +1,4 @@
-"""One site in depth: why is it so; readable on 80 columns."""
+"""One site in depth, for 80 columns."""
 
 import re
 import time
@@ -18,11 +18,11 @@ __all__ = ("explained",)
 _INDENT = (0, 0, 0, 2)
 
 _NAMED = re.compile(r"0x[0-9a-f]+ <(.+?)>")
-"""An address that has a name; there is room for one of them."""
+"""An address that has a name; the line has space for one of the two."""
 
 
 def explained(explanation: Explanation) -> RenderableType:
-    """All that the daemon knows of a site, for a terminal or for a pipe."""
+    """Render all that the daemon knows of a site, for a terminal or for a pipe."""
     return Group(*_sections(explanation))
 
 
@@ -41,10 +41,10 @@ def _sections(it: Explanation) -> Iterator[RenderableType]:
     for part in it.parts:
         yield from _part(part, named=len(it.parts) > 1)
     if it.block is not None:
-        yield _heading(f"the block behind it, {it.block.size} bytes of the arena")
+        yield _heading(f"its block, {it.block.size} bytes of the arena")
         yield _listing(it.block)
-    yield _heading("what was decided and done, the newest first")
-    yield _history(it.history) if it.history else Padding(styled("nothing yet"), _INDENT)
+    yield _heading("decisions and changes, the newest first")
+    yield _history(it.history) if it.history else Padding(styled("none yet"), _INDENT)
 
 
 def _rates(row: SiteRow) -> str:
@@ -54,12 +54,12 @@ def _rates(row: SiteRow) -> str:
 def _part(part: Part, *, named: bool) -> Iterator[RenderableType]:
     of = f" ({part.name})" if named else ""
     if part.original == part.standing:
-        yield _heading(f"what stands there, as it was built{of}")
+        yield _heading(f"code, as it was built{of}")
         yield _listing(part.standing)
         return
-    yield _heading(f"what stood there{of}")
+    yield _heading(f"original code{of}")
     yield _listing(part.original)
-    yield _heading(f"what stands there now{of}")
+    yield _heading(f"code now{of}")
     yield _listing(part.standing)
 
 

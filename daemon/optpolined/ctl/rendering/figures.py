@@ -10,13 +10,13 @@ Figure = tuple[str, str]
 
 
 def figure_lines(status: Status) -> list[str]:
-    """Everything that people ask for, and who has been decided about."""
+    """Return the figures, and then the overridden sites."""
     lines = [f"{name:<10} {value}" for name, value in figures(status)]
     return lines + [f"{site.state:<10} {site.site}: {site.reason}" for site in status.ruled]
 
 
 def figures(status: Status) -> Sequence[Figure]:
-    """The figures, the most important first."""
+    """Return the figures, the most important first."""
     found = [
         ("guest", status.guest),
         ("phase", f"{status.phase.value}, epoch {status.epoch}, {status.seconds:,.0f} s"),
@@ -37,7 +37,7 @@ def figures(status: Status) -> Sequence[Figure]:
 
 
 def calls(status: Status) -> str:
-    """How many calls are direct, and how many were learned wrongly."""
+    """Return how many calls are direct, and how many miss."""
     coverage = "no calls yet" if status.coverage is None else f"{status.coverage:.1%} of all"
     return (
         f"{status.direct_per_second:,.0f} direct/s ({coverage}), "
@@ -46,7 +46,7 @@ def calls(status: Status) -> str:
 
 
 def milliseconds(stops: StopSummary) -> str:
-    """How long the guest was stopped."""
+    """Return how often and how long the guest was stopped."""
     if not stops.count:
         return "none"
     times = (
@@ -71,7 +71,7 @@ def _versions(status: Status) -> str:
 
 
 def counts(numbers: Mapping[str, int]) -> str:
-    """Each name with its number."""
+    """Return each name with its number."""
     return ", ".join(f"{name} {number}" for name, number in numbers.items())
 
 
@@ -87,7 +87,7 @@ def _arena(status: Status) -> str:
     if not arena.degraded:
         return room
     denied = f"{arena.denied} sites with {arena.denied_per_second:,.0f} calls/s"
-    return f"{room}: too small, no room for {denied}"
+    return f"{room}: too small, no space for {denied}"
 
 
 def _rescued(status: Status) -> str:

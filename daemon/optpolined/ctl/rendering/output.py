@@ -1,4 +1,4 @@
-"""Where an answer goes: to people on a terminal, to a pipe as lines, to programs as JSON."""
+"""Writes an answer: for a terminal, as lines for a pipe, or as JSON."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ _PIPE_WIDTH = 1000
 
 
 class Output:
-    """Writes what came of a command; complaints go to stderr, in one line."""
+    """Writes the result of a command to stdout, and an error to stderr in one line."""
 
     def __init__(self, *, as_json: bool, payload: str | None) -> None:
         """:param payload: The field of an answer that the command is about, if there is one."""
@@ -29,7 +29,7 @@ class Output:
         self._console = Console(width=width, markup=False, highlight=False, emoji=False)
 
     def show(self, result: Answer | Status) -> int:
-        """Write it; answer the exit code."""
+        """Write the result; return the exit code."""
         if self._as_json:
             _line(json.dumps(self._plain(result), indent=2))
         elif isinstance(result, Status):

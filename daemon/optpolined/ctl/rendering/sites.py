@@ -1,4 +1,4 @@
-"""Sites and static calls, many of them."""
+"""Sites and static calls as lines or tables."""
 
 from collections.abc import Iterable
 
@@ -18,11 +18,11 @@ STATE_STYLES = {
     "missing": "red",
     "banned": "magenta",
 }
-"""Of the states that are worth a look."""
+"""The styles of the states that deserve attention."""
 
 
 def site_line(row: SiteRow) -> str:
-    """One site on a line."""
+    """Return one site as a line."""
     goes = f" -> {', '.join(target.name for target in row.targets)}" if row.targets else ""
     calls = f", {rate(row.calls_per_second)} calls/s" if row.calls_per_second else ""
     missed = f", {rate(row.misses_per_second)} missed/s" if row.misses_per_second else ""
@@ -37,7 +37,7 @@ def _reason(row: SiteRow) -> str:
 
 
 def site_table(rows: Iterable[SiteRow]) -> Table:
-    """Sites as a table."""
+    """Return sites as a table."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("calls/s", justify="right", no_wrap=True)
     table.add_column("missed/s", justify="right", no_wrap=True)
@@ -57,7 +57,7 @@ def site_table(rows: Iterable[SiteRow]) -> Table:
 
 
 def target_names(targets: Iterable[Target]) -> str:
-    """Targets, each with its share where that is known."""
+    """Return the names of targets, each with its share where that is known."""
     return ", ".join(
         target.name if target.share is None else f"{target.name} {target.share:.0%}"
         for target in targets
@@ -65,7 +65,7 @@ def target_names(targets: Iterable[Target]) -> str:
 
 
 def static_call_line(call: StaticCallRow) -> str:
-    """One static call on a line."""
+    """Return one static call as a line."""
     module = f" [{call.module}]" if call.module else ""
     built = "" if call.target == call.built else f" (built: {call.built or 'NULL'})"
     return f"{call.key}{module} -> {call.target or 'NULL'}{built}, {call.sites} sites"

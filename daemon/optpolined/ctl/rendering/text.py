@@ -1,4 +1,4 @@
-"""What may reach a terminal."""
+"""Text that is safe to print on a terminal."""
 
 from rich.text import Text
 
@@ -6,15 +6,15 @@ __all__ = ("printable", "rate", "styled")
 
 
 def printable(text: str) -> str:
-    """``text`` with a question mark for each control character, and each that reorders others."""
+    """Return ``text`` with a question mark for each character that is not printable."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def styled(text: str, style: str = "") -> Text:
-    """``text`` for a terminal, as it is: nothing in it is markup."""
+    """Return ``text`` for a terminal; markup in it stays as it is."""
     return Text(printable(text), style)
 
 
 def rate(per_second: float) -> str:
-    """A number of calls a second."""
+    """Format a number of calls per second."""
     return f"{per_second:,.0f}"

@@ -1,11 +1,12 @@
 """The live view of a guest's sites, like htop.
 
-    looking.py   what is looked at, and what was seen there
+    source.py    asks the daemon for what the screen shows
     app.py       the screen: figures, the table of sites, a filter, keys
     head.py      the figures above the table
     explain.py   the screen of one site
 
-A thread asks, so that the screen answers keys while the daemon is busy; one look at a time.
+A thread asks the daemon, so that the screen reacts to keys while the daemon is busy.  It asks for
+one update at a time.
 """
 
 import sys
@@ -20,9 +21,9 @@ __all__ = ("run_top",)
 
 
 def run_top(daemon: DaemonClient, interval_seconds: float, *, as_json: bool) -> Answer:
-    """Show it until the user has seen enough; as JSON, a line for each look.
+    """Show the live view until you quit; as JSON, write one line at each interval.
 
-    :raise NoAnswerError: nobody answers to begin with.
+    :raise NoAnswerError: the first request gets no answer.
     """
     daemon.status()
     if as_json:

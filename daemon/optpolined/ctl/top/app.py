@@ -25,7 +25,7 @@ _BY: dict[Order, str] = {"calls": "calls/s", "misses": "missed/s", "address": "s
 """The column that an order sorts by."""
 
 _SITE_COLUMNS = 34
-"""What a longer name must do with, so that targets can be seen beside it."""
+"""Longer names are cut, so that there is space for the targets."""
 
 
 class Top(App[None]):
@@ -59,12 +59,12 @@ class Top(App[None]):
         self._sorted_by: Order | None = None
         self._paused = False
         self._wake = asyncio.Event()
-        # Kept, not looked up: another screen may lie on ours, and at the end ours is taken down
-        # while a look is still on its way.
+        # Kept here instead of queried: another screen may cover this one, and at exit this one is
+        # removed while an update still runs.
         self._head = Static(id="head", markup=False)
         self._filter = Input(
             id="filter",
-            placeholder="a part of a function's name, or a shell pattern; Enter, or Esc for all",
+            placeholder="part of a function's name, or a shell pattern; Esc shows all sites",
             max_length=FILTER_MAX,
             select_on_focus=False,
         )
@@ -83,7 +83,7 @@ class Top(App[None]):
         self.run_worker(self._follow())
 
     async def _follow(self) -> None:
-        """Look, draw, wait; a key that asks for something else ends the wait."""
+        """Ask, draw, wait; a key that changes the view ends the wait."""
         while True:
             if not self._paused:
                 view = self._view
@@ -96,11 +96,11 @@ class Top(App[None]):
             self._wake.clear()
 
     def action_order(self, order: Order) -> None:
-        """Sort by something else."""
+        """Sort by another column."""
         self._look_at(replace(self._view, order=order))
 
     def action_filter(self) -> None:
-        """Ask for a part of a name."""
+        """Open the filter."""
         self._filter.add_class("open")
         self._filter.focus()
 
@@ -110,7 +110,7 @@ class Top(App[None]):
         self._close_filter()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter while it is typed."""
+        """Filter while you type."""
         self._look_at(replace(self._view, symbol=event.value))
 
     def on_input_submitted(self) -> None:
@@ -118,7 +118,7 @@ class Top(App[None]):
         self._close_filter()
 
     def action_pause(self) -> None:
-        """Let the table stand, or go on."""
+        """Stop or continue updating the table."""
         self._paused = not self._paused
         self._draw()
         self._wake.set()
@@ -130,7 +130,7 @@ class Top(App[None]):
             self.push_screen(ExplainScreen(self._source, row))
 
     def on_data_table_row_selected(self) -> None:
-        """Enter, or a click on the row under the cursor."""
+        """Explain the row that you click, or press Enter on."""
         self.action_explain()
 
     def _close_filter(self) -> None:
@@ -164,7 +164,7 @@ class Top(App[None]):
             table.move_cursor(row=next(places, selected))
 
     def _sort(self) -> None:
-        """Begin an empty table that says what it is sorted by."""
+        """Empty the table, and mark the column that it is sorted by."""
         self._sorted_by = self._view.order
         self._table.clear(columns=True)
         for name in _COLUMNS:

@@ -18,18 +18,18 @@ __all__ = ("ExplainScreen",)
 
 
 class ExplainScreen(ModalScreen[None]):
-    """Why a site is as it is, as of now; the keys of the table mean nothing here."""
+    """Shows one site in depth; the keys of the table do nothing here."""
 
     DEFAULT_CSS = "ExplainScreen { background: $background; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,e", "dismiss", "back", key_display="esc"),
-        Binding("r", "ask", "look again"),
+        Binding("r", "ask", "refresh"),
     ]
 
     def __init__(self, source: Source, row: SiteRow) -> None:
         super().__init__()
         self._source = source
-        self._address = row.address  # which is its own, also where its name is not
+        self._address = row.address  # the name may be ambiguous
         self._shown = Static(styled(f"asking about {row.site}"), markup=False)
 
     def compose(self) -> ComposeResult:
@@ -41,7 +41,7 @@ class ExplainScreen(ModalScreen[None]):
         self.action_ask()
 
     def action_ask(self) -> None:
-        """Look again."""
+        """Ask the daemon again."""
         self.run_worker(self._ask(), exclusive=True)
 
     async def _ask(self) -> None:

@@ -11,7 +11,7 @@ __all__ = ("head",)
 
 
 def head(seen: Seen, view: View, *, paused: bool) -> Text:
-    """What was seen in a few lines; the last says what the table shows."""
+    """Return the figures in a few lines; the last line says what the table shows."""
     lines = [] if seen.status is None else _figures(seen.status)
     return Text("\n").join([*lines, _shown(seen, view, paused=paused)])
 
@@ -43,7 +43,7 @@ def _shown(seen: Seen, view: View, *, paused: bool) -> Text:
     if view.symbol:
         said.append(f"filter {view.symbol!r}")
     if paused:
-        said.append("paused: p goes on")
+        said.append("paused: press p to continue")
     if seen.trouble:
         return Text.assemble(styled(f"{seen.trouble}; ", "bold red"), styled(", ".join(said)))
     return _figure("shown", ", ".join(filter(None, (seen.says, *said))))

@@ -1,4 +1,4 @@
-"""What is looked at, and what was seen there."""
+"""Asks the daemon for what the live view shows."""
 
 import json
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from optpolined.api.status import STATUS, Status
 __all__ = ("FILTER_MAX", "Order", "Seen", "Source", "View", "as_line", "explain", "look")
 
 FILTER_MAX = 200
-"""Letters."""
+"""In characters."""
 
 _ROWS = 200
 _PATIENCE_SECONDS = 5.0
@@ -21,20 +21,20 @@ Order = Literal["address", "calls", "misses"]
 
 
 class Source(Protocol):
-    """Who is asked: the daemon of one guest."""
+    """The daemon of one guest."""
 
     guest: str
 
     def status(self) -> Status:
-        """What it is doing.
+        """Return its status.
 
-        :raise NoAnswerError: nobody answers.
+        :raise NoAnswerError: no answer comes.
         """
 
     def ask(self, request: Request, *, timeout_seconds: float) -> Answer:
-        """What came of ``request``.
+        """Send a request, and return its answer.
 
-        :raise NoAnswerError: nobody answers in time.
+        :raise NoAnswerError: no answer comes in time.
         """
 
 
@@ -48,7 +48,7 @@ class View:
 
     @property
     def request(self) -> ListSites:
-        """What asks for it."""
+        """The request for these sites."""
         symbol = self.symbol[:FILTER_MAX]
         is_pattern = any(letter in symbol for letter in "*?[")
         pattern = symbol if is_pattern else f"*{symbol}*" if symbol else "*"
@@ -57,7 +57,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one look saw; ``trouble`` says why there is no more of it."""
+    """The result of one update; ``trouble`` says why it is incomplete."""
 
     status: Status | None = None
     rows: tuple[SiteRow, ...] = ()
@@ -65,7 +65,7 @@ class Seen:
     trouble: str = ""
 
     def in_trouble(self, later: "Seen") -> "Seen":
-        """This, with what ``later`` still saw: the sites stay to be read."""
+        """Return this with the status and the trouble of ``later``; the sites stay visible."""
         return replace(self, status=later.status or self.status, trouble=later.trouble)
 
 
@@ -83,7 +83,7 @@ def look(source: Source, view: View) -> Seen:
 
 
 def explain(source: Source, site: str) -> Answer:
-    """Ask why ``site`` is as it is; where nobody answers, the answer says so."""
+    """Ask why ``site`` is as it is; where no answer comes, the returned answer says so."""
     try:
         return source.ask(Explain(site=site), timeout_seconds=_PATIENCE_SECONDS)
     except NoAnswerError as error:
@@ -91,7 +91,7 @@ def explain(source: Source, site: str) -> Answer:
 
 
 def as_line(seen: Seen) -> str:
-    """What was seen as JSON, by the schemas of the status API."""
+    """Return the update as JSON, by the schemas of the status API."""
     status = None if seen.status is None else STATUS.dump_python(seen.status, mode="json")
     answer = Answer(
         outcome="failed" if seen.trouble else "done",
