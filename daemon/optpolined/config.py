@@ -27,6 +27,7 @@ __all__ = (
     "PokeConfig",
     "PolicyConfig",
     "QemuConfig",
+    "Settings",
     "load",
     "matches",
 )
@@ -110,6 +111,17 @@ class GuestConfig(Section):
     metrics: MetricsConfig = MetricsConfig()
     runtime_directory: Path = Path("/run/optpolined")
     """Lock files, notes about stops, the sockets; made with mode 0700 where it is absent."""
+
+
+class Settings:
+    """The settings of one guest that hold now.
+
+    A reload replaces ``config``.  Everything that works by the settings keeps this object and reads
+    them here each time, so that a reload reaches all of it.
+    """
+
+    def __init__(self, config: GuestConfig) -> None:
+        self.config = config
 
 
 def load(name: str, directories: Sequence[Path] = DEFAULT_DIRECTORIES) -> GuestConfig:

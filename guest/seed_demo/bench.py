@@ -10,8 +10,9 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.assemble import Assembler, branch_target
 from optpolined.codegen.decode import BLOCK_BYTES_MAX, Decoder
 from optpolined.codegen.forms import Code, Form
-from optpolined.config import GuestConfig, LearningConfig, PolicyConfig, QemuConfig
+from optpolined.config import GuestConfig, LearningConfig, PolicyConfig, QemuConfig, Settings
 from optpolined.kernel.sites.scan import Site
+from optpolined.session.attach import attach
 from optpolined.session.link import connect
 from optpolined.session.session import Session
 
@@ -126,8 +127,10 @@ class Bench:
 @contextmanager
 def attached(guest: Guest, config: GuestConfig) -> Iterator[Bench]:
     """Attach to ``guest``; at the end, put everything back, or raise."""
-    with connect(config) as link:
-        session = Session(link, config, time.monotonic, force=False)
+    with (
+        connect(config) as link,
+        attach(link, Settings(config), time.monotonic, force=False) as session,
+    ):
         try:
             yield Bench(guest, session)
         finally:

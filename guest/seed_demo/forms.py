@@ -75,7 +75,7 @@ def keyed_tree(bench: Bench) -> Row:
     bench.learned(learn)
     forms: dict[GuestVirtual, Keyed] = {}
     for site in sites.values():
-        leaves = bench.session.key_targets(site.address)
+        leaves = bench.session.counters.key_targets(site.address)
         if site.key and leaves:
             forms[site.address] = Keyed(site.key, tuple(leaves.items()))
     rates = {name: _rates(bench, [site]) for name, site in sites.items()}

@@ -19,14 +19,14 @@ import time
 from collections.abc import Callable
 
 from guest.image.boot import Guest
-from optpolined.config import GuestConfig
+from optpolined.config import GuestConfig, Settings
 from optpolined.kernel.module.header import read_status
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol
 from optpolined.qemu.stopnote import noted_pids
+from optpolined.session.attach import attach
 from optpolined.session.link import connect
 from optpolined.session.recover_only import recover_only
-from optpolined.session.session import Session
 from optpolined.session.text import read_text
 from tests.guest.crash_child import Cut, Trace, cycle, fork
 from tests.guest.crash_watch import Watch, longest_after
@@ -48,8 +48,10 @@ class Crash:
         self._guest = guest
         self._config = config
         self._watch = watch
-        with connect(config) as link:
-            session = Session(link, config, time.monotonic, force=False)
+        with (
+            connect(config) as link,
+            attach(link, Settings(config), time.monotonic, force=False) as session,
+        ):
             self._plan = plan_hottest(session, SITES)
             assert session.restore() == []
             self._texts = session.survey.texts

@@ -16,13 +16,14 @@ from guest.image.drivers import DRIVERS
 from optpolined.addresses import GuestVirtual
 from optpolined.api.status import Status
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
-from optpolined.config import PolicyConfig
+from optpolined.config import PolicyConfig, Settings
 from optpolined.control.override_file import OverrideFile
 from optpolined.control.overrides import Overrides
 from optpolined.daemon.endpoints import Endpoints
 from optpolined.daemon.job import Job
 from optpolined.daemon.loop import ReconcileLoop
 from optpolined.kernel.sites.scan import Site
+from optpolined.session.attach import attach
 from optpolined.session.link import connect
 from optpolined.session.session import Session
 from tests.guest.harness import config_of
@@ -108,8 +109,10 @@ def attached(guest: Guest, seconds: float) -> Iterator[Work]:
     policy = PolicyConfig(mode="opt-in", include=tuple(f"{driver}:*" for driver in DRIVERS))
     config = config_of(guest).model_copy(update={"policy": policy})
     threshold = config.learning.hysteresis.min_calls_per_second * seconds
-    with connect(config) as link:
-        session = Session(link, config, time.monotonic, force=False)
+    with (
+        connect(config) as link,
+        attach(link, Settings(config), time.monotonic, force=False) as session,
+    ):
         calls = calls_of(session, session.survey.inventory.eligible, seconds)
         hot = {site: called for site, called in calls.items() if called.total() > threshold}
         stop = threading.Event()

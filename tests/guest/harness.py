@@ -8,8 +8,9 @@ from pathlib import Path
 from guest.image.boot import Guest
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL
-from optpolined.config import GuestConfig, PokeConfig, QemuConfig
+from optpolined.config import GuestConfig, PokeConfig, QemuConfig, Settings
 from optpolined.kernel.sites.scan import Site
+from optpolined.session.attach import attach
 from optpolined.session.link import connect
 from optpolined.session.session import Session
 
@@ -44,8 +45,10 @@ def write_config(guest: Guest, directory: Path, text: str = "") -> None:
 @contextmanager
 def open_session(config: GuestConfig) -> Iterator[Session]:
     """Attach, and put everything back at the end; the text must then be what it was."""
-    with connect(config) as link:
-        session = Session(link, config, time.monotonic, force=False)
+    with (
+        connect(config) as link,
+        attach(link, Settings(config), time.monotonic, force=False) as session,
+    ):
         try:
             yield session
         finally:

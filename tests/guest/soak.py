@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with open_session(config_of(guest)) as session:
             _say(f"a loaded guest, {SITES} hot sites, {options.minutes:g} minutes")
             soak = _soak(session, plan_hottest(session, SITES), guest, options.minutes * 60)
-            kib, usage, hits = _rss_kib(), session.arena.usage(), session.int3_hits
+            kib, usage, hits = _rss_kib(), session.arena.usage(), session.counters.int3_hits
         after = checks(guest)
     growth = 100 * (kib / soak.base_kib - 1)
     verified, errors = after.calls - before, after.errors + soak.refused.total()

@@ -14,12 +14,13 @@ import pytest
 
 from guest.image.boot import Guest
 from optpolined.codegen.forms import LEARNING
+from optpolined.config import Settings
 from optpolined.patching.protocol.steps import Write
 from optpolined.patching.protocol.transport import WRITTEN
 from optpolined.qemu.stopnote import noted_pids
+from optpolined.session.attach import attach
 from optpolined.session.link import connect
 from optpolined.session.recover_only import recover_only
-from optpolined.session.session import Session
 from tests.guest.crash_watch import Watch
 from tests.guest.harness import config_of, write_config
 
@@ -63,10 +64,13 @@ def command(program: str, *arguments: object) -> tuple[int, str]:
 def left(guest: Guest) -> list[int]:
     """Sites that a daemon has left patched."""
     config = config_of(guest)
-    with connect(config) as link:
-        session = Session(link, config, time.monotonic, force=False)
+    with (
+        connect(config) as link,
+        attach(link, Settings(config), time.monotonic, force=False) as session,
+    ):
         sites = sorted(session.survey.inventory.eligible)[:100]
         session.apply(dict.fromkeys(sites, LEARNING))
+        session.leave()
     return [int(site) for site in sites]
 
 
@@ -102,8 +106,10 @@ def test_recover_only_leaves_and_names_the_bytes_of_others(
     config = config_of(guest)
     write_config(guest, tmp_path)
     recover = ("--guest", "test", "--config-dir", tmp_path, "--recover-only")
-    with connect(config) as link:
-        session = Session(link, config, time.monotonic, force=False)
+    with (
+        connect(config) as link,
+        attach(link, Settings(config), time.monotonic, force=False) as session,
+    ):
         assert session.restore() == []
         site = session.survey.inventory.eligible[min(session.survey.inventory.eligible)]
         theirs = b"\xcc" + site.original[1:]
@@ -112,10 +118,12 @@ def test_recover_only_leaves_and_names_the_bytes_of_others(
         session.apply({max(session.survey.inventory.eligible): LEARNING})
     code, line = command("optpolined", *recover)
     assert code == 1
-    assert line.startswith("1 sites restored; optpoline.ko stays held: somebody else's bytes stand")
+    assert line.startswith("1 sites restored; optpoline.ko stays held: foreign bytes stand")
     assert site.function in line
-    with connect(config) as link:
-        session = Session(link, config, time.monotonic, force=False)
+    with (
+        connect(config) as link,
+        attach(link, Settings(config), time.monotonic, force=False) as session,
+    ):
         assert session.transport.write([Write(site.address, theirs, site.original)]) == [WRITTEN]
     assert recover_only(config).is_complete
 

@@ -9,8 +9,10 @@ import pytest
 from guest.image.boot import Guest
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
+from optpolined.config import Settings
 from optpolined.patching.protocol.steps import Protocol, Step, StepPhase, Write, steps
 from optpolined.patching.protocol.transport import UNMAPPED, WRITTEN, Outcome, Transport
+from optpolined.session.attach import attach
 from optpolined.session.link import connect
 from optpolined.session.session import Session
 from tests.guest.harness import (
@@ -115,7 +117,7 @@ def test_a_breakpoint_held_at_the_hottest_sites_does_no_harm(loaded: Guest) -> N
     with open_session(config_of(loaded)) as session:
         hottest = sites_called(session, 1.0)[:5]
         assert len(hottest) == 5
-        before, checks = session.int3_hits, load_state(loaded)["checks"]
+        before, checks = session.counters.int3_hits, load_state(loaded)["checks"]
         changes = [session.patcher.change(site, ORIGINAL, session.space) for site in hottest]
         plan = steps(changes, Protocol.BREAKPOINT)
         protocol = [step for step in plan if isinstance(step, Step)]
@@ -125,7 +127,7 @@ def test_a_breakpoint_held_at_the_hottest_sites_does_no_harm(loaded: Guest) -> N
             assert written == [WRITTEN] * len(step.writes), step.phase
             if step is held[-1]:
                 time.sleep(2)
-        assert session.int3_hits - before > 1000
+        assert session.counters.int3_hits - before > 1000
         time.sleep(1)
         assert load_state(loaded)["checks"] > checks
 
@@ -213,8 +215,10 @@ def test_retired_blocks_are_reused_only_after_a_grace_period(loaded: Guest) -> N
 
 def test_what_a_dead_daemon_left_is_put_back_by_the_next(loaded: Guest) -> None:
     config = config_of(loaded)
-    with connect(config) as link:
-        session = Session(link, config, time.monotonic, force=False)
+    with (
+        connect(config) as link,
+        attach(link, Settings(config), time.monotonic, force=False) as session,
+    ):
         text = session.survey.texts
         sites = sites_called(session, 1.0)[:20]
         session.apply(dict.fromkeys(sites, LEARNING))
@@ -222,6 +226,7 @@ def test_what_a_dead_daemon_left_is_put_back_by_the_next(loaded: Guest) -> None:
         for step in steps([interrupted], Protocol.BREAKPOINT):
             if isinstance(step, Step) and step.phase in (StepPhase.PREPARE, StepPhase.BREAK):
                 session.transport.write([item.write for item in step.writes])
+        session.leave()
     with open_session(config) as session:
         assert session.survey.texts == text
 

@@ -61,7 +61,9 @@ class ReconcileLoop:
         self._learner = Learner(job.config.learning, session, self._recorder())
         survey = session.survey
         inventory = survey.inventory
-        names = Names(survey.symbols, inventory.eligible, inventory.reasons, session.is_target)
+        names = Names(
+            survey.symbols, inventory.eligible, inventory.reasons, session.counters.is_target
+        )
         self._operator = Operator(
             job.overrides, survey, self._learner, names, job.override_file.write
         )
@@ -218,6 +220,7 @@ class ReconcileLoop:
             ended = ", and its QEMU has ended" if self._has_left else ""
             _log.warning("the guest has migrated%s: start optpolined where it runs now", ended)
             report.migrated_away = True
+            self._session.leave()
         elif not self._stub_handover.take_to_leave():
             _log.error(
                 "a debugger has the gdbstub: the sites are left as they are; end it, then run "
@@ -225,6 +228,7 @@ class ReconcileLoop:
                 report.guest,
             )
             report.left_to_debugger = True
+            self._session.leave()
             report.text_differences = self._session.text_differences()
         else:
             running = self._link.monitor.status() == "running"
@@ -241,6 +245,7 @@ class ReconcileLoop:
 
         :raise OptpolinedError: the guest or QEMU failed.
         """
+        self._session.leave()
         self._report_sites()
         self._report.text_differences = self._session.text_differences()
         self._report_work()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from optpolined.api.status import Status
-from optpolined.config import GuestConfig
+from optpolined.config import GuestConfig, Settings
 from optpolined.control.override_file import OverrideFile
 from optpolined.control.overrides import Overrides
 from optpolined.control.recorder import Recording
@@ -19,8 +19,8 @@ from optpolined.daemon.job import Job
 from optpolined.daemon.loop import ReconcileLoop
 from optpolined.kernel.errors import GuardedError, KernelError
 from optpolined.qemu.errors import QemuError
+from optpolined.session.attach import attach
 from optpolined.session.link import AttachRefusedError, connect, refuse_on_failure
-from optpolined.session.session import Session
 from optpolined.telemetry.notify import Notifier
 from optpolined.views.report import RunReport
 
@@ -148,10 +148,13 @@ def _attach(job: Job) -> RunReport | None:
     found out by attaching anew, and by nothing else.
     """
     began = time.monotonic()
-    with connect(job.config, tally=job.tally, alive=job.notifier.alive) as link:
+    with ExitStack() as stack:
+        link = stack.enter_context(connect(job.config, tally=job.tally, alive=job.notifier.alive))
         _take_over(job)
         with refuse_on_failure():
-            session = Session(link, job.config, time.monotonic, force=job.force, tally=job.tally)
+            session = stack.enter_context(
+                attach(link, Settings(job.config), time.monotonic, force=job.force, tally=job.tally)
+            )
             daemon = ReconcileLoop(job, link, session, attach_seconds=time.monotonic() - began)
         # What was read of the guest stays: the collector need not look at it each time.
         gc.freeze()
@@ -178,6 +181,7 @@ def _attach(job: Job) -> RunReport | None:
             return daemon.report()
         except KernelError as error:
             _log.warning("%s; attaching anew", error)
+            session.leave()
             job.tally.read_errors += 1
             trouble = str(error)
         except QemuError:

@@ -1,6 +1,7 @@
 """Puts back what an earlier daemon left, lets its module go, and leaves.
 
-Needs neither symbols nor sites: the poke table names what was ever patched.
+The first steps are those of attach.py: open, look, recover.  The poke table names what was ever
+patched, so that no site has to be found.
 """
 
 import logging
@@ -8,23 +9,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optpolined.addresses import GuestVirtual
-from optpolined.config import GuestConfig
-from optpolined.kernel.errors import KernelError, RequestTimeoutError
-from optpolined.kernel.module.abi import STATIC_KINDS, RequestOp
-from optpolined.kernel.module.attachment import Attachment
-from optpolined.kernel.module.guards import check_text_guard
-from optpolined.kernel.module.header import read_status
-from optpolined.kernel.module.module_list import read_modules
+from optpolined.config import GuestConfig, Settings
+from optpolined.kernel.errors import RequestTimeoutError
+from optpolined.kernel.module.abi import STATIC_KINDS
 from optpolined.kernel.sites.declarations import read_declarations
 from optpolined.kernel.symbols.symbols import Symbols
-from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol
-from optpolined.patching.recovery import find_leftovers, put_back
 from optpolined.patching.static_calls import StaticCalls, find_static_calls
-from optpolined.session.link import Link, connect, refuse_on_failure, transport_of
-from optpolined.session.mailbox import open_mailbox, pass_grace
-from optpolined.session.transport.stopped import StoppedTransport
+from optpolined.session.access import GuestAccess
+from optpolined.session.link import Link, connect, refuse_on_failure
+from optpolined.session.modules import look_first
+from optpolined.session.tally import Tally
 
 __all__ = ("Recovered", "recover", "recover_only")
 
@@ -34,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What was done: ``restored`` sites; those of ``foreign`` hold somebody else's bytes."""
+    """What was done: ``restored`` sites; those of ``foreign`` hold bytes of another patcher."""
 
     restored: int
     foreign: Sequence[str]
@@ -50,87 +45,60 @@ class Recovered:
         said = f"{self.restored} sites restored" if self.restored else "nothing to restore"
         if self.foreign:
             sites = ", ".join(self.foreign)
-            return f"{said}; optpoline.ko stays held: somebody else's bytes stand at {sites}"
+            return f"{said}; optpoline.ko stays held: foreign bytes stand at {sites}"
         if not self.is_complete:
             return f"{said}; optpoline.ko stays held: the guest is paused"
         return f"{said}; optpoline.ko {'released' if self.was_held else 'was not held'}"
 
 
 def recover_only(config: GuestConfig) -> Recovered:
-    """Restore the guest of ``config``; its module is let go unless something still leads to it.
+    """Restore the guest of ``config``; release its module unless something still leads to it.
 
-    :raise AttachRefusedError: the guest cannot be attached to.
+    :raise AttachRefusedError: the guest cannot be attached to, or guards its integrity.
     :raise OptpolinedError: the guest or QEMU failed; this can be done again.
     """
     with connect(config) as link:
-        return recover(link, config)
+        return recover(link, Settings(config))
 
 
-def recover(link: Link, config: GuestConfig) -> Recovered:
+def recover(link: Link, settings: Settings) -> Recovered:
     """Restore the guest at the other end of ``link``."""
-    attachment = link.attachment
-    space, header = attachment.space, attachment.header
-    transport = transport_of(link, config, time.monotonic)
-    mailbox = open_mailbox(attachment, transport)
     with refuse_on_failure():
-        entries = PokeEntries(space, header)
-        if link.monitor.status() == "running":
-            mailbox.request(RequestOp.MODULES)
-        check_text_guard(space, header)
-
-    def grace() -> None:
-        pass_grace(mailbox, link.monitor, timeout_seconds=config.poke.grace_timeout_seconds)
-
-    leftovers = find_leftovers(entries, space, header)
+        access = GuestAccess(link, settings, time.monotonic, Tally())
+        symbols = look_first(access, ask=access.is_running).symbols
+        before = access.leftovers()
     try:
-        put_back(leftovers, entries, space, transport, grace)
+        access.recover()
     except RequestTimeoutError as error:
         _log.error("%s; some inline sites are left half restored, which is legal", error)
     static_places = 0
-    if any(entry.kind in STATIC_KINDS for entry in entries):
-        static_places = _restore_static_calls(attachment, entries, transport)
-    again = find_leftovers(entries, space, header) if leftovers else []
-    left = [leftover.entry.site for leftover in again]
+    if any(entry.kind in STATIC_KINDS for entry in access.entries):
+        static_places = _restore_static_calls(access, symbols)
+    left = [leftover.entry.site for leftover in access.leftovers()] if before else []
     recovered = Recovered(
-        restored=len(leftovers) - len(left) + static_places,
-        foreign=_names(attachment, left),
-        running=link.monitor.status() == "running",
-        was_held=read_status(space, header).held,
+        restored=len(before) - len(left) + static_places,
+        foreign=[symbols.name(site) for site in left],
+        running=access.is_running,
+        was_held=access.module_status().held,
     )
     if recovered.was_held and recovered.is_complete:
-        grace()
-        mailbox.request(RequestOp.RELEASE)
+        access.release_module()
     return recovered
 
 
-def _restore_static_calls(
-    attachment: Attachment, entries: PokeEntries, transport: StoppedTransport
-) -> int:
-    """Point the static calls where they were built to go: only code says which there are.
+def _restore_static_calls(access: GuestAccess, symbols: Symbols) -> int:
+    """Point the static calls where they were built to go; return how many places changed.
 
-    Answers how many places changed.
+    Only code says which static calls there are.
     """
-    space = attachment.space
-    symbols = Symbols.load(space, attachment.vmcoreinfo)
-    symbols.set_modules(space, read_modules(space, attachment.header))
+    space, originals = access.space, access.entries.originals()
     declared = read_declarations(space, symbols.runs)
-    calls, _ = find_static_calls(declared.records, space, symbols, entries.originals())
+    calls, _ = find_static_calls(declared.records, space, symbols, originals)
     return StaticCalls(
-        transport=transport,
+        transport=access.transport,
         space=space,
         symbols=symbols,
-        entries=entries,
+        entries=access.entries,
         protocol=Protocol.BREAKPOINT,
         calls=calls,
     ).restore()
-
-
-def _names(attachment: Attachment, sites: Sequence[GuestVirtual]) -> list[str]:
-    """The sites for people; by symbols only where there is one to name, for that takes a second."""
-    if not sites:
-        return []
-    try:
-        name = Symbols.load(attachment.space, attachment.vmcoreinfo).name
-    except KernelError:
-        return [f"{site:#x}" for site in sites]
-    return [name(site) for site in sites]

@@ -70,18 +70,19 @@ class Survey:
         modules: Sequence[GuestModule],
         policy: PolicyConfig,
         originals: Mapping[GuestVirtual, bytes],
+        *,
+        symbols: Symbols | None = None,
     ) -> None:
-        """Read the guest's symbols and text, and find its sites.
+        """Read the guest's text, and its symbols unless given, and find its sites.
 
-        ``originals`` are the instructions that the poke table holds: a site that is patched now, by
-        us or by a daemon that died, is a site all the same.
-
+        :param originals: The instructions that the poke table holds.  A site that is patched now,
+            by us or by a daemon that died, is still a site.
         :raise KernelError: the guest's symbols or page tables make no sense.
         :raise QemuError: its memory cannot be read at all.
         """
         self._attachment = attachment
         self._policy = policy
-        self.symbols = Symbols.load(attachment.space, attachment.vmcoreinfo)
+        self.symbols = symbols or Symbols.load(attachment.space, attachment.vmcoreinfo)
         self.inventory = Inventory()
         self.texts: dict[TextRegion, bytes] = {}
         self.static_calls: Mapping[str, StaticCall] = {}

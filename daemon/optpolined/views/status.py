@@ -62,7 +62,7 @@ class StatusView:
         rates = self.rates.promoted(promoted)
         real = {site: _form(forms.get(site)) for site in promoted}
         worth = self.rates.worth(rates, real, learner.shares, self.config.learning.costs)
-        int3_hits = before.int3_hits if is_away else tally.int3_hits + session.int3_hits
+        int3_hits = before.int3_hits if is_away else tally.int3_hits + session.counters.int3_hits
         return Status(
             guest=self.guest,
             phase=phase,
