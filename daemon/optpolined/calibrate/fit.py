@@ -1,4 +1,4 @@
-"""The cost table (learning/cost.py) from measured cycles.
+"""Fits the cost table (learning/cost.py) to measured cycles.
 
 Measured at one hot site with nothing around it but the loop, which is included, as the table's
 defaults were:
@@ -43,7 +43,7 @@ from optpolined.learning.cost import COST_RANGES, Costs
 __all__ = ("RANDOM", "STEADY", "Cycles", "fit")
 
 Cycles = Mapping[str, float]
-"""What a call took in each form."""
+"""The cycles of a call in each form."""
 
 _STEPS: Final = 15
 _LEVELS: Final = 4
@@ -70,16 +70,16 @@ RANDOM: Final = {
     )
     for targets in (2, 4, 8, 16)
 }
-"""By the number of targets."""
+"""The cases of random order, by the number of targets."""
 
 
 def fit(steady: Cycles, random: Mapping[int, Cycles], before: Costs) -> Costs:
-    """The table that explains what was measured.
+    """Return the table that explains what was measured.
 
-    :param steady: Of :data:`STEADY`.
-    :param random: Of the cases of :data:`RANDOM`, by their number of targets.
-    :param before: Where what cannot be measured comes from.
-    :raise SettingError: what was measured is no time at all.
+    :param steady: The cycles of :data:`STEADY`.
+    :param random: The cycles of the cases of :data:`RANDOM`, by their number of targets.
+    :param before: The table from which the costs are taken that cannot be measured.
+    :raise SettingError: a measured cost is out of its range.
     """
     one, miss = steady[ONE_TARGET], steady[MISS_1]
     found = {
@@ -113,7 +113,7 @@ def _misprediction(costs: Costs, random: Mapping[int, Cycles]) -> float:
 
 
 def _with(costs: Costs, found: Mapping[str, float]) -> Costs:
-    """What noise has brought below the least that a cost may be is the least."""
+    """Return ``costs`` with what was found; a cost below its range becomes the least allowed."""
     rounded = {
         name: max(COST_RANGES[name][0], round(value, _DIGITS)) for name, value in found.items()
     }

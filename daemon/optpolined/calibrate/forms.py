@@ -1,4 +1,4 @@
-"""What stands at a call site, form by form, in code of this process.
+"""Makes the code of a call site in each form, in this process.
 
 The forms are the project's own: blocks come from codegen, the learning stub is that of optpoline.ko
 as it is built, the inline site is what the gcc plugin emits.  The thunk is the kernel's retpoline
@@ -56,8 +56,8 @@ _RECORD_BYTES: Final = 64
 class Kit:
     """The thunk, the learning stub, and what makes blocks, in the memory of one program.
 
-    ``data`` is another memory: a CPU that sees code and what is written side by side takes it for
-    code that changes itself, and starts over.
+    ``data`` is another memory, because a CPU takes writes beside code for code that changes
+    itself, and flushes its pipeline.
     """
 
     def __init__(self, memory: Memory, data: Memory, stub: LearnStub) -> None:
@@ -69,12 +69,12 @@ class Kit:
         self._learn_stub = self._place_learn_stub(stub)
 
     def assemble(self, text: str, at: GuestVirtual) -> bytes:
-        """Intel syntax, at its address."""
+        """Assemble Intel syntax at its address."""
         code, _ = self._keystone.asm(text, at, as_bytes=True)
         return bytes(code)
 
     def block(self, form: Code) -> GuestVirtual:
-        """A block in memory, with a record of its own."""
+        """Place a block in memory, with a record of its own."""
         record = self.data.reserve(_RECORD_BYTES, _RECORD_BYTES)
         size = self._assembler.block_size(form, Register.RAX)
         at = self.memory.reserve(size, _BLOCK_ALIGN)
@@ -105,10 +105,10 @@ class Site:
 
 
 SiteCode = Callable[[GuestVirtual], bytes]
-"""The code of a site, once its place is known."""
+"""Returns the code of a site when its place is known."""
 
 Maker = Callable[[Kit, Site], SiteCode]
-"""Makes what a site needs beside its code."""
+"""Makes what a site needs besides its code."""
 
 
 def _branch(opcode: int, at: int, target: int) -> bytes:
@@ -146,7 +146,7 @@ def _trampoline(kit: Kit, site: Site) -> SiteCode:
 
 
 def _inline_code(kit: Kit, compare: bytes, target: GuestVirtual) -> SiteCode:
-    """Compare, and the four branches that the plugin emits behind it."""
+    """Assemble the compare, and the four branches that the plugin emits behind it."""
 
     def code(at: GuestVirtual) -> bytes:
         branch = at + len(compare) + 2
@@ -185,12 +185,12 @@ def _out_of_line(form: Callable[[Site], Code]) -> Maker:
 
 
 def _others(site: Site, count: int) -> tuple[GuestVirtual, ...]:
-    """Addresses that are never called, beside those that are."""
+    """Return addresses that are never called, near those that are."""
     return tuple(GuestVirtual(site.other + place) for place in range(count))
 
 
 def _keyed(bits: int | None = None) -> Callable[[Site], Code]:
-    """A leaf for each of ``1 << bits`` keys, or of as many as there are targets."""
+    """Return a maker of trees with a leaf for each of ``1 << bits`` keys, or for each target."""
 
     def form(site: Site) -> Code:
         key = Key(Register.RCX, 0, bits or max(1, (len(site.targets) - 1).bit_length()))
@@ -240,7 +240,7 @@ STEPS: Final[dict[str, Maker]] = {
     LAST_OF_16: _out_of_line(lambda site: Chain(_last(site, 16))),
     TREE_OF_16: _out_of_line(lambda site: Tree(_last(site, 16))),
 }
-"""Blocks whose every step is foreseen, at a site that has one target."""
+"""The blocks at a site with one target; each of their branches is predicted."""
 
 DISPATCH: Final[dict[str, Maker]] = {
     RETPOLINE: _retpoline,

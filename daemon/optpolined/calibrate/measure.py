@@ -1,4 +1,4 @@
-"""Forms measured side by side: every form in turn, round by round, in several placements."""
+"""Measures forms side by side: every form in turn, round by round, in several placements."""
 
 import os
 import random
@@ -39,22 +39,22 @@ class Ratio:
     low: float
     high: float
     cycles: float
-    """The median of the cycles a call took, its part of the loop included."""
+    """The median of the cycles of a call, its part of the loop included."""
 
 
 Sample = Mapping[str, float]
-"""Of one round: the cycles a call took in each form."""
+"""The cycles of a call in each form, in one round."""
 
 
 def pin() -> int:
-    """Keep this process on one CPU, the last that it may use; answer which."""
+    """Keep this process on one CPU, the last that it may use; return its number."""
     cpu = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpu})
     return cpu
 
 
 def measure(case: Case, stub: LearnStub, say: Callable[[str], None]) -> dict[str, Ratio]:
-    """Measure ``case``; ``say`` is told where it is.
+    """Measure ``case``; report each step to ``say``.
 
     :raise AssertionError: a call did not reach its target.
     """
@@ -74,7 +74,7 @@ def measure(case: Case, stub: LearnStub, say: Callable[[str], None]) -> dict[str
 
 
 def ratios(samples: Sequence[Sample], base: str) -> dict[str, Ratio]:
-    """What each form took in ratio to ``base`` in the same round, over at least two rounds."""
+    """Return each form's ratio to ``base`` in the same round, over at least two rounds."""
     result = {}
     for form in samples[0]:
         shares = [sample[form] / sample[base] for sample in samples]
@@ -92,11 +92,11 @@ def _round(case: Case, programs: Mapping[str, Program], chance: random.Random) -
 
 
 def _quiet(case: Case, program: Program) -> float:
-    """The least of some short runs in a row.
+    """Return the least of some short runs in a row.
 
     Noise only adds: an interrupt, another process, a neighbour on the host.  A run takes about half
-    a millisecond, less than a time slice, so that one of a few in a row is left alone as a rule;
-    and each round has its own, so that a slow minute slows the base and the form alike.
+    a millisecond, less than a time slice, so one of a few in a row is usually undisturbed.  Each
+    round has its own runs, so that a slow minute slows the base and the form alike.
     """
     if case.evicted:
         return min(program.cycles_per_call_evicted() for _ in range(_RUNS))

@@ -1,4 +1,4 @@
-"""Machine code that runs here and now: memory in the lowest 2 GiB, and a call into it.
+"""Runs machine code in this process: memory in the lowest 2 GiB, and a call into it.
 
 There a sign-extended imm32 names an address, as it does in the top 2 GiB where kernels are: so the
 project's own code generator emits for this process what it emits for a guest.  The base of gs is 0
@@ -32,7 +32,7 @@ _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 class Code:
-    """``size`` bytes in the lowest 2 GiB, filled from its start on and then called."""
+    """``size`` bytes in the lowest 2 GiB, filled from the start on and then called."""
 
     def __init__(self, size: int) -> None:
         base = _libc.mmap(None, size, _PROTECTION, _FLAGS, -1, 0)
@@ -43,16 +43,16 @@ class Code:
         self._end = base
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Unmap the memory."""
         _libc.munmap(self._base, self._size)
 
     @property
     def used(self) -> tuple[GuestVirtual, int]:
-        """Where what was reserved begins, and its size."""
+        """The start of what was reserved, and its size."""
         return GuestVirtual(self._base), self._end - self._base
 
     def reserve(self, size: int, align: int = 1) -> GuestVirtual:
-        """The address of the next ``size`` bytes, which are zero."""
+        """Return the address of the next ``size`` bytes, which are zero."""
         address = -(-self._end // align) * align
         self._end = address + size
         if self._end > self._base + self._size:

@@ -1,4 +1,4 @@
-"""A loop of call sites of one form, timed by itself, whose calls are all checked.
+"""Makes a loop of call sites of one form that times itself and checks all calls.
 
 What is compared must differ in the form alone.  Programs of the same setting and placement have
 the same targets at the same offsets in their memory, the same order of calls, loads and filler
@@ -99,14 +99,14 @@ ret
 
 
 class Order(StrEnum):
-    """In which order a site calls its targets."""
+    """The order in which a site calls its targets."""
 
     RANDOM = "random"
     SKEWED = "90/10"
 
 
 class Layout(StrEnum):
-    """What stands between two sites, and between two targets.
+    """What is between two sites, and between two targets.
 
     ``SPREAD``: as in a kernel, other code, so that a longer site takes no more cache lines.  Every
     form has the same 72 bytes and the same number of filler instructions; targets are 80 bytes
@@ -129,7 +129,7 @@ class Setting:
 
     @property
     def passes(self) -> int:
-        """How many different passes over the sites there are."""
+        """Return how many different passes over the sites there are."""
         return max(1, (_CALLS if self.targets == 1 else _CALLS_OF_SEVERAL_TARGETS) // self.sites)
 
 
@@ -168,7 +168,7 @@ class Program:
         self._data.close()
 
     def cycles_per_call(self, repetitions: int = 1) -> float:
-        """Run, and answer what a call took, its part of the loop included.
+        """Run; return the cycles of a call, its part of the loop included.
 
         :raise AssertionError: a call did not reach its target.
         """
@@ -189,7 +189,7 @@ class Program:
         return cycles / wanted
 
     def _targets(self, chance: random.Random) -> Sequence[Sequence[GuestVirtual]]:
-        """The targets of each site, at random places among all of them."""
+        """Return the targets of each site, at random places among all of them."""
         each, total = self._setting.targets, self._setting.sites * self._setting.targets
         places = [self._target() for _ in range(total)]
         chance.shuffle(places)

@@ -1,6 +1,7 @@
-"""The learning stub for rax, as gcc's assembler makes it of guest/module/stubs.S.
+"""The learning stub for rax, as gcc's assembler makes it from guest/module/stubs.S.
 
-A host that calibrates need not have the module; a test compares this with the one that was built.
+It stands here because a host that calibrates need not have the module.  A test compares it with the
+stub of the built module.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ __all__ = ("LEARN_STUB", "LearnStub")
 
 @dataclass(frozen=True, slots=True)
 class LearnStub:
-    """The stub's code; at ``thunk`` is the rel32 of its jmp to the thunk, which is zero here."""
+    """The stub's code; ``thunk`` is the offset of the rel32 of its jmp to the thunk, zero here."""
 
     code: bytes
     thunk: int

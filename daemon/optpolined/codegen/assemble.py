@@ -1,4 +1,4 @@
-"""Forms become machine code; a site's instruction gets another target.
+"""Turns forms into machine code, and gives a site's instruction another target.
 
 ``source`` says what a block consists of and ``template`` how it is assembled quickly.  The size of
 a block depends on its shape alone, which is all of its form but the addresses, and its register.
@@ -50,15 +50,15 @@ class Assembler:
         learn_stub: GuestVirtual,
         key_table: int = 0,
     ) -> bytes:
-        """The code of the block of ``form`` that will stand at ``at``.
+        """Return the code of the block of ``form`` that will stand at ``at``.
 
         ``record`` is the percpu offset of the site's ``struct optp_record``, any u64;
         ``learn_stub`` is the learning stub of ``register``.  ``key_table`` is the percpu offset of
-        the key table of ``LearnKeys``, and 0 for all other forms: 0 is no place for a table, the
+        the key table of ``LearnKeys``, and 0 for all other forms.  No table is at 0, because the
         kernel keeps its stack canary there.  ``Decoder.verify`` checks the result.
 
-        :raise AssembleError: ``check_shape`` and ``check_targets`` say which forms; or an address
-            or record that is no u64, or a key table where none belongs or none where one does.
+        :raise AssembleError: ``check_shape`` or ``check_targets`` refuses the form; an address or
+            record does not fit a u64; or a key table is given to another form, or is missing.
         :raise ReachError: ``at`` is more than 2 GiB away from a target or the learning stub.
         """
         check_shape(form, register)
@@ -74,7 +74,7 @@ class Assembler:
         return template.fill(at, (record, key_table, learn_stub, *form.targets))
 
     def block_size(self, form: Code, register: Register) -> int:
-        """The size of the block of ``form``, in bytes; it does not depend on the addresses.
+        """Return the size of the block of ``form``, in bytes; addresses do not change it.
 
         :raise AssembleError: there is no block of such a shape.
         """
@@ -83,7 +83,7 @@ class Assembler:
 
 
 def _split_site(original: bytes, at: GuestVirtual) -> tuple[bytes, int]:
-    """The prefix and opcode of a site's instruction, and its rel32."""
+    """Return the prefix and opcode of a site's instruction, and its rel32."""
     opcode = original[:-4]
     without_prefix = opcode[1:] if opcode[:1] == bytes((_CS_PREFIX,)) else opcode
     if without_prefix not in (bytes((_CALL_REL32,)), bytes((_JMP_REL32,))):
@@ -92,12 +92,12 @@ def _split_site(original: bytes, at: GuestVirtual) -> tuple[bytes, int]:
 
 
 def site_instruction(original: bytes, at: GuestVirtual, target: GuestVirtual) -> bytes:
-    """The call or jmp ``original`` that stands at ``at``, with another target.
+    """Return the call or jmp ``original`` that stands at ``at`` with another target.
 
     ``original`` is ``e8`` or ``e9`` and a rel32, with or without the cs prefix ``2e`` that gcc pads
     with (-mindirect-branch-cs-prefix): 5 or 6 bytes, and so is the result.
 
-    :raise DecodeError: ``original`` is no such instruction.
+    :raise DecodeError: ``original`` is another instruction.
     :raise ReachError: ``target`` is out of reach.
     """
     opcode, _ = _split_site(original, at)
@@ -109,10 +109,10 @@ def site_instruction(original: bytes, at: GuestVirtual, target: GuestVirtual) ->
 
 
 def branch_target(instruction: bytes, at: GuestVirtual) -> GuestVirtual:
-    """Where the call or jmp ``instruction``, which stands at ``at``, goes.
+    """Return the target of the call or jmp ``instruction``, which stands at ``at``.
 
-    :raise DecodeError: it is no call or jmp that ``site_instruction`` takes, or it leaves the
-        address space.
+    :raise DecodeError: ``site_instruction`` would refuse it, or its target is outside the address
+        space.
     """
     _, distance = _split_site(instruction, at)
     target = at + len(instruction) + distance

@@ -1,4 +1,4 @@
-"""Which forms there is code for."""
+"""Checks whether there is code for a form."""
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.errors import AssembleError, BadKeyError
@@ -26,8 +26,8 @@ def check_shape(form: Code, register: Register) -> None:
     """Check all but the addresses of the form for the site of ``register``.
 
     :raise BadKeyError: see :func:`check_key`.
-    :raise AssembleError: rsp; too few or too many targets; hits to be counted of no targets; a
-        leaf's index that its key does not have, or that stands twice.
+    :raise AssembleError: the register is rsp; there are too few or too many targets; hits of no
+        targets are to be counted; a key does not have a leaf's index, or two leaves have the same.
     """
     if register is Register.RSP:
         raise AssembleError("rsp has no retpoline thunk, so no block either")
@@ -50,8 +50,8 @@ def check_shape(form: Code, register: Register) -> None:
 def check_key(key: Key, register: Register) -> None:
     """Check that ``key`` can serve a site of ``register``.
 
-    :raise BadKeyError: it has no bit or more than 6; a bit of it is not in the lower 31 of its
-        register; its register is ``register``, which holds the target, or rsp.
+    :raise BadKeyError: the key has no bit or more than 6; a bit is not in the lower 31 of its
+        register; its register is rsp, or ``register``, which holds the target.
     """
     if not 1 <= key.bits <= KEY_BITS_MAX:
         raise BadKeyError(key, f"a key has 1 to {KEY_BITS_MAX} bits")

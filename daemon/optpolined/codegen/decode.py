@@ -1,7 +1,7 @@
-"""The bytes of a block become a form again.
+"""Turns the bytes of a block into a form again.
 
-What is decoded may come from the guest's memory, so nothing about it is believed: capstone says
-what each instruction means, ``parse`` accepts only what ``source`` describes, and the form that
+The bytes may come from the guest's memory, so nothing about them is trusted: capstone says what
+each instruction means, ``parse`` accepts only what ``source`` describes, and the form that
 results is assembled again and must give the very same bytes.  The last step refuses other encodings
 of the same meaning; the first two keep ``verify`` independent of keystone.
 """
@@ -58,12 +58,12 @@ class Decoder:
     def decode_block(
         self, code: bytes, at: GuestVirtual, learn_stubs: Mapping[GuestVirtual, Register]
     ) -> DecodedBlock:
-        """The block at the start of ``code``, which was read at ``at``; more bytes may follow it.
+        """Decode the block at the start of ``code``, read at ``at``; more bytes may follow.
 
         Accepts what ``Assembler.assemble`` emits for one of ``learn_stubs`` and nothing else, and
         looks at a bounded number of instructions, whatever the length of ``code``.
 
-        :raise DecodeError: anything else stands there.
+        :raise DecodeError: ``code`` starts with anything else.
         """
         lines = self._lines(code, at)
         dispatch, way = lines[:-MISS_INSTRUCTIONS], lines[-MISS_INSTRUCTIONS:]
@@ -94,7 +94,7 @@ class Decoder:
     ) -> None:
         """Check that ``code`` is the block that ``Assembler.assemble`` was asked for.
 
-        :raise VerifyError: it decodes as something else, or not at all.
+        :raise VerifyError: it decodes as another block, or not at all.
         """
         try:
             block = self.decode_block(code, at, {learn_stub: register})
@@ -105,7 +105,7 @@ class Decoder:
             raise VerifyError(at, f"{block} instead of {wanted}")
 
     def _lines(self, code: bytes, at: GuestVirtual) -> list[str]:
-        """The instructions up to the first movabs and jmp in a row, which is the end of a block.
+        """Return the instructions up to the first movabs and jmp in a row, the end of a block.
 
         ``parse`` shows what a line looks like.
         """

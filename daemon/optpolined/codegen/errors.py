@@ -1,4 +1,4 @@
-"""What can go wrong between a form and its bytes.
+"""The errors between a form and its bytes.
 
 CodegenError
 +-- AssembleError    a form, register or address that no code can be made for: the caller's fault

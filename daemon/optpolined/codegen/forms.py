@@ -43,7 +43,7 @@ class Chain:
 
     ``targets`` are in the order of comparison.  A call that matches none passes the register's
     learning stub, which counts it by target in the site's record.  With ``counts_hits`` the direct
-    calls are counted in the record too (``struct optp_record.hits``): an audit, not for every day.
+    calls are counted in the record too (``struct optp_record.hits``); only an audit does that.
     """
 
     targets: tuple[GuestVirtual, ...]
@@ -122,11 +122,11 @@ class LearnKeys:
 
     @property
     def targets(self) -> tuple[GuestVirtual, ...]:
-        """None: every call goes slow."""
+        """Empty, because every call goes slow."""
         return ()
 
     def with_targets(self, targets: Sequence[GuestVirtual]) -> "LearnKeys":
-        """The same form: it has no targets."""
+        """Return the same form, because it has no targets."""
         assert not targets
         return self
 

@@ -1,4 +1,4 @@
-"""Machine code for people: disassembled, with the names of the addresses that it speaks of."""
+"""Disassembles machine code for people, with names for the addresses in it."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from optpolined.addresses import GuestVirtual
 __all__ = ("Line", "disassemble")
 
 _IMMEDIATE = re.compile(r"(?<![\w\[])(-?)0x([0-9a-f]{6,16})(?![\w\]])")
-"""An operand that can be an address; a displacement in brackets is none that anybody names."""
+"""An operand that can be an address; a displacement in brackets is not one with a name."""
 
 _TOP = 1 << 64
 
@@ -27,9 +27,11 @@ class Line(NamedTuple):
 def disassemble(
     code: bytes, at: GuestVirtual, name: Callable[[GuestVirtual], str | None]
 ) -> Iterator[Line]:
-    """The instructions of ``code``, which stands at ``at``; a last line for what is none.
+    """Yield the instructions of ``code``, which stands at ``at``.
 
-    :param name: Of an address, if it has one.
+    A last line has the bytes that do not decode.
+
+    :param name: Returns the name of an address, if it has one.
     """
     machine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     end = 0

@@ -1,8 +1,8 @@
-r"""The text of a block's instructions becomes its form.
+r"""Turns the text of a block's instructions into its form.
 
-Nothing about the text is believed.  It is read from the start to the end, each instruction once,
-and every branch must go where ``source`` says: that alone makes sure that the code means what the
-form says, whoever assembled it.
+Nothing about the text is trusted.  It is read from start to end, each instruction once, and every
+branch must go where ``source`` says.  That alone makes sure that the code does what the form says,
+whatever assembled it.
 
 The text has a line for each instruction, which begins with the address where it ends::
 
@@ -95,7 +95,7 @@ _NOTE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """The miss way of a block: where it starts and ends, and what it says."""
+    """The miss way of a block: where it starts and ends, and its operands."""
 
     start: int
     end: int
@@ -105,7 +105,7 @@ class Miss:
 
 
 def parse_miss(text: str, start: int) -> Miss | None:
-    """The miss way that ``text`` is, if its first instruction is at ``start``."""
+    """Return ``text`` as the miss way whose first instruction is at ``start``."""
     miss = _MISS.fullmatch(text)
     if miss is None:
         return None
@@ -134,9 +134,9 @@ class DispatchParser:
         self._address = int(at)
 
     def parse(self) -> tuple[Code, int]:
-        """The form, and its key table, which is 0 where it has none.
+        """Return the form, and its key table, which is 0 if the form has no key table.
 
-        :raise DecodeError: this is no dispatch part of ours.
+        :raise DecodeError: ``source`` writes no such dispatch part.
         """
         form: Code
         key_table = 0
@@ -171,7 +171,7 @@ class DispatchParser:
         return Tree(tuple(targets))
 
     def _half(self, depth: int) -> list[GuestVirtual]:
-        """The targets of a tree of at most ``depth`` more steps."""
+        """Return the targets of a tree of at most ``depth`` more steps."""
         halves = self._take(_HALVES)
         if halves is None:
             return [self._leaf()]
@@ -198,7 +198,10 @@ class DispatchParser:
         return Keyed(key, tuple(self._subtree(key, bits, 0)))
 
     def _subtree(self, key: Key, bits: int, index: int) -> list[tuple[int, GuestVirtual]]:
-        """The leaves of the tree over the lowest ``bits`` of the key; ``index`` has the others."""
+        """Return the leaves of the tree over the lowest ``bits`` of the key.
+
+        ``index`` has the other bits.
+        """
         if bits == 0:
             return [(index, self._leaf())]
         step = self._take(_BIT)
@@ -277,5 +280,5 @@ class DispatchParser:
 
 
 def _number(text: str) -> int:
-    """An immediate as a u64; capstone prints a sign where the instruction extends one."""
+    """Return an immediate as a u64; capstone prints a sign if the instruction extends one."""
     return int(text, 0) % _ADDRESS_END

@@ -1,4 +1,4 @@
-"""Forms as source text for keystone.
+"""Writes forms as source text for keystone.
 
 A block is a dispatch part, which its form decides, and the miss way, which ends every block.  Where
 REG is the register of the target, SCR is r11, or r10 where REG is r11:
@@ -78,12 +78,12 @@ _AWAY = "jmp miss"
 
 
 def scratch_register(register: Register) -> Register:
-    """The register that carries the record to the learning stub of ``register``."""
+    """Return the register that carries the record to the learning stub of ``register``."""
     return Register.R10 if register is Register.R11 else Register.R11
 
 
 def lower_half(register: Register) -> str:
-    """The name of the lower 32 bits of ``register``."""
+    """Return the name of the lower 32 bits of ``register``."""
     name = register.name.lower()
     return f"{name}d" if register >= Register.R8 else f"e{name[1:]}"
 
@@ -96,7 +96,7 @@ def source(
     learn_stub: GuestVirtual,
     key_table: int = 0,
 ) -> str:
-    """The block of ``form`` in Intel syntax; the module's docstring explains it."""
+    """Return the block of ``form`` in Intel syntax; the module's docstring explains it."""
     reg = register.name.lower()
     scratch = scratch_register(register).name.lower()
     match form:
@@ -158,7 +158,7 @@ def _keyed(
     bits: int,
     numbers: Iterator[int],
 ) -> Iterator[str]:
-    """The tree over the lowest ``bits`` of the key; there is at least one leaf."""
+    """Write the tree over the lowest ``bits`` of the key; there is at least one leaf."""
     if bits == 0:
         ((_, target),) = leaves
         yield from direct_jump(reg, target)

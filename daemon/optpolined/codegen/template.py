@@ -1,4 +1,4 @@
-"""Code of one shape, assembled once, into which the addresses are filled.
+"""Assembles code once for each shape, and fills in the addresses.
 
 Keystone needs 100 us for a short block and milliseconds for a large tree, and an attach wants
 thousands of blocks.  Branches to other code always have a rel32 and compares an imm32, so code
@@ -21,8 +21,8 @@ __all__ = ("Field", "Template", "TemplateMaker", "skeleton")
 
 _ADDRESS_END = 1 << 64
 
-# Where templates are assembled and what stands for the values: all different, none so near to
-# another that keystone could pick a rel8 or an imm8, none a mask of a bit or within a block.
+# Where templates are assembled, and placeholders for the values.  All are different; no two are so
+# near that keystone could choose a rel8 or an imm8; none is a mask of one bit or within a block.
 _AT = GuestVirtual(0xFFFFFFFFC0000000)
 _STUB = GuestVirtual(0xFFFFFFFFA0000000)
 _RECORD = 0x1122334455667788
@@ -32,7 +32,7 @@ _TARGETS = tuple(GuestVirtual(0xFFFFFFFF81000000 + i * 0x10000) for i in range(M
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Where a value stands in a template.
+    """The place of a value in a template.
 
     ``offset`` and ``size`` are in bytes.  ``value`` is the index in (record, key table, learning
     stub, targets...).  A branch counts from its ``end``, in bytes from the block's start; None: no
@@ -53,7 +53,7 @@ class Template:
     fields: tuple[Field, ...]
 
     def fill(self, at: GuestVirtual, values: Sequence[int]) -> bytes:
-        """The block at ``at`` with ``values``: record, key table, learning stub, the targets.
+        """Return the block at ``at`` with ``values``: record, key table, learning stub, targets.
 
         :raise ReachError: a branch cannot reach its destination.
         """
@@ -71,7 +71,7 @@ class Template:
 
 
 def skeleton(form: Code) -> Code:
-    """The form that has the template of ``form``: the same for all forms of its shape."""
+    """Return the form that names the template of ``form``: the same for all forms of its shape."""
     return form.with_targets(_TARGETS[: len(form.targets)])
 
 
@@ -84,7 +84,7 @@ class TemplateMaker:
         self._capstone.detail = True
 
     def make(self, form: Code, register: Register) -> Template:
-        """The template of ``form``, which is a skeleton."""
+        """Return the template of ``form``, which is a skeleton."""
         text = source(
             form, register=register, record=_RECORD, learn_stub=_STUB, key_table=_KEY_TABLE
         )
@@ -111,7 +111,7 @@ class TemplateMaker:
 
 
 def _immediate(instruction: capstone.CsInsn) -> int:
-    """The last operand as a u64, -1 where it is no immediate."""
+    """Return the last operand as a u64; -1 if it is not an immediate."""
     last = instruction.operands[-1]
     return last.imm % _ADDRESS_END if last.type == capstone.CS_OP_IMM else -1
 
