@@ -26,7 +26,7 @@ def guest() -> Dashboard:
     return dashboard(
         "optpolined-guest",
         "optpolined: one guest",
-        "What the daemon of one guest does, and what the guest gets of it.",
+        "What the daemon of one guest does, and what the guest gains.",
         (_state(), _calls(), _sites(), _changes(), _stops(), _arena(), _daemon()),
         one_guest=True,
     )
@@ -51,7 +51,7 @@ def _state() -> Row:
         "",
         word(
             "Phase",
-            "What the daemon does.",
+            "What the daemon does now.",
             Query(f"{_of('optpolined_phase')} == 1", "{{phase}}"),
         ),
         figure(
@@ -72,15 +72,19 @@ def _state() -> Row:
             _of("optpolined_cycles_saved_per_second"),
             unit="hertz",
         ),
-        word("Kernel", "And how it runs.", Query(info, "{{kernel}}, {{accelerator}}")),
+        word(
+            "Kernel",
+            "The kernel of the guest, and the accelerator.",
+            Query(info, "{{kernel}}, {{accelerator}}"),
+        ),
         word(
             "Versions",
-            "Of the daemon, of optpoline.ko's ABI, and of QEMU.",
+            "The versions of the daemon, of optpoline.ko's ABI, and of QEMU.",
             Query(info, "{{version}}, ABI {{module_abi}}, QEMU {{qemu}}"),
         ),
         chart(
             "Managed, and held",
-            "Frozen by somebody, or its gdbstub given to a debugger: nothing is changed then.",
+            "While it is frozen, or a debugger has the gdbstub, no site is changed.",
             Query(_of("optpolined_up"), "managed"),
             Query(_of("optpolined_frozen"), "frozen"),
             Query(_of("optpolined_stub_released"), "stub released"),
@@ -88,7 +92,7 @@ def _state() -> Row:
         ),
         chart(
             "Attachments",
-            "A guest that is reset is attached to anew.",
+            "The daemon attaches again after each reset of the guest.",
             Query(_of("optpolined_attachments_total"), "attachments"),
             Query(_of("optpolined_vcpus"), "vCPUs"),
         ),
@@ -100,7 +104,7 @@ def _calls() -> Row:
         "Calls",
         chart(
             "Calls at promoted sites",
-            "Direct ones are estimated, misses are counted.",
+            "Direct calls are estimated, misses are counted.",
             Query(_of("optpolined_direct_calls_per_second"), "direct"),
             Query(_of("optpolined_missed_calls_per_second"), "missed"),
             unit="cps",
@@ -108,23 +112,23 @@ def _calls() -> Row:
         ),
         chart(
             "Shares",
-            "Coverage: direct calls of all at eligible sites. Misses: of those at promoted"
-            " sites. Learning: what learning stubs cost beyond retpolines.",
+            "Coverage: the share of the calls at eligible sites that are direct. Misses: the share"
+            " at promoted sites. Learning: what learning stubs cost beyond retpolines.",
             Query(_of("optpolined_coverage_ratio"), "coverage"),
             Query(_of("guest:optpolined_missed_calls:ratio"), "misses"),
             Query(_of("optpolined_learning_overhead_ratio"), "learning"),
             unit="percentunit",
         ),
         chart(
-            "Calls that are counted",
-            "Those that reach a learning stub; a miss is one of them.",
+            "Counted calls",
+            "Calls that reach a learning stub; a miss is one of them.",
             Query(_rate("optpolined_counted_calls_total"), "counted"),
             Query(_rate("optpolined_missed_calls_total"), "missed"),
             unit="cps",
         ),
         rows(
             "Hottest sites",
-            "Those that metrics.hottest_sites lets through.",
+            "As many as metrics.hottest_sites says.",
             "site",
             (
                 Column(
@@ -146,7 +150,7 @@ def _sites() -> Row:
         "Sites",
         chart(
             "Sites by state",
-            "What learning makes of the eligible ones; most are cold.",
+            "The states of eligible sites; most are cold.",
             Query(_of("optpolined_sites"), "{{state}}"),
         ),
         chart(
@@ -157,13 +161,13 @@ def _sites() -> Row:
         ),
         chart(
             "Sites that are left alone",
-            "By reason: rules of safety, and the policy.",
+            "By reason: safety, or the policy.",
             Query(_of("optpolined_sites_skipped"), "{{reason}}"),
             stacked=True,
         ),
         chart(
             "Sites found",
-            "They change as modules come and go.",
+            "The number changes when modules are loaded and unloaded.",
             Query(_of("optpolined_sites_found"), "found"),
             Query(_of("optpolined_sites_eligible"), "eligible"),
         ),
@@ -175,20 +179,20 @@ def _changes() -> Row:
         "Changes",
         chart(
             "Changes of sites",
-            "By protocol and outcome, a second.",
+            "Per second, by protocol and outcome.",
             Query(_rate("optpolined_pokes_total"), "{{protocol}}, {{outcome}}"),
             unit="cps",
             width=8,
         ),
         chart(
             "Refused changes",
-            "A second, by what stood in the way.",
+            "Per second, by reason.",
             Query(_rate("optpolined_refused_total"), "{{reason}}"),
             unit="cps",
             width=8,
         ),
         chart(
-            "Breakpoints met",
+            "Breakpoint hits",
             "Calls a second that met a site while it changed, and took the retpoline.",
             Query(_rate("optpolined_int3_hits_total"), "int3"),
             unit="cps",
@@ -201,7 +205,7 @@ def _stops() -> Row:
     return row(
         "Stops",
         heat(
-            "How long stops take",
+            "Duration of stops",
             "As seen from the host, from the request to stop until the request to run.",
             f"sum by (le) ({_rate('optpolined_stop_seconds_bucket')})",
         ),
@@ -215,13 +219,13 @@ def _stops() -> Row:
         ),
         chart(
             "Time stopped",
-            "The share of the time that the guest stands stopped by the daemon.",
+            "The share of the time for which the daemon stops the guest.",
             Query(_rate("optpolined_stop_seconds_sum"), "stopped"),
             unit="percentunit",
         ),
         chart(
             "Number of stops",
-            "A second.",
+            "Per second.",
             Query(_rate("optpolined_stop_seconds_count"), "stops"),
             unit="cps",
         ),
@@ -240,8 +244,8 @@ def _arena() -> Row:
             width=8,
         ),
         chart(
-            "Sites without room",
-            "Denied ones would be promoted, waiting ones would learn.",
+            "Sites without space",
+            "With more space, denied sites would be promoted and waiting sites would learn.",
             Query(_of("optpolined_arena_denied_sites"), "denied"),
             Query(_of("optpolined_arena_waiting_sites"), "waiting"),
             Query(_of("optpolined_arena_degraded"), "degraded"),
@@ -250,7 +254,7 @@ def _arena() -> Row:
         ),
         chart(
             "Grace periods",
-            "How long the guest takes for one, on the average, and how many there were.",
+            "How long the guest takes for one on average, and how many it took.",
             Query(
                 f"{_of('optpolined_grace_period_seconds_sum')}"
                 f" / {_of('optpolined_grace_period_seconds_count')}",
@@ -267,15 +271,15 @@ def _daemon() -> Row:
         "The daemon",
         chart(
             "Epochs",
-            "The daemon's work in each, without the wait for the next.",
+            "The daemon's work in one epoch, without the wait for the next.",
             Query(_quantile(0.5, "optpolined_epoch_seconds"), "p50"),
             Query(_quantile(0.99, "optpolined_epoch_seconds"), "p99"),
             unit="s",
             width=8,
         ),
         chart(
-            "At work",
-            "The share of the time that the loop works, and CPU seconds a second.",
+            "Load",
+            "The share of the time for which the loop works, and CPU seconds per second.",
             Query(_rate("optpolined_epoch_seconds_sum"), "loop"),
             Query(_rate("process_cpu_seconds_total"), "CPU"),
             unit="percentunit",
@@ -283,20 +287,20 @@ def _daemon() -> Row:
         ),
         chart(
             "Memory",
-            "Of the daemon's process.",
+            "The daemon's process.",
             Query(_of("process_resident_memory_bytes"), "resident"),
             unit="bytes",
             width=8,
         ),
         figure(
             "Sites recovered",
-            "Put back after a daemon that died, since this one started.",
+            "Sites that this daemon has put back after a daemon that died.",
             _of("optpolined_recoveries_total"),
             steps=thresholds({1: YELLOW}),
         ),
         figure(
             "Rescues",
-            "How often the guest was resumed after a daemon that died had left it stopped.",
+            "How often the guest was resumed after a dead daemon had left it stopped.",
             _of("optpolined_rescues_total"),
             steps=thresholds({1: YELLOW}),
         ),
@@ -307,8 +311,14 @@ def _daemon() -> Row:
             steps=thresholds({1: YELLOW, 100: RED}),
         ),
         figure(
+            "Poke table defects",
+            "Entries of the guest's poke table that make no sense and are ignored.",
+            _of("optpolined_poke_table_defects"),
+            steps=thresholds({1: YELLOW}),
+        ),
+        figure(
             "Up since",
-            "Of the daemon's process.",
+            "The daemon's process.",
             f"time() - {_of('process_start_time_seconds')}",
             unit="dtdurations",
         ),
@@ -320,7 +330,7 @@ def _daemon() -> Row:
         ),
         figure(
             "Series",
-            "In one scrape.",
+            "The number of series in one scrape.",
             'scrape_samples_scraped{job="optpolined",guest="$guest"}',
         ),
     )

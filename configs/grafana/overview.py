@@ -1,4 +1,4 @@
-"""All guests at a glance: is each managed, what does it gain, what does it pay."""
+"""The dashboard of all guests: whether each is managed, what it gains, and what that costs."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
@@ -47,7 +47,7 @@ def overview() -> Dashboard:
     return dashboard(
         "optpolined-overview",
         "optpolined: all guests",
-        "Which guests are managed, what they gain, and what that costs them.",
+        "Which guests are managed, what they gain, and what that costs.",
         (_figures(), _guests(), _gain(), _cost()),
         one_guest=False,
     )
@@ -58,19 +58,19 @@ def _figures() -> Row:
         "",
         figure(
             "Managed guests",
-            "Guests that are attached to and managed now.",
+            "Guests that a daemon manages now.",
             f"sum(optpolined_up{_OF})",
         ),
         figure(
             "Not managed",
-            "Daemons that are not attached, paused, held, or cannot be scraped.",
+            "Daemons that are not attached, are paused or on hold, or cannot be scraped.",
             f'count(optpolined_up{_OF} == 0 or up{{job="optpolined",guest=~"$guest"}} == 0)'
             " or vector(0)",
             steps=thresholds({1: RED}),
         ),
         figure(
             "Firing alerts",
-            "Of all guests that are chosen.",
+            "Of the selected guests.",
             'count(ALERTS{alertname=~"Optpolined.*",alertstate="firing",guest=~"$guest"})'
             " or vector(0)",
             steps=thresholds({1: YELLOW}),
@@ -101,7 +101,7 @@ def _guests() -> Row:
         "",
         rows(
             "Guests",
-            "As of now; a click on a guest leads to its own dashboard.",
+            "The values of now; click a guest to open its own dashboard.",
             "guest",
             _COLUMNS,
             link=(
@@ -137,7 +137,7 @@ def _cost() -> Row:
         "Cost",
         chart(
             "Misses",
-            "Of the calls at promoted sites, those that went to another target.",
+            "The share of the calls at promoted sites that go to another target.",
             Query(f"guest:optpolined_missed_calls:ratio{_OF}", _BY_GUEST),
             unit="percentunit",
         ),
@@ -149,13 +149,13 @@ def _cost() -> Row:
         ),
         chart(
             "Time stopped",
-            "The share of the time that a guest stands stopped by its daemon.",
+            "The share of the time for which its daemon stops a guest.",
             Query(f"guest:optpolined_stop_seconds:ratio_rate5m{_OF}", _BY_GUEST),
             unit="percentunit",
         ),
         chart(
-            "Daemons at work",
-            "The share of the time that each loop works; from 1 on it falls behind.",
+            "Load of the daemons",
+            "The share of the time for which each loop works; at 1 it falls behind.",
             Query(f"guest:optpolined_epoch_seconds:ratio_rate5m{_OF}", _BY_GUEST),
             unit="percentunit",
         ),

@@ -1,8 +1,8 @@
-"""Prometheus metrics: made afresh from the status at each scrape.
+"""Prometheus metrics, made from the status at each scrape.
 
-Each series has the label ``guest``: there is one daemon for each guest, so that it is bounded and
-never changes.  A count that alerts look at is there from the start, at 0, for Prometheus sees no
-growth in a series that begins with its first event.
+Each series has the label ``guest``.  It is bounded and never changes, because each guest has a
+daemon of its own.  A count that alerts use starts at 0, because Prometheus sees no growth in a
+series that begins with its first event.
 """
 
 from collections import defaultdict
@@ -38,7 +38,7 @@ _LABEL_CHARACTERS = 128
 class StatusCollector(Collector):
     """The metrics of one guest, and of the process that serves it.
 
-    ``status`` is called at each scrape, from the server's thread.
+    ``status`` is called at each scrape, from a thread of the server.
     """
 
     def __init__(self, status: Callable[[], Status]) -> None:
@@ -46,7 +46,7 @@ class StatusCollector(Collector):
         self._process = ProcessCollector(registry=None)
 
     def collect(self) -> Iterable[Metric]:
-        """Give every metric of the present status."""
+        """Return every metric of the status of now."""
         status = self._status()
         guest = _label_value(status.guest)
         for family in (*_families(status), *self._process.collect()):
@@ -74,7 +74,7 @@ def _of_guest(status: Status) -> Iterator[Metric]:
     }
     yield InfoMetricFamily(
         "optpolined_guest",
-        "The guest, and what works together on it.",
+        "The guest, and the versions of what manages it.",
         value={label: _label_value(value) for label, value in info.items()},
     )
     yield _gauge(
@@ -82,11 +82,13 @@ def _of_guest(status: Status) -> Iterator[Metric]:
     )
     yield _gauges(
         "phase",
-        "1 for what the daemon is doing, 0 for all else.",
+        "1 for the phase that the daemon is in, 0 for all others.",
         "phase",
         {phase.name.lower(): phase is status.phase for phase in DaemonPhase},
     )
-    yield _gauge("frozen", "1 while somebody wants nothing changed.", status.frozen)
+    yield _gauge(
+        "frozen", "1 while the operator has frozen the guest: no site is changed.", status.frozen
+    )
     yield _gauge("stub_released", "1 while a debugger may have the gdbstub.", status.stub_released)
     yield _gauge("vcpus", "CPUs of the guest.", status.vcpus)
     yield _counter("attachments", "How often the guest was attached to.", status.attachments)
@@ -126,7 +128,9 @@ def _of_calls(status: Status) -> Iterator[Metric]:
     yield _counter("missed_calls", "Of these, misses of promoted sites.", status.missed_calls)
     yield _gauge("direct_calls_per_second", "Direct calls, estimated.", status.direct_per_second)
     yield _gauge(
-        "missed_calls_per_second", "Misses of promoted sites, lately.", status.missed_per_second
+        "missed_calls_per_second",
+        "Misses of promoted sites in the last epoch.",
+        status.missed_per_second,
     )
     yield _gauge(
         "coverage_ratio",
@@ -158,10 +162,8 @@ def _of_changes(status: Status) -> Iterator[Metric]:
     pokes.add_metric((protocol, "done"), status.pokes)
     pokes.add_metric((protocol, "refused"), sum(refused.values()))
     yield pokes
-    yield _counters(
-        "refused", "Changes given up because of what stood there, by reason.", "reason", refused
-    )
-    yield _counter("int3_hits", "Calls that met a breakpoint of ours.", status.int3_hits)
+    yield _counters("refused", "Changes that were given up, by reason.", "reason", refused)
+    yield _counter("int3_hits", "Calls that met a breakpoint of the daemon.", status.int3_hits)
     yield _gauge(
         "poke_table_defects",
         "Entries of the guest's poke table that make no sense and are ignored.",
@@ -192,13 +194,13 @@ def _of_arena(status: Status) -> Iterator[Metric]:
     }
     yield _gauges("arena_bytes", "The guest's arena, by state.", "state", states)
     yield _gauge("arena_degraded", "1 while the arena is too small.", arena.degraded)
-    yield _gauge("arena_denied_sites", "Sites to promote that find no room.", arena.denied)
+    yield _gauge("arena_denied_sites", "Sites to promote that get no space.", arena.denied)
     yield _gauge(
         "arena_denied_calls_per_second",
         "Calls of the denied sites, as last measured.",
         arena.denied_per_second,
     )
-    yield _gauge("arena_waiting_sites", "Sites to learn that find no room.", arena.waiting)
+    yield _gauge("arena_waiting_sites", "Sites to learn that get no space.", arena.waiting)
 
 
 def _of_loop(status: Status) -> Iterator[Metric]:
@@ -210,12 +212,12 @@ def _of_loop(status: Status) -> Iterator[Metric]:
     )
     yield _counter(
         "recoveries",
-        "Sites put back that nobody looked after: of a daemon that died, or a guest that was lost.",
+        "Sites put back after a daemon died, or lost its guest.",
         status.recoveries,
     )
     yield _counter(
         "rescues",
-        "How often the guest was resumed after a daemon that died had left it stopped.",
+        "How often the guest was resumed after a dead daemon had left it stopped.",
         status.rescues,
     )
     yield _counter("read_errors", "Reads of the guest's memory that failed.", status.read_errors)
@@ -251,7 +253,7 @@ def _add(family: GaugeMetricFamily | CounterMetricFamily, values: _Values) -> Me
 
 
 def _label_value(text: str) -> str:
-    """What may come from the guest, short and printable; Prometheus refuses what is no UTF-8."""
+    """Return text from the guest, short and printable: Prometheus takes only UTF-8."""
     return "".join(
         character if character.isprintable() else "?" for character in text[:_LABEL_CHARACTERS]
     )
