@@ -1,5 +1,6 @@
 """One machine for all tests of the unit; its guest vm1 runs and has its module loaded."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,10 +42,18 @@ class Service:
     def property(self, name: str) -> str:
         return self.machine.run(f"systemctl show {_UNIT} -P {name}")
 
-    def must_be(self, state: str) -> None:
-        """Fail with the journal if the unit is in another state."""
-        found = self.state
-        assert found == state, "\n".join((found, *self.messages()[-40:]))
+    def must_not_be(self, state: str) -> None:
+        """Fail with the journal if the unit is in ``state``."""
+        assert self.state != state, "\n".join((state, *self.messages()[-40:]))
+
+    def comes_to(self, state: str) -> None:
+        """Wait until the unit is in ``state``: it passes through others on its way."""
+        self.machine.until(lambda: self.state == state, f"the unit is {state}", 600)
+
+    def says(self, pattern: str) -> None:
+        """Wait until a line of the unit's journal matches: it can be written after the event."""
+        matches = re.compile(pattern).search
+        self.machine.until(lambda: any(map(matches, self.messages())), f"the journal has {pattern}")
 
     def start(self) -> int:
         """Start the daemon if it does not run; return its process when some calls are direct."""
@@ -66,8 +75,8 @@ class Service:
     def messages(self, *matches: str) -> list[str]:
         return [str(event["MESSAGE"]) for event in self.events(*matches)]
 
-    def forget(self) -> None:
-        """Leave out earlier entries of the journal."""
+    def leave_out_earlier_entries(self) -> None:
+        """Start the journal of one test after its newest entry."""
         (last,) = self.machine.journal("-n", "1")
         self.since = _microseconds(last)
 
@@ -89,6 +98,6 @@ def machine() -> Iterator[Machine]:
 def service(machine: Machine) -> Iterator[Service]:
     """Yield the daemon, started or not; afterwards the guest must run."""
     made = Service(machine)
-    made.forget()
+    made.leave_out_earlier_entries()
     yield made
     machine.until(lambda: made.guest == "running", "the guest runs, but for short stops", 60)
