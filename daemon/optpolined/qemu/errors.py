@@ -1,33 +1,36 @@
-"""What can be wrong with QEMU, its sockets or its process.
+"""What can be wrong with QEMU, its sockets or its process, and whose fault it is.
 
 QemuError
 +-- MonitorError               the QMP socket
-|   +-- MonitorAbsentError     no such socket, or nobody listens on it
-|   +-- MonitorPermissionError the socket is not ours to open
-|   +-- MonitorBusyError       another client holds it
-|   +-- MonitorProtocolError   what answers is not QMP, or broke its rules
-|   |   +-- HmpFormatError     the human monitor printed what cannot be parsed
-|   +-- MonitorTimeoutError    no answer in time
-|   +-- MonitorClosedError     QEMU hung up, or the connection was closed here
-|   +-- MonitorCommandError    QEMU refused a command
-+-- ProcessError               the QEMU process cannot be found
-+-- GuestMemoryError
-|   +-- OutOfRamError          the guest has no RAM at an address
-|   +-- MemoryMapError         QEMU's account of the guest's RAM makes no sense
-|   +-- PermissionDeniedError  the host does not let us read QEMU's memory
-|   +-- ProcessGoneError       the QEMU process has ended
+|   +-- MonitorAbsentError     operator   no such socket, or nothing listens on it
+|   +-- MonitorPermissionError operator   the socket may not be opened by this user
+|   +-- MonitorBusyError       operator   another client holds it
+|   +-- MonitorProtocolError   operator   what answers is not QMP, or broke its rules
+|   |   +-- HmpFormatError     ours       the human monitor printed what cannot be parsed
+|   +-- MonitorTimeoutError    QEMU       no answer in time
+|   +-- MonitorClosedError     QEMU       it hung up; or the caller closed the connection before
+|   +-- MonitorCommandError    caller     QEMU refused a command
++-- ProcessError               operator   the QEMU process cannot be found
++-- GuestMemoryError           the guest's memory, as the host sees it
+|   +-- OutOfRamError          caller     the guest has no RAM at an address
+|   +-- MemoryMapError         QEMU       its account of the guest's RAM makes no sense
+|   +-- PermissionDeniedError  operator   the host does not let us read QEMU's memory
+|   +-- ProcessGoneError       QEMU       the process has ended
 +-- StubError                  the gdbstub
-|   +-- StubAbsentError        it cannot be opened or connected to
-|   +-- StubBusyError          somebody else's gdb uses it
-|   +-- StubTimeoutError       no answer in time
-|   +-- StubProtocolError      what answers is not QEMU's gdbstub, or broke its rules
-|   +-- StubClosedError        QEMU hung up, or the connection failed before
-|   +-- StubStateError         a call outside a stop, or a second stop: the caller's fault
-|   +-- StubReleasedError      it is not held now: given up to a debugger
-|   +-- StubReadError          the stub refused a read
-|   +-- StubWriteError         the stub refused a write
-|   +-- ResumedError           somebody resumed the guest in the middle of a stop
-+-- GuardianError              the guardian process did not start
+|   +-- StubAbsentError        operator   it cannot be opened or connected to
+|   +-- StubBusyError          operator   another gdb uses it
+|   +-- StubTimeoutError       QEMU       no answer in time
+|   +-- StubProtocolError      QEMU       what answers is not its gdbstub, or broke the rules
+|   +-- StubClosedError        QEMU       it hung up; or an earlier error broke the connection
+|   +-- StubStateError         caller     a call that the state of the connection does not allow
+|   +-- StubReleasedError      caller     the stub is given up to a debugger now
+|   +-- StubReadError          caller     the stub refused a read
+|   +-- StubWriteError         caller     the stub refused a write
+|   +-- ResumedError           others     something resumed the guest in the middle of a stop
++-- GuardianError              ours       the guardian process did not start
+
+*Caller* is the code that calls this package, *ours* this package itself.  Below an error of this
+tree, ``__cause__`` is what the library or the system raised, where there was such a thing.
 """
 
 from optpolined.addresses import GuestPhysical
@@ -69,21 +72,21 @@ _ONE_LINE_MAX = 300
 
 
 def one_line(said: str) -> str:
-    """What QEMU said, for an error: one line, fit to print, of at most 300 characters."""
+    """Return what QEMU said, for an error: one printable line of at most 300 characters."""
     line = " ".join(said[: 4 * _ONE_LINE_MAX].split())[:_ONE_LINE_MAX]
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 class QemuError(OptpolinedError):
-    """Something about QEMU, its sockets or its process."""
+    """Something is wrong with QEMU, its sockets or its process."""
 
 
 class MonitorError(QemuError):
-    """The QMP socket."""
+    """Something is wrong with the QMP socket."""
 
 
 class MonitorAbsentError(MonitorError):
-    """There is no such socket, or nobody listens on it."""
+    """There is no such socket, or nothing listens on it."""
 
 
 class MonitorPermissionError(MonitorError):
@@ -135,7 +138,7 @@ class ProcessError(QemuError):
 
 
 class GuestMemoryError(QemuError):
-    """The guest's memory, as the host sees it."""
+    """The guest's memory cannot be read from the host."""
 
 
 class OutOfRamError(GuestMemoryError):
@@ -160,7 +163,7 @@ class ProcessGoneError(GuestMemoryError):
 
 
 class StubError(QemuError):
-    """The gdbstub."""
+    """Something is wrong with the gdbstub."""
 
 
 class StubAbsentError(StubError):
@@ -168,7 +171,7 @@ class StubAbsentError(StubError):
 
 
 class StubBusyError(StubError):
-    """Somebody else's gdb uses the gdbstub: QEMU has one, for one client."""
+    """Another gdb uses the gdbstub: QEMU has one, for one client."""
 
 
 class StubTimeoutError(StubError):
@@ -184,11 +187,11 @@ class StubClosedError(StubError):
 
 
 class StubStateError(StubError):
-    """The caller asked for what this state does not allow."""
+    """The caller asked for what the state of the connection does not allow."""
 
 
 class StubReleasedError(StubError):
-    """The gdbstub is not held: it was given up to a debugger."""
+    """The gdbstub is given up to a debugger."""
 
     def __init__(self) -> None:
         super().__init__("the gdbstub is released to a debugger")
@@ -211,7 +214,7 @@ class StubWriteError(StubError):
 
 
 class ResumedError(StubError):
-    """Somebody else resumed the guest in the middle of a stop.
+    """Something else resumed the guest in the middle of a stop.
 
     What the failed call wrote may be there or not, what it read is void, and the guest ran in
     between.  The stop has ended; the next one can begin.

@@ -1,7 +1,7 @@
 """The gdbstub as something that is held, given up to a debugger for a while, and taken back.
 
-QEMU has one gdbstub, for one client.  While it is given up it goes on listening where it was, in
-virtual memory mode as every debugger expects, and every attempt to use it here raises.
+QEMU has one gdbstub, for one client.  While it is given up, it listens where it was, in virtual
+memory mode as every debugger expects.  Every attempt to use it here raises.
 """
 
 import time
@@ -68,16 +68,16 @@ class HeldStub:
 
     @property
     def is_released(self) -> bool:
-        """Whether the stub is somebody else's to use."""
+        """Whether the stub is given up to a debugger, or was never taken."""
         return self._stub is None
 
     @property
     def in_stop(self) -> bool:
-        """Whether a stop of ours is open."""
+        """Whether a stop is open."""
         return self._stub is not None and self._stub.in_stop
 
     def take(self) -> None:
-        """Connect; the guest runs afterwards if it ran before.  Where we are, nothing happens.
+        """Connect, unless we are connected; the guest runs afterwards if it ran before.
 
         :raise StubBusyError: a debugger is connected.
         :raise StubError: the stub cannot be opened, or does not answer.
@@ -108,16 +108,16 @@ class HeldStub:
             self._monitor.execute("cont")
 
     def release(self) -> None:
-        """Give the stub up; it listens at :attr:`path`.  Where it is given up, nothing happens.
+        """Give the stub up, unless it is; it listens at :attr:`path`.
 
-        :raise StubError: the stub failed; it is given up all the same.
+        :raise StubError: the stub failed; it is given up nevertheless.
         """
         if self._stub is not None:
             stub, self._stub = self._stub, None
             stub.hand_over()
 
     def close(self) -> None:
-        """Give the stub up for good; one that we opened is closed, unless a debugger uses it.
+        """Give the stub up for good.  A stub that we opened is closed, unless a debugger uses it.
 
         :raise MonitorError: QEMU does not answer.
         """
@@ -130,7 +130,7 @@ class HeldStub:
             with suppress(MonitorClosedError):  # a QEMU that has ended has no stub to close
                 close_stub(self._monitor)
         else:
-            with suppress(StubError):  # a debugger that comes later sets its own memory mode then
+            with suppress(StubError):  # then a later debugger must set its own memory mode
                 self.release()
 
     def stop(self) -> bool:
@@ -150,7 +150,7 @@ class HeldStub:
         self._held().write(writes)
 
     def drain(self) -> None:
-        """See :meth:`GdbStub.drain`; while the stub is released there is nothing to take."""
+        """See :meth:`GdbStub.drain`; does nothing while the stub is released."""
         if self._stub is not None:
             self._stub.drain()
 

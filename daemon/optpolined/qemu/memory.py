@@ -1,8 +1,7 @@
 """The guest's physical memory, read from outside.
 
-The way that costs the guest nothing is the memory of the QEMU process itself
-(:class:`ProcessMemory`).  Where the host does not allow that, :class:`StubMemory` reads over the
-gdbstub, in short stops.
+:class:`ProcessMemory` reads the memory of the QEMU process, which costs the guest nothing.  Where
+the host does not allow that, :class:`StubMemory` reads over the gdbstub, in short stops.
 """
 
 import os
@@ -72,7 +71,7 @@ class RamRange:
 
 
 class PhysicalMemory(Protocol):
-    """What reads guest-physical memory."""
+    """A way to read guest-physical memory."""
 
     def read(self, address: GuestPhysical, size: int) -> bytes:
         """Read ``size`` bytes.
@@ -85,10 +84,10 @@ class PhysicalMemory(Protocol):
 def ram_ranges(monitor: _Hmp) -> list[RamRange]:
     """Ask QEMU where the guest's RAM is, in ascending order.
 
-    Taken are the ``ram`` ranges of the address space ``memory`` (HMP ``info mtree -f``), where
-    ``gpa2hva`` agrees that first and last byte lie in one piece of the QEMU process.
+    A range of ``info mtree -f`` is taken if ``gpa2hva`` agrees that its first and last byte lie in
+    one piece of the QEMU process.
 
-    :raise MemoryMapError: there are none, or what QEMU says makes no sense.
+    :raise MemoryMapError: QEMU names no RAM, or what it says makes no sense.
     """
     try:
         found = _found_ranges(monitor)
@@ -111,7 +110,8 @@ def _found_ranges(monitor: _Hmp) -> list[RamRange]:
         if found and start < found[-1].end:
             raise MemoryMapError("QEMU's list of the guest's RAM is not in order")
         first, last = _host(monitor, start), _host(monitor, GuestPhysical(start + size - 1))
-        # The guest may remap what is no system RAM, such as a video card's memory, in between.
+        # Between the two questions the guest may remap what is not system RAM, such as the memory
+        # of a video card.
         if first is not None and last is not None and last - first == size - 1:
             found.append(RamRange(start, size, first))
     return found
@@ -131,9 +131,9 @@ def is_mapped(pid: int, ranges: Sequence[RamRange], proc: Proc = HOST) -> bool:
 
 
 class ProcessMemory:
-    """Guest RAM in the memory of the QEMU process: never stops the guest.
+    """Guest RAM in the memory of the QEMU process; reading it never stops the guest.
 
-    What two bytes say need not be of the same moment.
+    Two bytes of one read need not be of the same moment.
     """
 
     def __init__(self, process: _Process, ranges: Sequence[RamRange], proc: Proc = HOST) -> None:
@@ -150,7 +150,7 @@ class ProcessMemory:
 
     @property
     def readable(self) -> Sequence[RamRange]:
-        """What can be read, in ascending order."""
+        """The ranges that can be read, in ascending order."""
         return self._ranges.ranges
 
     def read(self, address: GuestPhysical, size: int) -> bytes:
@@ -162,7 +162,7 @@ class ProcessMemory:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def close(self) -> None:
-        """Close the file; nothing can be read any more."""
+        """Close the file; after this, nothing can be read.  A second call does nothing."""
         if self._memory >= 0:
             os.close(self._memory)
             self._memory = -1
@@ -186,7 +186,7 @@ class ProcessMemory:
 class StubMemory:
     """Guest RAM over the gdbstub.
 
-    Within a stop it reads at once.  Else it stops the guest itself, for at most 16 KiB at a time.
+    Within a stop it reads at once.  Outside, it stops the guest for at most 16 KiB at a time.
     """
 
     def __init__(self, stub: _Stub, ranges: Sequence[RamRange]) -> None:
@@ -196,7 +196,8 @@ class StubMemory:
     def read(self, address: GuestPhysical, size: int) -> bytes:
         """See :meth:`PhysicalMemory.read`.
 
-        :raise ResumedError: somebody resumed the guest in the middle; another try may succeed.
+        :raise ResumedError: something else resumed the guest in the middle; another try may
+            succeed.
         """
         pieces = [(start, count) for _, start, count in self._ranges.pieces(address, size)]
         if self._stub.in_stop:
@@ -225,7 +226,7 @@ class _Ranges:
     def pieces(
         self, address: GuestPhysical, size: int
     ) -> list[tuple[RamRange, GuestPhysical, int]]:
-        """Cut at the ends of ranges: the range, the address and the bytes of each piece.
+        """Cut a span at the ends of ranges: the range, the address and the bytes of each piece.
 
         :raise OutOfRamError: not all of it is RAM.
         """

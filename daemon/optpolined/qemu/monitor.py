@@ -1,7 +1,7 @@
 """QMP, QEMU's control socket, as plain calls that return within a time.
 
-``qemu.qmp`` does the talking, in an event loop in a thread of its own; nothing outside this file
-sees asyncio.
+The library ``qemu.qmp`` speaks QMP, in an event loop in a thread of its own.  Nothing outside this
+file sees asyncio.
 """
 
 import asyncio
@@ -52,14 +52,14 @@ _LIBRARY_FAULTS = (
     RecursionError,
     AssertionError,
 )
-"""What qemu.qmp passes on from its reader when the peer sends what it does not expect."""
+"""What qemu.qmp raises from its reader when the peer sends what it does not expect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """A QMP event: its name, its data and the host's time in seconds since 1970.
 
-    ``data`` is empty where there is more of it than any event of QEMU's has.
+    ``data`` is empty where the event is larger than 16 KiB, which no event of QEMU's is.
     """
 
     name: str
@@ -72,14 +72,14 @@ class Monitor:
 
     def __init__(self, connection: socket.socket, path: Path, timeout_seconds: float) -> None:
         """Take over ``connection``; :meth:`connect` is what callers want."""
-        # Its warnings are about what we raise as errors anyway.
+        # It warns of what we raise as errors.
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
         self._socket = connection
         self._path = path
         self._timeout_seconds = timeout_seconds
         self._events: deque[Event] = deque(maxlen=_MAX_EVENTS)
         self._client = QMPClient("optpolined", _MAX_MESSAGE_BYTES)
-        # The client's own listener would keep every event for ever: this filter takes all itself.
+        # The client's own listener would keep every event for ever, so this filter takes them all.
         self._client.events.event_filter = self._note
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda _loop, _context: None)
@@ -92,7 +92,7 @@ class Monitor:
         """Connect to the QMP socket at ``path``.
 
         :param timeout_seconds: How long this, and later each command, may take.
-        :raise MonitorAbsentError: no such socket, or nobody listens.
+        :raise MonitorAbsentError: no such socket, or nothing listens on it.
         :raise MonitorPermissionError: it may not be opened.
         :raise MonitorBusyError: another client holds it.
         :raise MonitorProtocolError: what answers is not QMP.
@@ -150,11 +150,11 @@ class Monitor:
             ) from error
         except _LIBRARY_FAULTS as error:
             raise MonitorClosedError(
-                f"{self._path}: the QMP connection has ended: QEMU quit, or what it said was no QMP"
+                f"{self._path}: the QMP connection has ended: QEMU quit, or sent what is not QMP"
             ) from error
 
     def hmp(self, line: str) -> str:
-        """Execute a line of QEMU's human monitor: what it prints.
+        """Execute a line of QEMU's human monitor, and return what it prints.
 
         :raise MonitorError: as :meth:`execute`.
         """
@@ -164,7 +164,7 @@ class Monitor:
         return said
 
     def status(self) -> str:
-        """QMP RunState: ``running``, ``paused``, ``shutdown``, ``internal-error``, ...
+        """Return QMP's RunState: ``running``, ``paused``, ``shutdown``, ``internal-error``, ...
 
         :raise MonitorError: as :meth:`execute`.
         """
@@ -182,7 +182,9 @@ class Monitor:
         return events
 
     def peer_pid(self) -> int:
-        """Who opened the listening socket: QEMU, or libvirt for it; 0 where we cannot see it.
+        """Return the process that opened the listening socket: QEMU, or libvirt for it.
+
+        0 where we cannot see that process, as from another PID namespace.
 
         :raise MonitorClosedError: the connection was closed here.
         """
@@ -194,7 +196,7 @@ class Monitor:
         return int(pid)
 
     def close(self) -> None:
-        """Hang up and end the thread; again does nothing."""
+        """Hang up and end the thread; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -203,7 +205,7 @@ class Monitor:
         self._socket.close()
 
     def _negotiate(self) -> None:
-        # The client closes the socket that it is given; the other handle is for peer_pid().
+        # The client closes the socket that it is given; peer_pid() needs one that stays.
         try:
             self._wait(self._client.connect(self._socket.dup()))
         except TimeoutError as error:
@@ -213,10 +215,10 @@ class Monitor:
         except ConnectError as error:
             if isinstance(error.exc, OSError | EOFError):
                 raise MonitorProtocolError(
-                    f"{self._path}: hung up at once; is it QEMU's QMP socket?"
+                    f"{self._path}: the peer hung up at once; is it QEMU's QMP socket?"
                 ) from error
             raise MonitorProtocolError(
-                f"{self._path}: does not speak QMP; start QEMU with -qmp unix:..."
+                f"{self._path}: the peer does not speak QMP; start QEMU with -qmp unix:..."
             ) from error
         except _LIBRARY_FAULTS as error:
             raise MonitorProtocolError(
@@ -226,7 +228,7 @@ class Monitor:
     def _wait(self, call: Coroutine[Any, Any, _T]) -> _T:
         bounded = asyncio.wait_for(call, self._timeout_seconds)
         return asyncio.run_coroutine_threadsafe(bounded, self._loop).result(
-            # The loop keeps the time; this is for a loop that hangs.
+            # The loop keeps the time; this bound is for a loop that hangs.
             self._timeout_seconds + _CLOSE_SECONDS
         )
 
@@ -257,7 +259,7 @@ class Monitor:
 
 
 def _seconds(stamp: object) -> float:
-    """The time of an event, 0 where QEMU gave none."""
+    """Return the time of an event, 0 where QEMU gave no time."""
     whole, micros = (
         (stamp.get("seconds"), stamp.get("microseconds")) if isinstance(stamp, dict) else (0, 0)
     )
@@ -269,6 +271,6 @@ def _seconds(stamp: object) -> float:
 
 def _busy(path: Path) -> str:
     return (
-        f"{path}: another client holds this QMP socket, or it is none: end that client, or give "
-        "the guest a second one (-qmp unix:...)"
+        f"{path}: another client holds this socket, or it is not QMP; disconnect that client, or "
+        "start QEMU with a second one (-qmp unix:...)"
     )

@@ -53,32 +53,35 @@ def packet(body: bytes) -> bytes:
 
 
 def read_packet(address: GuestPhysical, size: int) -> bytes:
-    """``m address,size``: the reply is ``size`` bytes in hex."""
+    """Make ``m address,size``, whose reply is ``size`` bytes in hex."""
     return packet(b"m%x,%x" % (address, size))
 
 
 def write_packet(address: GuestPhysical, data: bytes) -> bytes:
-    """``M address,size:hex``: the reply is ``OK``."""
+    """Make ``M address,size:hex``, whose reply is ``OK``."""
     return packet(b"M%x,%x:%b" % (address, len(data), data.hex().encode()))
 
 
 def is_stop(reply: bytes) -> bool:
-    """``T02thread:01;``: QEMU sends it whenever the guest stops, asked or not."""
+    """Return whether this is ``T02thread:01;``, which QEMU sends whenever the guest stops."""
     return reply.startswith(b"T")
 
 
 def is_pause(reply: bytes) -> bool:
-    """Whether a stop is somebody's doing: not a breakpoint, and not the ``T05`` that ``?`` gets."""
+    """Return whether something paused the guest.
+
+    A breakpoint, and ``?``, are answered with ``T05``.
+    """
     return reply.startswith(b"T02")
 
 
 def is_error(reply: bytes) -> bool:
-    """``E22`` and the like."""
+    """Return whether this is an error: ``E22`` and the like."""
     return len(reply) == 3 and reply.startswith(b"E")
 
 
 def data(reply: bytes) -> bytes | None:
-    """Take the bytes out of the reply to ``m``; None where it is not pure hex."""
+    """Take the bytes out of the reply to ``m``; ``None`` where it is not pure hex."""
     try:
         return binascii.unhexlify(reply)
     except binascii.Error:
@@ -95,7 +98,7 @@ VIRTUAL = packet(b"Qqemu.PhyMemMode:0")
 
 
 def greeting(vcpus: int) -> bytes:
-    """What a client begins with; the reply to its last packet is MARKER_REPLY.
+    """Make what a client begins with; the reply to its last packet is MARKER_REPLY.
 
     ``?`` is what gdb begins with, because it removes the breakpoints of the vCPU that ``Hc`` has
     chosen (handle_target_halt()).
@@ -110,7 +113,7 @@ _PACKET_SIZE = re.compile(rb"PacketSize=([0-9a-f]{1,8})(;|$)")
 
 
 def check_greeting(replies: Sequence[bytes]) -> None:
-    """See that the replies to :func:`greeting` are those of a gdbstub that we can work with.
+    """Check that the replies to :func:`greeting` are those of a gdbstub that we can work with.
 
     :raise StubProtocolError: they are not.
     """
@@ -118,14 +121,14 @@ def check_greeting(replies: Sequence[bytes]) -> None:
     if not any(size and int(size[1], 16) >= PACKET_BYTES for size in sizes):
         raise StubProtocolError("what answers is not QEMU's gdbstub")
     if b"OK" not in replies:
-        raise StubProtocolError("the gdbstub knows no physical memory mode")
+        raise StubProtocolError("the gdbstub has no physical memory mode; use a newer QEMU")
 
 
 class Replies:
     """Cuts the byte stream of the stub into acknowledgements and replies.
 
-    Feed what was received with :meth:`feed`; it never holds more than one unfinished reply and
-    what came with it.
+    :meth:`feed` adds what was received.  No more is kept than one unfinished reply and what came
+    with it.
     """
 
     def __init__(self) -> None:
@@ -133,7 +136,7 @@ class Replies:
         self._position = 0
 
     def __bool__(self) -> bool:
-        """Something that was received has not been taken yet."""
+        """Return whether something that was received has not been taken yet."""
         return self._position < len(self._buffer)
 
     def feed(self, received: bytes) -> None:
@@ -144,7 +147,7 @@ class Replies:
         self._buffer += received
 
     def take_ack(self) -> bool:
-        """Take one ``+`` where it is the next byte."""
+        """Take one ``+`` if it is the next byte; return whether it was."""
         if self and self._buffer[self._position] == ACK:
             self._position += 1
             return True
@@ -153,8 +156,8 @@ class Replies:
     def take(self, *, skip_noise: bool = False) -> bytes | None:
         """Take the next reply's body, without the acknowledgements before it.
 
-        :param skip_noise: Pass over NAKs and whatever else stands before a ``$``.
-        :return: None where no whole reply has been received.
+        :param skip_noise: Pass over NAKs and anything else before a ``$``.
+        :return: ``None`` where no whole reply has been received.
         :raise StubProtocolError: bytes outside a packet, a NAK, a wrong checksum, or no end.
         """
         buffer, start, end = self._buffer, self._position, len(self._buffer)

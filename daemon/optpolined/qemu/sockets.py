@@ -1,4 +1,4 @@
-"""Unix sockets, blocking, with a bound on every wait."""
+"""Connects to unix sockets, with a bound on every wait."""
 
 import socket
 import struct
@@ -11,7 +11,7 @@ def connect_unix(path: Path, *, timeout_seconds: float) -> socket.socket:
     """Connect to the unix socket at ``path``.
 
     :raise BlockingIOError: the listener's queue stayed full.
-    :raise OSError: the subclass says why; :func:`explain` makes a sentence of it.
+    :raise OSError: the subclass says why; :func:`explain` says why in one line.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -24,7 +24,7 @@ def connect_unix(path: Path, *, timeout_seconds: float) -> socket.socket:
 
 
 def explain(path: Path, error: OSError) -> str:
-    """Say in a sentence why ``path`` cannot be connected to."""
+    """Say in one line why ``path`` cannot be connected to."""
     match error:
         case FileNotFoundError() | NotADirectoryError():
             return f"{path}: no such socket"
@@ -33,15 +33,15 @@ def explain(path: Path, error: OSError) -> str:
         case ConnectionRefusedError() if not path.is_socket():
             return f"{path}: not a socket"
         case ConnectionRefusedError():
-            return f"{path}: nobody listens on this socket; is QEMU running?"
+            return f"{path}: nothing listens on this socket; is QEMU running?"
         case BlockingIOError():
-            return f"{path}: other clients wait for it already"
+            return f"{path}: other clients wait for it already; disconnect them"
         case _:
             return f"{path}: {error.strerror or error}"
 
 
 def set_receive_timeout(connection: socket.socket, seconds: float) -> None:
-    """Let a blocking receive give up with BlockingIOError after ``seconds``."""
+    """Let a blocking receive raise BlockingIOError after ``seconds``."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
 
 

@@ -17,7 +17,7 @@ _LABEL = "gdb"
 _UNIX = re.compile(r"(?P<free>disconnected:)?unix:(?P<path>[^,]*)(,.*)?")
 
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./@:+-]+")
-"""Free of what HMP's command line and QEMU's option syntax would take apart."""
+"""Has nothing that HMP's command line or QEMU's option syntax would take apart."""
 
 
 class _Monitor(Protocol):
@@ -26,13 +26,13 @@ class _Monitor(Protocol):
 
 
 def open_stub(monitor: _Monitor, path: Path) -> Path:
-    """See that the guest has a gdbstub on a unix socket that nobody uses.
+    """Make sure that the guest has a gdbstub on a unix socket, without a client.
 
-    One that is open and free is taken as it is: the guest was started with it, or a daemon that
-    died has left it.  Else one is opened at ``path``, in a directory that only its owner may
-    enter (made where it is absent): the socket gives full control over the guest.
+    A stub that is open and free is taken as it is: the guest was started with it, or a daemon that
+    died has left it.  Otherwise a stub is opened at ``path``.  Its directory is made if it is
+    absent, and only its owner may enter it, because the socket gives full control over the guest.
 
-    :return: Where to connect to.
+    :return: The socket to connect to.
     :raise StubBusyError: a gdb is connected, or the gdbstub is not on a unix socket.
     :raise StubAbsentError: QEMU cannot open it there.
     """
@@ -40,7 +40,7 @@ def open_stub(monitor: _Monitor, path: Path) -> Path:
     if existing is not None:
         return existing
     if not _PLAIN_PATH.fullmatch(str(path)):
-        raise StubAbsentError(f"{path}: a path of letters, digits and _./@:+- is needed")
+        raise StubAbsentError(f"{path}: a gdbstub's path may have letters, digits and _./@:+- only")
     path = path.absolute()
     _check_directory(path.parent)
     said = monitor.hmp(f"gdbserver unix:{path},server=on,wait=off")
@@ -52,12 +52,12 @@ def open_stub(monitor: _Monitor, path: Path) -> Path:
 
 
 def close_stub(monitor: _Monitor) -> None:
-    """Close the gdbstub, whoever opened it; whoever is connected is cut off."""
+    """Close the gdbstub; a client that is connected is cut off."""
     monitor.hmp("gdbserver none")
 
 
 def close_unused_stub(monitor: _Monitor, path: Path) -> None:
-    """Close the gdbstub at ``path``, if it is there and nobody is connected."""
+    """Close the gdbstub at ``path``, if it is there and has no client."""
     with suppress(StubBusyError):
         if _existing(monitor) == path:
             close_stub(monitor)
@@ -75,7 +75,9 @@ def _existing(monitor: _Monitor) -> Path | None:
                 f"the guest's gdbstub is on {place}; start it with -gdb unix:..., or without -gdb"
             )
         if not found["free"]:
-            raise StubBusyError(f"a gdb is connected to the guest's gdbstub, {found['path']}")
+            raise StubBusyError(
+                f"a gdb is connected to the guest's gdbstub, {found['path']}; disconnect it"
+            )
         return Path(found["path"])
     return None
 

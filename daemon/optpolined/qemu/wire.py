@@ -1,4 +1,4 @@
-"""The byte stream to a gdbstub: sends bursts, cuts out replies, never waits beyond a deadline."""
+"""The byte stream to a gdbstub: sends packets, cuts out replies, never waits beyond a deadline."""
 
 import socket
 import time
@@ -21,9 +21,9 @@ class Wire:
 
     Every method that waits raises
 
-    - StubTimeoutError: the deadline that :meth:`begin` has set is over;
+    - StubTimeoutError: the deadline that :meth:`begin` has set is past;
     - StubClosedError: QEMU hung up;
-    - StubProtocolError: the bytes are no packets.
+    - StubProtocolError: the bytes are not packets.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -58,7 +58,7 @@ class Wire:
         return reply
 
     def next_ack(self) -> bool:
-        """Wait for an acknowledgement; False where a stop packet comes in its place."""
+        """Wait for an acknowledgement; return false where a stop packet comes in its place."""
         while not self._replies.take_ack():
             reply = self._replies.take()
             if reply is not None:
@@ -70,7 +70,7 @@ class Wire:
     def matches(self, expected: bytes) -> bool:
         """Wait for as many bytes as ``expected`` has.
 
-        False where they are others: then they are left to :meth:`next_reply`.
+        :return: Whether they are equal.  Where not, they are left to :meth:`next_reply`.
         """
         data = self._receive(len(expected), socket.MSG_WAITALL)
         if not self._replies and data == expected:

@@ -114,7 +114,7 @@ def test_what_is_no_stub_is_told_in_one_line(path: Path) -> None:
     path.unlink()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-        with pytest.raises(StubAbsentError, match="nobody listens"):
+        with pytest.raises(StubAbsentError, match="nothing listens"):
             GdbStub.connect(path)
         listener.listen(1)
         with in_time(), pytest.raises(StubTimeoutError, match="another gdb"):

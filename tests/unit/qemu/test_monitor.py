@@ -160,7 +160,7 @@ def test_what_is_no_monitor_is_told_in_one_line(path: Path) -> None:
     path.unlink()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-        with pytest.raises(MonitorAbsentError, match="nobody listens"):
+        with pytest.raises(MonitorAbsentError, match="nothing listens"):
             connect(path)
     with pytest.raises(MonitorAbsentError, match="too long"):
         connect(Path("x" * 200))
