@@ -19,6 +19,7 @@ from optpolined.kernel.sites.exclusions import (
     read_kprobe_blacklist,
 )
 from optpolined.kernel.sites.scan import Scan, scan
+from optpolined.kernel.sites.thunks import Thunks
 from optpolined.kernel.symbols.symbols import Function, Symbols
 from optpolined.qemu.memory import ProcessMemory, ram_ranges
 from optpolined.qemu.monitor import Monitor
@@ -53,8 +54,8 @@ def kernel(attachment: Attachment, symbols: Symbols) -> Scan:
     return scan(text, start, thunks(attachment), symbols.functions_in(start, len(text)))
 
 
-def thunks(attachment: Attachment) -> dict[GuestVirtual, Register]:
-    return {address: register for register, address in attachment.header.thunk.items()}
+def thunks(attachment: Attachment) -> Thunks:
+    return Thunks.one_array(attachment.header.thunk)
 
 
 def test_live_text_has_the_sites_of_the_file(

@@ -21,17 +21,18 @@ from guest.image.build import Image
 from guest.image.paths import FLAVOURS, Flavour
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.sites.scan import Scan, scan
+from optpolined.kernel.sites.thunks import Thunks
 from optpolined.kernel.symbols.symbols import Function
-from optpolined.x86 import THUNK_REGISTERS
+from optpolined.x86 import THUNK_REGISTERS, Register
 from tests.guest.retpoline_table import sites_in
 
-_THUNKS = {
+_THUNKS: dict[str, Register] = {
     f"__x86_indirect_thunk_{register.name.lower()}": register for register in THUNK_REGISTERS
 }
 
 _MODULES = ("kvm", "kvm-intel", "xfs", "nf_tables", "fuse", "overlay", "veth", "virtio_net")
 _MODULE_BASE = GuestVirtual(0xFFFFFFFFC0000000)
-_MODULE_THUNKS = {
+_MODULE_THUNKS: dict[Register, GuestVirtual] = {
     register: GuestVirtual(0xFFFFFFFF81E01740 + 32 * register) for register in THUNK_REGISTERS
 }
 
@@ -86,10 +87,11 @@ def scan_vmlinux(text: Section, symbols: Sequence[tuple[int, str]]) -> Scan:
     (stext,) = (address for address, name in symbols if name == "_stext")
     functions = functions_of(symbols, stext - text["sh_addr"])
     thunks = {
-        function.start: _THUNKS[function.name] for function in functions if function.name in _THUNKS
+        _THUNKS[function.name]: function.start for function in functions if function.name in _THUNKS
     }
     assert len(thunks) == len(_THUNKS)
-    return scan(text.data(), GuestVirtual(text["sh_addr"]), thunks, functions)
+    start = GuestVirtual(text["sh_addr"])
+    return scan(text.data(), start, Thunks.one_array(thunks), functions)
 
 
 @pytest.mark.parametrize("name", _MODULES)
@@ -155,7 +157,7 @@ class Module:
             for symbol in self._symbols
             if symbol["st_shndx"] == index and symbol["st_info"]["type"] == "STT_FUNC"
         ]
-        thunks = {address: register for register, address in _MODULE_THUNKS.items()}
+        thunks = Thunks.one_array(_MODULE_THUNKS)
         return scan(bytes(text), _MODULE_BASE, thunks, functions)
 
     def _relocations(self, name: str) -> Iterator[tuple[Relocation, Symbol]]:

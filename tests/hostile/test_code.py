@@ -14,6 +14,7 @@ from optpolined.codegen.errors import DecodeError
 from optpolined.codegen.forms import Chain, Key, Keyed, LearnKeys, Tree
 from optpolined.kernel.sites import scan as scanner
 from optpolined.kernel.sites.scan import Rejection, scan, with_originals
+from optpolined.kernel.sites.thunks import Thunks
 from optpolined.x86 import THUNK_REGISTERS, Register
 from tests.hostile.corruptions import WORDS, words
 from tests.hostile.examples import attack
@@ -90,7 +91,9 @@ class Function:
     module: str | None = None
 
 
-THUNKS = {GuestVirtual(BASE + 0x10_0000 + 32 * register): register for register in Register}
+THUNKS = Thunks.one_array(
+    {register: GuestVirtual(BASE + 0x10_0000 + 32 * register) for register in Register}
+)
 
 
 def _call(place: int, prefix: bytes, opcode: int, register: Register) -> bytes:
@@ -144,7 +147,8 @@ def test_any_text_gives_whole_sites_in_linear_time(text: bytes, functions: list[
         assert site.length - 5 == (site.original[:1] == b"\x2e")
         assert site.original[-5] in (0xE8, 0xE9)
         rel32 = int.from_bytes(site.original[-4:], "little", signed=True)
-        assert THUNKS[GuestVirtual(site.address + site.length + rel32)] is site.register
+        went = GuestVirtual(site.address + site.length + rel32)
+        assert THUNKS.register_at(went, site.kind) is site.register
     assert all(rejected.reason in Rejection for rejected in found.rejected)
     addresses = [site.address for site in found.sites]
     assert addresses == sorted(set(addresses))

@@ -28,6 +28,7 @@ from optpolined.kernel.module.module_list import GuestModule, read_modules
 from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeTable
 from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.sites.scan import SITES_MAX, scan, with_originals
+from optpolined.kernel.sites.thunks import Thunks
 from optpolined.kernel.symbols.kallsyms import KERNEL_SYMBOLS_MAX, load_kallsyms
 from optpolined.kernel.symbols.symbols import Symbols
 from optpolined.kernel.vmcoreinfo import Vmcoreinfo, parse_vmcoreinfo
@@ -194,13 +195,13 @@ def test_text_full_of_calls() -> None:
     ends = range(5, 5 * (SITES_MAX + 2), 5)
     text = b"".join(b"\xe8" + struct.pack("<i", thunk - KERNEL_TEXT - end) for end in ends)
     with at_most(64), pytest.raises(TextError, match="more than"):
-        scan(text, KERNEL_TEXT, {thunk: Register.RAX}, ())
+        scan(text, KERNEL_TEXT, Thunks.one_array({Register.RAX: thunk}), ())
 
 
 def test_text_full_of_opcodes() -> None:
     text = b"\xe8" * (16 * MIB)
     with at_most(80):
-        assert not scan(text, KERNEL_TEXT, {KERNEL_TEXT: Register.RAX}, ()).sites
+        assert not scan(text, KERNEL_TEXT, Thunks.one_array({Register.RAX: KERNEL_TEXT}), ()).sites
 
 
 @pytest.mark.parametrize(("cpus", "fits"), [(64, True), (65, False), (8192, False)])

@@ -7,6 +7,7 @@ from optpolined.kernel.module.abi import SiteKind
 from optpolined.kernel.sites.declarations import Declaration, DeclarationKind
 from optpolined.kernel.sites.inline_part import InlinePart, inline_part
 from optpolined.kernel.sites.scan import Site
+from optpolined.kernel.sites.thunks import Thunks
 from optpolined.x86 import Register
 from tests.model.daemon import thunk_site
 from tests.model.world import HEADER_OF_MODEL
@@ -22,7 +23,7 @@ def inline_site(
     at = GuestVirtual(address)
     built = emitted(at, register, HEADER_OF_MODEL.thunk[register], kind, prefix=prefix)
     declared = Declaration(_RECORDS[kind], at, GuestVirtual(0), register, None)
-    part = inline_part(declared, built, at, HEADER_OF_MODEL.thunk)
+    part = inline_part(declared, built, at, Thunks.one_array(HEADER_OF_MODEL.thunk))
     assert isinstance(part, InlinePart), part
     return replace(thunk_site(part.slow, register, kind, prefix=prefix), inline=part)
 

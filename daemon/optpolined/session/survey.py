@@ -15,6 +15,7 @@ from optpolined.kernel.sites.declared_inline import with_inline_parts
 from optpolined.kernel.sites.exclusions import TextRange, discover
 from optpolined.kernel.sites.scan import Site, scan, with_originals
 from optpolined.kernel.sites.static_calls import StaticCall
+from optpolined.kernel.sites.thunks import Thunks
 from optpolined.kernel.symbols.symbols import Symbols
 from optpolined.patching.static_calls import changeable, find_static_calls
 from optpolined.session.text import TextRegion, read_text, text_regions
@@ -152,7 +153,7 @@ class Survey:
         exclusions = discover(self.symbols.addresses, space.read, own)
         self.static_calls, unlike = changeable(calls, self.symbols, exclusions)
         refused += unlike
-        thunks = {address: register for register, address in header.thunk.items()}
+        thunks = Thunks.one_array(header.thunk)
         came = []
         for region, text in texts.items():
             functions = self.symbols.functions_in(region.base, region.size)
@@ -165,7 +166,7 @@ class Survey:
                     extra={"site": f"{rejected.address:#x}", "reason": rejected.reason},
                 )
             sites, unlike = with_inline_parts(
-                found.sites, declared.records, text, region.base, header.thunk
+                found.sites, declared.records, text, region.base, thunks
             )
             refused += unlike
             for site in sites:

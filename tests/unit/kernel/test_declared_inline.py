@@ -13,12 +13,14 @@ from optpolined.kernel.sites.declarations import Declaration, DeclarationKind
 from optpolined.kernel.sites.declared_inline import with_inline_parts
 from optpolined.kernel.sites.inline_part import InlinePart, inline_part
 from optpolined.kernel.sites.scan import Site, scan, with_originals
+from optpolined.kernel.sites.thunks import Thunks
 from optpolined.kernel.symbols.symbols import Function
 from optpolined.x86 import THUNK_REGISTERS, Register
 from tests.unit.kernel.fake_guest import HEADER, KERNEL_TEXT, raw_header
 from tests.unit.kernel.inline_code import emitted
 
 THUNKS = parse_header(bytes(raw_header()), HEADER).thunk
+ALL_THUNKS = Thunks.one_array(THUNKS)
 RECORDS = {SiteKind.CALL: DeclarationKind.INLINE_CALL, SiteKind.JMP: DeclarationKind.INLINE_JMP}
 TARGET = GuestVirtual(KERNEL_TEXT + 0x40_0000)
 RETURN = b"\xc3"
@@ -54,7 +56,7 @@ def code(
 
 
 def believed(text: bytes, declaration: Declaration, base: int = AT) -> InlinePart | str:
-    return inline_part(declaration, text, GuestVirtual(base), THUNKS)
+    return inline_part(declaration, text, GuestVirtual(base), ALL_THUNKS)
 
 
 @pytest.mark.parametrize("prefix", [False, True])
@@ -150,15 +152,14 @@ def text_of(head: GuestVirtual | None = None) -> bytes:
 
 def sites_of(text: bytes, size: int = 0x80) -> list[Site]:
     functions = [Function(KERNEL_TEXT, size, "f", None)]
-    thunks = {address: register for register, address in THUNKS.items()}
-    return scan(text, KERNEL_TEXT, thunks, functions).sites
+    return scan(text, KERNEL_TEXT, ALL_THUNKS, functions).sites
 
 
 BOTH = [declared(AT, Register.R11), declared(TAIL, Register.RBX, SiteKind.JMP)]
 
 
 def joined(text: bytes, declarations: list[Declaration]) -> tuple[dict[int, Site], list[str]]:
-    sites, refused = with_inline_parts(sites_of(text), declarations, text, KERNEL_TEXT, THUNKS)
+    sites, refused = with_inline_parts(sites_of(text), declarations, text, KERNEL_TEXT, ALL_THUNKS)
     return {site.address: site for site in sites}, list(refused)
 
 
@@ -205,7 +206,9 @@ def test_a_declaration_counts_once() -> None:
 
 def test_code_outside_of_every_function_is_none() -> None:
     text = text_of()
-    sites, refused = with_inline_parts(sites_of(text, size=0x10), BOTH, text, KERNEL_TEXT, THUNKS)
+    sites, refused = with_inline_parts(
+        sites_of(text, size=0x10), BOTH, text, KERNEL_TEXT, ALL_THUNKS
+    )
     assert [site.inline for site in sites] == [None] * len(sites)
     assert [line.rpartition(": ")[2] for line in refused] == ["it is no code"] * 2
 

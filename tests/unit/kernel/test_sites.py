@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.module.abi import SiteKind
 from optpolined.kernel.sites.scan import Rejection, Scan, scan, with_originals
+from optpolined.kernel.sites.thunks import Thunks
 from optpolined.x86 import Register
 
 BASE = GuestVirtual(0xFFFFFFFF81000000)
 # __x86_indirect_thunk_array of the kernel that the functions were recorded from.
 THUNK_ARRAY = 0xFFFFFFFF81E01740
-THUNKS = {GuestVirtual(THUNK_ARRAY + 32 * register): register for register in Register}
-ADDRESS_OF = {register: address for address, register in THUNKS.items()}
+ADDRESS_OF = {register: GuestVirtual(THUNK_ARRAY + 32 * register) for register in Register}
+THUNKS = Thunks.one_array(ADDRESS_OF)
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def test_short_text(size: int) -> None:
 
 def test_without_thunks() -> None:
     text = branch(Register.RAX, 0)
-    assert scan(text, BASE, {}, whole(text)) == Scan([], [])
+    assert scan(text, BASE, Thunks([]), whole(text)) == Scan([], [])
 
 
 def test_a_long_function_is_decoded_in_pieces() -> None:

@@ -10,6 +10,7 @@ from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.sites.declarations import Declaration, DeclarationKind
 from optpolined.kernel.sites.inline_part import InlinePart, inline_part
 from optpolined.kernel.sites.scan import Site
+from optpolined.kernel.sites.thunks import Thunks
 from optpolined.patching.arena import Arena
 from optpolined.patching.counter_records import RecordAllocator
 from optpolined.patching.patcher import Patcher
@@ -78,7 +79,7 @@ def inline_site(
     at = GuestVirtual(address)
     built = emitted(at, register, _PARSED.thunk[register], kind, prefix=prefix)
     declared = Declaration(_RECORDS[kind], at, GuestVirtual(0), register, None)
-    part = inline_part(declared, built, at, _PARSED.thunk)
+    part = inline_part(declared, built, at, Thunks.one_array(_PARSED.thunk))
     assert isinstance(part, InlinePart), part
     return replace(thunk_site(part.slow, register, kind, prefix=prefix), inline=part)
 

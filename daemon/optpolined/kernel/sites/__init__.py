@@ -1,5 +1,6 @@
 """The sites in the guest's text.
 
+thunks.py           where a branch must lead to be a site
 scan.py             calls and jumps to the thunks, confirmed by decoding
 exclusions.py       what must not be patched
 declarations.py     what code that was built with the gcc plugin says of itself

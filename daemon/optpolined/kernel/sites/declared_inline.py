@@ -1,13 +1,13 @@
 """Sites and what code says of itself, put together."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.sites.declarations import Declaration, DeclarationKind
 from optpolined.kernel.sites.inline_part import inline_part
 from optpolined.kernel.sites.scan import Site
-from optpolined.x86 import Register
+from optpolined.kernel.sites.thunks import Thunks
 
 __all__ = ("with_inline_parts",)
 
@@ -19,7 +19,7 @@ def with_inline_parts(
     declarations: Iterable[Declaration],
     text: bytes,
     base: GuestVirtual,
-    thunks: Mapping[Register, GuestVirtual],
+    thunks: Thunks,
 ) -> tuple[Sequence[Site], Sequence[str]]:
     """The ``sites`` of the ``text`` at ``base``, those that are declared inline with that part.
 

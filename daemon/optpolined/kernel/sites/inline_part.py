@@ -11,14 +11,13 @@ The slow path is a thunk site like any other: the site is learned and counted th
 stands there.  Compare and branch are the site's inline part.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.module.abi import INLINE_BRANCH
+from optpolined.kernel.module.abi import INLINE_BRANCH, SiteKind
 from optpolined.kernel.sites.declarations import Declaration, DeclarationKind
-from optpolined.x86 import Register
+from optpolined.kernel.sites.thunks import Thunks
 
 __all__ = ("InlinePart", "inline_part")
 
@@ -57,7 +56,7 @@ def inline_part(
     declaration: Declaration,
     text: bytes,
     base: GuestVirtual,
-    thunks: Mapping[Register, GuestVirtual],
+    thunks: Thunks,
 ) -> InlinePart | str:
     """The inline part of the declared site in the ``text`` that stands at ``base``, or why not.
 
@@ -70,14 +69,15 @@ def inline_part(
     is_call = declaration.kind is DeclarationKind.INLINE_CALL
     branch_at = GuestVirtual(declaration.site + INLINE_BRANCH)
     opcode = bytes([_CALL if is_call else _JMP])
-    branch = opcode + _rel32(branch_at + _BRANCH_SIZE, thunks[register])
+    thunk = thunks.address(register, SiteKind.CALL if is_call else SiteKind.JMP)
+    branch = opcode + _rel32(branch_at + _BRANCH_SIZE, thunk)
     compare = bytes([0x48 | register >> 3, 0x81, 0xF8 | register & 7]) + _NO_POINTER
     for prefix in (b"", _CS_PREFIX):
         length = len(prefix) + _BRANCH_SIZE
         skip = bytes([_JMP_REL8, length]) if is_call else b""
         slow_end = branch_at + _BRANCH_SIZE + len(skip) + length
         jne = bytes([_JNE_REL8, _BRANCH_SIZE + len(skip)])
-        slow = prefix + opcode + _rel32(slow_end, thunks[register])
+        slow = prefix + opcode + _rel32(slow_end, thunk)
         if code.startswith(compare + jne + branch + skip + slow):
             return InlinePart(declaration.site, compare, branch)
     return "its code is not what the plugin emits"

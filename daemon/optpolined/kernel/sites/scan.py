@@ -1,6 +1,6 @@
 """Retpoline sites: the calls and jumps in live text that go to a register's thunk.
 
-    scan(text, base, header.thunk, functions).sites
+    scan(text, base, Thunks.one_array(header.thunk), functions).sites
 
 A site is found in two steps.  numpy finds every offset where ``e8`` or ``e9`` and the four bytes
 after it would branch to a thunk; most of the text is passed over here.  capstone then decodes the
@@ -8,11 +8,11 @@ function that the offset lies in, from the function's start, and only what prove
 instruction is a site: the pattern may as well stand inside a constant.  The kernel's own table of
 the same sites (``.retpoline_sites``) is gone after boot; a test takes it as the oracle.
 
-The thunk map alone says what a site is.  A site that is patched already no longer goes to a thunk:
+The thunks alone say what a site is.  A site that is patched already no longer goes to a thunk:
 ``with_originals`` puts the poke table's copy back into the text that is to be scanned.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -26,6 +26,7 @@ from optpolined.codegen.forms import Key
 from optpolined.kernel.errors import TextError
 from optpolined.kernel.module.abi import SiteKind
 from optpolined.kernel.sites.inline_part import InlinePart
+from optpolined.kernel.sites.thunks import Thunks
 from optpolined.kernel.symbols.site_name import SiteName
 from optpolined.x86 import Register
 
@@ -136,7 +137,7 @@ class Scan:
 def scan(
     text: bytes,
     base: GuestVirtual,
-    thunks: Mapping[GuestVirtual, Register],
+    thunks: Thunks,
     functions: Sequence[FunctionRange],
 ) -> Scan:
     """Find the sites in the ``text`` that stands at ``base``.
@@ -162,13 +163,13 @@ def scan(
                 result.rejected.append(Rejected(GuestVirtual(base + offset), outcome))
                 continue
             start, live_flags = outcome
-            thunk = targets[offset]
+            thunk, register = targets[offset]
             result.sites.append(
                 Site(
                     address=GuestVirtual(base + start),
                     original=text[start : offset + _BRANCH_SIZE],
                     kind=_KINDS[text[offset]],
-                    register=thunks[thunk],
+                    register=register,
                     thunk=thunk,
                     function=function.name,
                     module=function.module,
@@ -200,24 +201,30 @@ def with_originals(
 
 
 def _branches(
-    text: bytes, base: GuestVirtual, thunks: Mapping[GuestVirtual, Register]
-) -> dict[int, GuestVirtual]:
-    """The offsets of ``e8`` and ``e9`` bytes that would branch to a thunk, ascending, with it."""
+    text: bytes, base: GuestVirtual, thunks: Thunks
+) -> dict[int, tuple[GuestVirtual, Register]]:
+    """Return the ascending offsets of ``e8`` and ``e9`` bytes that would branch to a thunk.
+
+    Beside each stands the thunk, and the register that it names.
+    """
     if len(text) < _BRANCH_SIZE:
         return {}
     octets = np.frombuffer(text, np.uint8)
     places = len(text) - _BRANCH_SIZE + 1
     rel32: npt.NDArray[np.int32] = np.ndarray((places,), "<i4", text, offset=1, strides=(1,))
-    wanted = np.fromiter(thunks, np.uint64, len(thunks))
-    found: dict[int, GuestVirtual] = {}
+    wanted = thunks.addresses()
+    found: dict[int, tuple[GuestVirtual, Register]] = {}
     for start in range(0, places, _PIECE):
         piece = octets[start : min(start + _PIECE, places)]
         opcodes = start + np.flatnonzero((piece & 0xFE) == min(_KINDS))
         ends = opcodes.astype(np.uint64) + np.uint64((base + _BRANCH_SIZE) % _TOP)
         targets = ends + rel32[opcodes].astype(np.int64).view(np.uint64)
         hits = np.isin(targets, wanted)
-        addresses = map(GuestVirtual, targets[hits].tolist())
-        found.update(zip(opcodes[hits].tolist(), addresses, strict=True))
+        for offset, target in zip(opcodes[hits].tolist(), targets[hits].tolist(), strict=True):
+            thunk = GuestVirtual(target)
+            register = thunks.register_at(thunk, _KINDS[text[offset]])
+            if register is not None:
+                found[offset] = thunk, register
         if len(found) > SITES_MAX:
             raise TextError(f"the guest's text at {base:#x} holds more than {SITES_MAX} sites")
     return found
@@ -243,9 +250,7 @@ class _Functions:
         ranks = np.arange(len(order))
         self._widest = np.maximum.accumulate(np.where(self._ends == farthest, ranks, 0))
 
-    def group(
-        self, offsets: Mapping[int, GuestVirtual]
-    ) -> Iterator[tuple[FunctionRange | None, list[int]]]:
+    def group(self, offsets: Collection[int]) -> Iterator[tuple[FunctionRange | None, list[int]]]:
         """Yield each function that some of the (ascending) offsets lie in, with those."""
         groups: dict[int, list[int]] = {}
         wanted = np.fromiter(offsets, np.int64, len(offsets))
