@@ -1,7 +1,7 @@
 """A guest with static calls, over memory made of bytes; each is called after each write."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.module.abi import PokeState, SiteKind
@@ -9,6 +9,7 @@ from optpolined.kernel.module.header import parse_header
 from optpolined.kernel.module.module_list import GuestModule
 from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeEntry, PokeTable
 from optpolined.kernel.sites.declarations import Declaration, DeclarationKind
+from optpolined.kernel.sites.static_calls import StaticCall
 from optpolined.kernel.symbols.symbols import Symbols
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol, Write
@@ -189,8 +190,8 @@ class World(Transport):
     def live(self) -> dict[GuestVirtual, bytes]:
         return {place: self.guest.space.read(place, 5) for place in self.built}
 
-    def static_calls(self, protocol: Protocol = Protocol.BREAKPOINT) -> StaticCalls:
-        """What a daemon that starts now has."""
+    def declared_calls(self) -> Mapping[str, StaticCall]:
+        """What a daemon that starts now finds."""
         kinds = DeclarationKind.STATIC_CALL, DeclarationKind.STATIC_JMP
         declarations = [
             *(Declaration(DeclarationKind.TRAMPOLINE, key, NOWHERE, None, None) for key in KEYS),
@@ -200,18 +201,22 @@ class World(Transport):
                 for kind, site in zip(kinds, sites, strict=True)
             ),
         ]
-        entries = PokeEntries(self.guest.space, self.header)
-        calls, refused = find_static_calls(
-            declarations, self.guest.space, self.symbols, entries.originals()
-        )
+        originals = PokeEntries(self.guest.space, self.header).originals()
+        calls, refused = find_static_calls(declarations, self.guest.space, self.symbols, originals)
         assert refused == []
+        return calls
+
+    def static_calls(
+        self, protocol: Protocol = Protocol.BREAKPOINT, transport: Transport | None = None
+    ) -> StaticCalls:
+        """What a daemon that starts now has."""
         return StaticCalls(
-            transport=self,
+            transport=transport or self,
             space=self.guest.space,
             symbols=self.symbols,
-            entries=entries,
+            entries=PokeEntries(self.guest.space, self.header),
             protocol=protocol,
-            calls=calls,
+            calls=self.declared_calls(),
         )
 
     def recover(self) -> None:

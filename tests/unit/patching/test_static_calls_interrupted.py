@@ -150,13 +150,11 @@ def test_the_place_of_a_probe_that_was_armed_by_hand_is_left_alone_by_stopped(
     world: World,
 ) -> None:
     """Only the breakpoint protocol ends a change that is half-way."""
-    calls = world.static_calls()
     place = StaticPlace(CALL, world.built[CALL], SiteKind.STATIC_CALL, NUMBER)
     entry = PokeEntry(place.address, NUMBER, place.kind, PokeState.ARMED, place.original)
     table = world.header.poke_table + ENTRY_SIZE * home(CALL, world.header.poke_order)
     world.guest.kernel.write(table, encode(entry))
     world.guest.kernel.write(CALL, b"\xcc")
-    calls._protocol = Protocol.STOPPED
-    calls._entries.reload()
+    calls = world.static_calls(Protocol.STOPPED)
     with pytest.raises(StaticCallError, match="holds foreign bytes"):
         calls.set("number", "two")

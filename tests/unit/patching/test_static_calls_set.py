@@ -43,7 +43,7 @@ def world() -> World:
 
 
 def test_a_key_with_a_place_in_code_that_must_be_left_alone_is_left_alone(world: World) -> None:
-    calls = world.static_calls()._calls
+    calls = world.declared_calls()
     nothing = Exclusions([])
     assert changeable(calls, world.symbols, nothing) == (calls, [])
     for place in PLACES["number"]:
@@ -161,7 +161,7 @@ def test_a_wrong_key_is_answered_with_known_ones(world: World) -> None:
 
 
 def _followed(world: World, keys: Sequence[str]) -> StaticCalls:
-    calls, known = world.static_calls(), world.static_calls()._calls["number"]
+    calls, known = world.static_calls(), world.declared_calls()["number"]
     calls.replace_calls(dict.fromkeys(keys, known))
     return calls
 
@@ -207,15 +207,13 @@ def test_the_other_keys_are_put_back_where_one_cannot_be(world: World) -> None:
 
 
 def test_a_place_that_changes_meanwhile_is_told_of(world: World) -> None:
-    calls = world.static_calls()
-
     class Meddler(World):
         def write(self, writes: Sequence[Write]) -> list[Outcome]:
             if any(write.address == CALL for write in writes):
                 world.guest.kernel.write(CALL, NOP[::-1])
             return world.write(writes)
 
-    calls._transport = Meddler()
+    calls = world.static_calls(transport=Meddler())
     with pytest.raises(StaticCallError, match=f"{CALL:#x} has changed .*: another program"):
         calls.set("number", "two")
     assert world.live()[CALL] == NOP[::-1]
