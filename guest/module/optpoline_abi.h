@@ -37,9 +37,10 @@
  * What one CPU saw at one site: 64 bytes, one cache line.
  *
  * A slot belongs to the first target that claims it, until the host clears
- * the record in a stop.  @target holds the low half of the address: kernel
- * and modules share the top 2 GiB, so it extends by sign.  Zero is a free
- * slot.  Counts wrap; the host works with differences.
+ * the record, into which nothing counts any more.  @target holds the low
+ * half of the address: kernel and modules share the top 2 GiB, so it extends
+ * by sign.  Zero is a free slot.  Counts wrap; the host works with
+ * differences.
  */
 struct optp_slot {
 	__u32 target;

@@ -37,7 +37,7 @@ class MailboxWrite:
 
 
 Writer = Callable[[Sequence[MailboxWrite]], None]
-"""Makes the writes in order, in one stop, and raises where one finds other bytes than expected."""
+"""Makes the writes in order, and raises where other bytes than the expected ones stand."""
 
 
 class Mailbox:
