@@ -1,25 +1,25 @@
-"""The calls that were really made, as far as a trace can tell.
+"""Finds the calls that were really made, as far as a trace shows them.
 
-What a trace holds depends on what stood at the sites.  To ask what another strategy would have made
-of the same calls, all of them must be known, by target.  So they are put together again, epoch by
-epoch, site by site and CPU by CPU:
+What a trace holds depends on what stood at the sites.  To try another strategy on the same calls,
+all of them must be known, by target.  They are reconstructed epoch by epoch, site by site and CPU
+by CPU:
 
-1. Where the site learned (``LEARNING``, ``LearnKeys``), every call was counted: that is the truth.
-   Calls that found no slot were made to ``NOBODY``, which no form can name.  A trace that was made
-   up has nothing else.
-2. Where a chain counted its hits, its misses are the truth, and so is the sum of its hits.  The sum
-   is split among the chain's targets as these were called when the site last learned (next, where
-   it never had before); evenly, where it never did.
-3. Where a form counted its misses alone, these are the truth.  Its targets are taken to be called
-   at the rates that were last measured by 1 or 2 (next, where they never had been before).
-4. Where nothing was counted (the original, or somebody else's bytes), all targets are taken to be
-   called at these rates.
+1. Where the site learned (``LEARNING``, ``LearnKeys``), every call was counted and is known.  Calls
+   that found no slot have the target ``NOBODY``, which no form can name.  A made-up trace has
+   nothing else.
+2. Where a chain counted its hits, its misses are known, and so is the sum of its hits.  The sum is
+   split among the chain's targets in the proportions of the last time that the site learned (the
+   next time, if it had not learned before); evenly, if it never learned.
+3. Where a form counted its misses alone, these are known.  Its targets are assumed to be called at
+   the rates that 1 or 2 measured last (next, if they were not measured before).
+4. Where nothing was counted (the original, or foreign bytes), all targets are assumed to be called
+   at these rates.
 
-"Last measured" is the nearest unbroken stretch of such epochs in time, the earlier of two that are
-as near, with the mean of its rates.  So what nobody looked at is taken not to have changed: a site
-that fell silent, or changed its mind, behind a chain that hit or a text that did not count shows
-only when it is next measured.  Rates are rounded down to whole calls, and what is lost of them is
-carried over to the next epoch, so that a slow rate is not lost.
+"Last measured" is the nearest unbroken stretch of such epochs in time, with the mean of its rates;
+the earlier of two that are equally near.  So what was not measured is assumed not to have changed.
+A site that falls silent or changes its targets behind a chain shows that only when it is next
+measured.  Rates are rounded down to whole calls, and the remainder is carried over to the next
+epoch, so that a slow rate is not lost.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from optpolined.learning.trace.model import Trace
 __all__ = ("NOBODY", "Calls", "EpochTruth", "find_actual_calls")
 
 NOBODY = GuestVirtual(0)
-"""The target of calls whose target nobody noted."""
+"""The target of calls whose target was not noted."""
 
 Calls = Mapping[int, Mapping[GuestVirtual, int]]
 """The calls of one site in one epoch, by CPU and target."""
@@ -46,7 +46,7 @@ _NOTHING = SiteEpoch({})
 
 
 class _Look(NamedTuple):
-    """One site in one epoch of the trace, by its place."""
+    """One site in one epoch of the trace, by the number of the epoch."""
 
     place: int
     seconds: float
@@ -56,7 +56,7 @@ class _Look(NamedTuple):
 
 @dataclass(slots=True)
 class _Stretch:
-    """Epochs in a row that measured a site: all their calls, and all their time."""
+    """Epochs in a row that measured a site: the sum of their calls, and of their time."""
 
     first: int
     last: int
@@ -76,7 +76,7 @@ class _Stretch:
 
 
 def find_actual_calls(trace: Trace) -> list[EpochTruth]:
-    """What was called in each epoch of the trace."""
+    """Return the calls of each epoch of the trace."""
     actual: list[EpochTruth] = [{} for _ in trace.epochs]
     for site, lives in _lives(trace).items():
         for looks in lives:
@@ -87,7 +87,7 @@ def find_actual_calls(trace: Trace) -> list[EpochTruth]:
 
 
 def _lives(trace: Trace) -> dict[GuestVirtual, list[list[_Look]]]:
-    """Each site that was ever called, from each of its comings to its going."""
+    """Yield each site that was ever called, once for each time that its module was loaded."""
     called = {site for epoch in trace.epochs for site in epoch.counts}
     lives: dict[GuestVirtual, list[list[_Look]]] = {site: [] for site in called}
     present: set[GuestVirtual] = set()
@@ -111,7 +111,7 @@ def _counts_hits(form: Form) -> bool:
 
 
 class _Site:
-    """One site from its coming to its going."""
+    """One site, from the load of its module to the unload."""
 
     def __init__(self, looks: Sequence[_Look]) -> None:
         self._looks = looks
@@ -123,7 +123,7 @@ class _Site:
         )
 
     def calls(self) -> Iterator[tuple[int, Calls]]:
-        """Place and calls of each epoch."""
+        """Yield the number and the calls of each epoch."""
         for look in self._looks:
             if _counts_all(look.form) or _counts_hits(look.form):
                 yield look.place, self._counted(look)
@@ -141,7 +141,7 @@ class _Site:
         return stretches
 
     def _counted(self, look: _Look) -> Calls:
-        """An epoch whose calls were all counted (rules 1 and 2)."""
+        """Return the calls of an epoch that counted all of them (rules 1 and 2)."""
         return {cpu: self._split(look, cpu, gain) for cpu, gain in look.by_cpu.items()}
 
     def _split(self, look: _Look, cpu: int, gain: SiteEpoch) -> dict[GuestVirtual, int]:
@@ -155,7 +155,7 @@ class _Site:
             weights = [1] * len(weights)
         left, of = gain.hits, sum(weights)
         for target, weight in zip(look.form.targets, weights, strict=True):
-            # What is left, by the weights that are left: nothing is lost to rounding.
+            # Split what is left by the weights that are left, so that rounding loses no call.
             part = left * weight // of if of else 0
             left, of = left - part, of - weight
             if part:
@@ -163,7 +163,7 @@ class _Site:
         return calls
 
     def _taken(self, look: _Look) -> Calls:
-        """An epoch of which only the misses are known, or nothing (rules 3 and 4)."""
+        """Return the calls of an epoch that counted only misses, or nothing (rules 3 and 4)."""
         targets = None if isinstance(look.form, Original) else set(look.form.targets)
         calls = {cpu: _noted(gain) for cpu, gain in look.by_cpu.items()}
         nearest = _nearest(self._measured, look.place)
@@ -182,7 +182,7 @@ class _Site:
 
 
 def _noted(gain: SiteEpoch) -> dict[GuestVirtual, int]:
-    """The calls that were counted one by one."""
+    """Return the calls that were counted by target."""
     calls = dict(gain.calls)
     if gain.other:
         calls[NOBODY] = calls.get(NOBODY, 0) + gain.other

@@ -1,11 +1,11 @@
-"""What the best there could be would have achieved.
+"""Computes the result of the best possible decisions.
 
-The clairvoyant knows the calls of every epoch before they are made, and pokes for nothing and in
-no time.  At each site and in each epoch it has the form that the cost model finds the cheapest for
-just these calls, over as many of the hottest targets as that takes; or none, where none pays by
-``min_saving_share``.  It is bound by the same costs and the same settings of forms as the
-strategies, and by nothing else: nobody who learns can do as well, and where a site changes each
-epoch, nobody should try.
+The clairvoyant knows the calls of every epoch before they are made, and its pokes cost nothing and
+take no time.  At each site and in each epoch it has the form that is the cheapest for these calls
+by the cost model, over as many of the hottest targets as that form needs.  It has no form where
+none pays by ``min_saving_share``.  It has the same costs and the same settings of forms as the
+strategies, and no other limits.  No strategy that learns can do as well, and where a site changes
+each epoch, no strategy should try.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ __all__ = ("Clairvoyant", "foresee")
 
 @dataclass(slots=True)
 class Clairvoyant:
-    """Its account; lists have an element for each epoch."""
+    """The clairvoyant's result; lists have an element for each epoch."""
 
     calls: list[int] = field(default_factory=list)
     direct: list[float] = field(default_factory=list)
@@ -29,13 +29,13 @@ class Clairvoyant:
 
     @property
     def coverage(self) -> float:
-        """Direct calls over all calls, 0 to 1; 0 where nothing was called."""
+        """Direct calls over all calls, 0 to 1; 0 without calls."""
         calls = sum(self.calls)
         return sum(self.direct) / calls if calls else 0.0
 
 
 def foresee(actual: Sequence[EpochTruth], shaper: Shaper) -> Clairvoyant:
-    """The clairvoyant's account of these calls."""
+    """Return the clairvoyant's result for these calls."""
     account = Clairvoyant()
     known: dict[tuple[Share, ...], tuple[float, float]] = {}
     for sites in actual:
@@ -54,7 +54,7 @@ def foresee(actual: Sequence[EpochTruth], shaper: Shaper) -> Clairvoyant:
 
 
 def _best(seen: Spread, shaper: Shaper) -> tuple[float, float]:
-    """What the cheapest form saves of a retpoline, and the share of calls that it makes direct."""
+    """Return the cycles that the cheapest form saves, and its share of direct calls."""
     best = (0.0, 0.0)
     covered = 0.0
     for number, (_, share) in enumerate(seen.shares[: shaper.targets_max], 1):

@@ -1,7 +1,7 @@
-"""What can go wrong in the laboratory.
+"""The errors of the laboratory.
 
 LabError
-+-- ReplayError   what the caller asks for cannot be had
++-- ReplayError   the command cannot do what its options say
 """
 
 from optpolined.errors import OptpolinedError
@@ -10,8 +10,8 @@ __all__ = ("LabError", "ReplayError")
 
 
 class LabError(OptpolinedError):
-    """The laboratory cannot do what it was asked for."""
+    """The laboratory cannot carry out a command."""
 
 
 class ReplayError(LabError):
-    """A wrong option of `optpolined replay`."""
+    """`optpolined replay` cannot do what its options say."""

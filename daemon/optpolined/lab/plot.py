@@ -1,4 +1,4 @@
-"""The picture of a comparison; the only room of the daemon that needs matplotlib."""
+"""Draws a comparison; the only module of the daemon that needs matplotlib."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -46,7 +46,7 @@ def _draw_one(comparison: Comparison, above: Axes, below: Axes) -> None:
 
 
 def _shares(direct: Sequence[float], calls: Sequence[int]) -> list[float]:
-    """The moving coverage; an epoch without calls has that of those before it."""
+    """Return the moving coverage; an epoch without calls has the value of those before it."""
     shares: list[float] = []
     for end in range(1, len(calls) + 1):
         window = slice(max(0, end - _SMOOTH_EPOCHS), end)

@@ -1,14 +1,14 @@
-"""A strategy at work on a trace: the very code that works in the daemon.
+"""Runs a strategy on a trace, with the same code as in the daemon.
 
-A strategy that is not the recorded one would have poked other sites, and so counted other calls.
-It is replayed in a :class:`SimulatedGuest`, which answers to its pokes with the calls of
-``find_actual_calls``.  It obeys the pins and bans of the trace, and goes on with its own settings
-where those of the recorded one were changed.
+A strategy other than the recorded one would have poked other sites, and so counted other calls.  It
+runs in a :class:`SimulatedGuest`, which counts the calls of ``find_actual_calls`` according to its
+pokes.  It obeys the pins and bans of the trace, and keeps its own settings where those of the
+recorded one were changed.
 
-The recorded strategy with the recorded settings is given what it was given then, epoch by epoch,
-whatever it asks for, and told what was said then: so it decides what it decided in the daemon, and
-the trace, which holds these decisions, says whether it does.  What it achieved is measured against
-the same truth, with what really stood at the sites.
+The recorded strategy with the recorded settings gets the inputs that it got then, epoch by epoch,
+whatever it wants.  So it makes the decisions that it made in the daemon.  The trace holds these
+decisions, and the replay compares.  Its result is computed from the same calls, with the forms that
+really stood at the sites.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,17 +33,17 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """What became of a replay."""
+    """The result of a replay."""
 
     score: Score
     decisions: Sequence[Mapping[GuestVirtual, Form]]
     """The sites whose wanted form each epoch changed."""
     differs_at: int | None = None
-    """The first epoch whose decision is not the recorded one, of a recorded strategy."""
+    """The first epoch in which a recorded strategy does not decide as recorded."""
 
 
 def is_recorded(trace: Trace, strategy: StrategyName, learning: LearningConfig) -> bool:
-    """Whether this strategy with these settings is the one that was at work at first."""
+    """Return whether the trace starts with this strategy and these settings."""
     recorded = trace.header.learning
     return trace.header.strategy is strategy and all(
         getattr(recorded, part) == getattr(learning, part)
@@ -58,9 +58,9 @@ def replay(
     learning: LearningConfig,
     tick: Tick = lambda: None,
 ) -> ReplayResult:
-    """A strategy in a guest that makes the calls of ``truth``.
+    """Run a strategy in a guest that makes the calls of ``truth``.
 
-    Key tables are those of the trace, the latest that were read by then.
+    Key tables are the latest that the trace has at that time.
     """
     runner, world = StrategyRunner(learning, strategy), SimulatedGuest()
     score = Score(learning.costs)
@@ -91,7 +91,7 @@ def replay_recorded(
     actual: Sequence[EpochTruth],
     tick: Tick = lambda: None,
 ) -> ReplayResult:
-    """The recorded strategy, given what it was given."""
+    """Run the recorded strategy on the recorded inputs."""
     assert trace.header.strategy is not None
     runner = StrategyRunner(trace.header.learning, trace.header.strategy)
     score = Score(trace.header.learning.costs)
@@ -116,9 +116,9 @@ def replay_recorded(
 
 
 def _tell(runner: StrategyRunner, epoch: TraceEpoch, *, adopts: bool) -> None:
-    """What happened before the epoch.
+    """Apply what happened before the epoch.
 
-    :param adopts: Whether other settings are for this pupil.
+    :param adopts: Whether changed settings apply to this runner.
     """
     if epoch.came or epoch.went:
         runner.follow(epoch.came, epoch.went)

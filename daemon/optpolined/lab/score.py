@@ -1,15 +1,15 @@
-"""What a strategy achieved on a trace, and what it cost.
+"""Computes what a strategy achieved on a trace, and what it cost.
 
 *Calls saved* are cycles by the cost model: each call costs what its site's form costs for the calls
-of the epoch, and is compared with a retpoline.  A site that learns costs more than that.
+of the epoch, and is compared with a retpoline.  A call of a site that learns costs more than one.
 
 *Stop time* is a model of protocol `breakpoint`, after what was measured with a persistent gdbstub
 connection under TCG: a stop that writes 12 sites takes 0.4 ms and one that writes 1000 takes
 3.6 ms, so a stop takes 0.36 ms and 3.24 us more for each site.  The pokes of an epoch are cut into
 slices that stay under a budget of 1 ms, and each slice takes three stops.
 
-A *flip* gives a site targets that are not the ones that it last had, in whatever order; to lose
-them, or to get them back, is none.
+A *flip* gives a site other targets than it last had; their order does not matter.  To lose its
+targets, or to get them back, is not a flip.
 """
 
 from collections.abc import Mapping
@@ -33,11 +33,11 @@ _SLICE_SITES = int((_BUDGET_SECONDS - _STOP_SECONDS) / _SITE_SECONDS)
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How the calls of a site in an epoch spread over its targets, summed over the CPUs."""
+    """The calls of a site in one epoch by target, summed over the CPUs."""
 
     calls: int
     shares: tuple[Share, ...]
-    """The hottest first; those of nobody are left out."""
+    """The hottest first; calls without a noted target are left out."""
 
 
 def spread(by_cpu: Calls) -> Spread:
@@ -53,14 +53,14 @@ def spread(by_cpu: Calls) -> Spread:
 
 
 def stop_seconds(sites: int) -> float:
-    """How long the guest stands still for so many sites that are changed at once."""
+    """Return how long the guest is stopped to change so many sites at once."""
     slices = ceil(sites / _SLICE_SITES)
     return _STOPS * (slices * _STOP_SECONDS + sites * _SITE_SECONDS)
 
 
 @dataclass(slots=True)
 class Score:
-    """The account of one strategy; lists have an element for each epoch."""
+    """The result of one strategy; lists have an element for each epoch."""
 
     costs: Costs
     calls: list[int] = field(default_factory=list)
@@ -73,11 +73,11 @@ class Score:
     stop_seconds: float = 0.0
     seconds: float = 0.0
     first_promotion_seconds: float | None = None
-    """From the start; none where there was none."""
+    """Seconds from the start; ``None`` if no site was promoted."""
     _targets: dict[GuestVirtual, frozenset[GuestVirtual]] = field(default_factory=dict)
 
     def epoch(self, actual: EpochTruth, seconds: float, forms: Mapping[GuestVirtual, Form]) -> None:
-        """An epoch in which these ``forms`` stood."""
+        """Add an epoch in which these ``forms`` stood."""
         calls = direct = 0
         for site, by_cpu in actual.items():
             seen = spread(by_cpu)
@@ -99,7 +99,7 @@ class Score:
         self.seconds += seconds
 
     def poke(self, changes: Mapping[GuestVirtual, Form]) -> None:
-        """What was changed at its end."""
+        """Add the changes at the end of the epoch."""
         self.pokes.append(len(changes))
         self.stop_seconds += stop_seconds(len(changes))
         for site, form in changes.items():
@@ -114,6 +114,6 @@ class Score:
 
     @property
     def coverage(self) -> float:
-        """Direct calls over all calls, 0 to 1; 0 where nothing was called."""
+        """Direct calls over all calls, 0 to 1; 0 without calls."""
         calls = sum(self.calls)
         return sum(self.direct) / calls if calls else 0.0

@@ -1,8 +1,8 @@
-"""A guest made of a trace: what a strategy pokes decides what the guest counts.
+"""A guest made from a trace: the forms at its sites decide what it counts.
 
-It counts as optpoline.ko does: 7 slots a record and CPU, claimed by the first targets that come; a
-site that is to count all its calls gets a fresh record where one of its records is full.  Pokes are
-done at once, between two epochs; the arena has room for everything.
+It counts as optpoline.ko does, with 7 slots a record and CPU, which the first targets claim.  A
+site that is to count all its calls gets a fresh record if one of its records is full.  Pokes take
+effect at once, between two epochs, and the arena has space for all blocks.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ __all__ = ("SimulatedGuest",)
 
 
 class SimulatedGuest:
-    """``forms`` is its text; sites that are not in it stand as they were built."""
+    """A guest; ``forms`` is its text, and sites that are not in it are as they were built."""
 
     def __init__(self) -> None:
         self.forms: dict[GuestVirtual, Form] = {}
         self._claimed: dict[GuestVirtual, dict[int, set[GuestVirtual]]] = {}
 
     def poke(self, wanted: Mapping[GuestVirtual, Form]) -> dict[GuestVirtual, Form]:
-        """Give sites their forms; answer those that had others before."""
+        """Give sites their forms; return the sites that had another form before."""
         changes = {
             site: form for site, form in wanted.items() if form != self.forms.get(site, ORIGINAL)
         }
@@ -39,12 +39,12 @@ class SimulatedGuest:
         return changes
 
     def forget(self, site: GuestVirtual) -> None:
-        """A site went with its module."""
+        """Drop a site whose module was unloaded."""
         self.forms.pop(site, None)
         self._claimed.pop(site, None)
 
     def count(self, actual: EpochTruth) -> dict[GuestVirtual, SiteEpoch]:
-        """What the sites count of the calls of one epoch, summed over the CPUs."""
+        """Return what the sites count in one epoch, summed over the CPUs."""
         counts = {}
         for site, by_cpu in actual.items():
             form = self.forms.get(site, ORIGINAL)

@@ -1,4 +1,4 @@
-"""The comparison of strategies, for people and as JSON."""
+"""Prints the comparison of strategies, as a table and as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,10 +22,10 @@ class Row:
     epochs: int
     coverage: float
     of_clairvoyant: float
-    """Coverage over that of the clairvoyant; 1 where that has none."""
+    """The coverage over that of the clairvoyant; 1 if the clairvoyant has none."""
     saved_cycles: float
     regret_cycles: float
-    """What the clairvoyant saved more."""
+    """The cycles that the clairvoyant saved beyond the strategy."""
     pokes: int
     flips: int
     stop_seconds: float
@@ -34,14 +34,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One trace: what each strategy, by its name, made of it."""
+    """One trace: the result of each strategy, by its name."""
 
     trace: str
     clairvoyant: Clairvoyant
     outcomes: dict[str, ReplayResult]
 
     def rows(self) -> list[Row]:
-        """One for each strategy."""
+        """Return the figures of each strategy."""
         return [
             row(self.trace, name, outcome.score, self.clairvoyant)
             for name, outcome in self.outcomes.items()
@@ -49,7 +49,7 @@ class Comparison:
 
 
 def row(trace: str, strategy: str, score: Score, best: Clairvoyant) -> Row:
-    """The figures of one strategy on one trace."""
+    """Return the figures of one strategy on one trace."""
     return Row(
         trace=trace,
         strategy=strategy,
@@ -66,7 +66,7 @@ def row(trace: str, strategy: str, score: Score, best: Clairvoyant) -> Row:
 
 
 def table(comparisons: Sequence[Comparison]) -> Table:
-    """All of them, one section for each trace."""
+    """Return all comparisons as a table with a section for each trace."""
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("trace", "strategy"):
         drawn.add_column(heading, no_wrap=True)
@@ -109,5 +109,5 @@ def table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, object]]:
-    """The same figures, unrounded."""
+    """Return the same figures, not rounded."""
     return [asdict(it) for comparison in comparisons for it in comparison.rows()]

@@ -3,5 +3,5 @@
 model.py   a trace, epoch by epoch
 file.py    traces in a file, written while they grow, and read without trust
 lines.py   the lines of that file
-errors.py  what can be wrong with one
+errors.py  the errors of traces
 """

@@ -1,4 +1,4 @@
-"""What can go wrong with a trace: a part of the tree of `learning/errors.py`."""
+"""The errors of traces: a part of the tree of `learning/errors.py`."""
 
 from pathlib import Path
 

@@ -1,13 +1,13 @@
-"""Traces in a file.
+"""Writes and reads files of traces.
 
-The file is gzip, of one or more members; within are lines of JSON.  A line with
-``optpolined_trace``, which is the version of the format, begins a trace, and the lines that follow
-are its epochs; a daemon that attached anew has begun another trace.  lines.py says what is in them.
+The file is gzip, of one or more members, with lines of JSON in it.  A line with
+``optpolined_trace``, the version of the format, starts a trace, and the lines that follow are its
+epochs.  A daemon that attaches again starts another trace.  lines.py defines the lines.
 
-Addresses are written once: ``new`` gives those that a line is the first to use, each with its
-symbol, and they are numbered through the trace, from 0, in that order.  Everything else refers to
-them by number.  ``forms`` holds what changed since the line before.  What many sites have in common
-is written once, with the numbers of the sites.
+Each address is written once: ``new`` has those that a line is the first to use, each with its
+symbol, and numbers them through the trace, from 0, in that order.  All other fields refer to an
+address by its number.  ``forms`` holds what changed since the line before.  What many sites have in
+common is written once, with the numbers of the sites.
 """
 
 import gzip
@@ -48,7 +48,7 @@ _LINE_MAX: Final = 32 << 20
 _FILE_MAX: Final = 512 << 20
 """Bytes, unpacked."""
 _EPOCHS_MAX: Final = 1_000_000
-"""In one file: six days of epochs of half a second."""
+"""The most epochs of a file: six days of epochs of half a second."""
 _TRACES_MAX: Final = 1000
 
 _LEVEL: Final = 6
@@ -59,18 +59,18 @@ _HEAD_MARK: Final = b'{"optpolined_trace":'
 ThingT = TypeVar("ThingT")
 
 Name = Callable[[GuestVirtual], str]
-"""Gives an address its symbol; an empty one where it has none."""
+"""Returns the symbol of an address; an empty string if it has none."""
 
 
 class TraceWriter:
     """Writes one trace as a gzip member of its own; the file stays the caller's.
 
-    Every method raises ``OSError`` where the file cannot be written.
+    Every method raises ``OSError`` if the file cannot be written.
     """
 
     def __init__(self, file: IO[bytes], header: TraceHeader) -> None:
         self._numbers: dict[GuestVirtual, int] = {}
-        # No time and no name: the same trace is the same file.
+        # No time and no name, so that the same trace gives the same file.
         self._gzip = gzip.GzipFile("", "wb", _LEVEL, fileobj=file, mtime=0)
         head = HeadLine(
             optpolined_trace=VERSION,
@@ -84,10 +84,10 @@ class TraceWriter:
     def write(self, epoch: TraceEpoch, name: Name) -> None:
         """Add an epoch.
 
-        :param name: Asked once for each address.
+        :param name: Called once for each address.
         """
         number = _Numbers(self._numbers, name)
-        # Not validated: that takes longer than all the rest, and it is for those who read.
+        # Not validated, because that takes longer than all the rest; the reader validates.
         line = EpochLine.model_construct(
             epoch=epoch.epoch,
             seconds=epoch.seconds,
@@ -109,7 +109,7 @@ class TraceWriter:
         self._gzip.write(line.model_dump_json(exclude_defaults=True).encode() + b"\n")
 
     def flush(self) -> None:
-        """Make all epochs so far readable, even where nothing more comes."""
+        """Make all epochs so far readable, even if no more follow."""
         self._gzip.flush()
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class TraceWriter:
 
 
 class _Numbers:
-    """Numbers addresses in the order in which they come; ``new`` are those that nobody knew."""
+    """Numbers addresses in the order of their first use; ``new`` has those of the present line."""
 
     def __init__(self, known: dict[GuestVirtual, int], name: Name) -> None:
         self._known = known
@@ -139,12 +139,12 @@ class _Numbers:
         return number
 
     def sites(self, sites: Iterable[GuestVirtual]) -> SitesLine:
-        """Some sites, as they are written."""
+        """Return some sites as they are written."""
         numbers = sorted(map(self, sites))
         return [number - before for before, number in zip([0, *numbers], numbers, strict=False)]
 
     def by_thing(self, things: Mapping[GuestVirtual, ThingT]) -> list[tuple[ThingT, SitesLine]]:
-        """The sites that have each thing."""
+        """Return the sites that share each value."""
         groups: dict[ThingT, list[GuestVirtual]] = {}
         for site, thing in things.items():
             groups.setdefault(thing, []).append(site)
@@ -152,7 +152,7 @@ class _Numbers:
 
 
 def _printable(name: str) -> str:
-    """The guest named it: what a terminal would take for a command does not pass."""
+    """Return a name from the guest without the characters that a terminal takes for commands."""
     return "".join(sign if " " <= sign <= "~" else "?" for sign in name[:NAME_MAX])
 
 
@@ -183,9 +183,9 @@ def _row(cpu: int, gain: SiteEpoch, number: _Numbers) -> list[int]:
 def read_traces(path: Path) -> list[Trace]:
     """Read all traces of a file; it is not trusted.
 
-    A file whose end is missing gives the epochs that are whole.
+    From a file whose end is missing, the complete epochs are read.
 
-    :raise TraceError: it cannot be read, or is no trace file of this version.
+    :raise TraceError: the file cannot be read, or is not a trace file of this version.
     """
     traces: list[_Reader] = []
     cut = False
@@ -213,9 +213,9 @@ def read_traces(path: Path) -> list[Trace]:
 
 
 def _lines(file: gzip.GzipFile) -> Iterator[bytes]:
-    """The lines, each with its end.
+    """Yield the lines, each with its line end.
 
-    :raise ValueError: one is, or all together are, longer than any recorder writes.
+    :raise ValueError: a line, or all lines together, are longer than any recorder writes.
     """
     size = 0
     while line := file.readline(_LINE_MAX + 1):
@@ -244,7 +244,7 @@ def _take(line: bytes, traces: "list[_Reader]") -> None:
 
 
 class _Reader:
-    """One trace as it is read."""
+    """Builds one trace while it is read."""
 
     def __init__(self, head: HeadLine) -> None:
         self._header = TraceHeader(head.release, head.build_id, head.strategy, head.learning)
@@ -256,7 +256,7 @@ class _Reader:
     def take(self, line: EpochLine) -> None:
         """Add an epoch.
 
-        :raise ValueError: it makes no sense after those before it.
+        :raise ValueError: the epoch contradicts those before it.
         """
         for address, name in line.new:
             self._addresses.append(GuestVirtual(address))
@@ -332,7 +332,7 @@ class _Reader:
         return SiteEpoch(calls, row[1], row[2])
 
     def trace(self, *, is_cut: bool) -> Trace:
-        """All that was read."""
+        """Return the trace that was read."""
         return Trace(self._header, self.epochs, self._names, is_cut)
 
 

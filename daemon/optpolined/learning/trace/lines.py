@@ -1,4 +1,4 @@
-"""The lines of a trace file, each as pydantic checks it, and what they say of forms and keys."""
+"""The lines of a trace file, as pydantic models, and how forms and keys are written."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -39,14 +39,14 @@ __all__ = (
 )
 
 VERSION = 2
-"""Of the format.  1 had no rulings, and a form for each site."""
+"""The version of the format.  Version 1 had no overrides, and a form for each site."""
 
 ADDRESSES_MAX = 1 << 20
-"""Sites and targets of one trace."""
+"""The most sites and targets of one trace."""
 NAME_MAX = 600
-"""Characters; a symbol has 511 at most, and its module 55."""
+"""The most characters of a name; a symbol has 511 at most, and its module 55."""
 _CPUS_MAX = 8192
-"""CONFIG_NR_CPUS at its most."""
+"""The largest CONFIG_NR_CPUS."""
 _ROW_MAX = 3 + 2 * 4096
 _COUNT_MAX = 1 << 64
 
@@ -58,8 +58,8 @@ _Row = Annotated[
 """CPU, calls without a slot, hits; then targets and their calls in turn."""
 
 SitesLine = list[_Number]
-"""The numbers of some sites, rising: the first, then the difference of each to the one before.
-Neighbours that share a form are thousands of ones, of which gzip leaves next to nothing."""
+"""The rising numbers of some sites: the first, then the difference of each to the one before.
+Thousands of neighbours that share a form are a run of ones, which gzip makes very small."""
 
 
 class _Line(BaseModel):
@@ -82,7 +82,7 @@ class FormLine(_Line):
     indices: Annotated[
         list[Annotated[int, Field(ge=0, lt=MAX_LEAVES)]], Field(max_length=MAX_LEAVES)
     ] = []
-    """Of a tree by key, for each of its targets."""
+    """The key indices of each target of a tree by key."""
     key: KeyLine | None = None
 
 
@@ -98,14 +98,14 @@ class HeadLine(_Line):
 
 
 class RulingLine(_Line):
-    """What somebody decided."""
+    """The override of a site."""
 
     target: _Number | None = None
     reason: _Name
 
 
 class SaidLine(_Line):
-    """What somebody said: one of the two."""
+    """What the operator changed: one of the two."""
 
     rulings: list[tuple[RulingLine, SitesLine]] | None = None
     learning: LearningConfig | None = None
@@ -135,17 +135,17 @@ class EpochLine(_Line):
 
 
 def line_of_key(key: Key | None) -> KeyLine | None:
-    """A key as it is written."""
+    """Return a key as it is written."""
     return None if key is None else (int(key.register), key.shift, key.bits)
 
 
 def key_of(line: KeyLine | None) -> Key | None:
-    """What :func:`line_of_key` wrote."""
+    """Return the key that :func:`line_of_key` wrote."""
     return None if line is None else Key(Register(line[0]), line[1], line[2])
 
 
 def line_of_form(form: Form, number: Callable[[GuestVirtual], int]) -> FormLine:
-    """A form as it is written."""
+    """Return a form as it is written."""
     if form == ORIGINAL:
         return FormLine(kind="original")
     assert isinstance(form, (Chain, Tree, Keyed, LearnKeys))
@@ -163,9 +163,9 @@ def line_of_form(form: Form, number: Callable[[GuestVirtual], int]) -> FormLine:
 
 
 def form_of(line: FormLine, at: Callable[[int], GuestVirtual]) -> Form:
-    """What :func:`line_of_form` wrote.
+    """Return the form that :func:`line_of_form` wrote.
 
-    :param at: Gives the address of a number.
+    :param at: Returns the address of a number.
     :raise ValueError: there is no such form.
     """
     targets = tuple(at(number) for number in line.targets)

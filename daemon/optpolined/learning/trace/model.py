@@ -1,7 +1,7 @@
 """What learning saw of one guest, from attach to detach.
 
-A trace holds for each epoch what the strategy was given, CPU by CPU, and what it decided.  One that
-was made up holds the calls of a guest whose sites all learn all the time: every call is counted.
+A trace holds for each epoch the inputs of the strategy, CPU by CPU, and its decisions.  A made-up
+trace holds the calls of a guest whose sites all learn all the time: every call is counted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,22 +22,22 @@ ByCpu = Mapping[int, SiteEpoch]
 
 
 Said = Mapping[GuestVirtual, Override] | LearningConfig
-"""What somebody said while the guest ran: all the rulings that hold from then on, or other
+"""What the operator changed while the guest ran: all overrides that hold from then on, or
 settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraceHeader:
-    """Where a trace is from."""
+    """The origin of a trace."""
 
     release: str
-    """The kernel's, as uname tells it; of a made-up trace, what it shows."""
+    """The kernel's release, as uname prints it; for a made-up trace, the name of its scenario."""
     build_id: str = ""
-    """The kernel's, in hexadecimal; empty where it did not tell."""
+    """The kernel's build id in hexadecimal; empty if it has none."""
     strategy: StrategyName | None = None
-    """The strategy that was at work at first; none, where the trace was made up."""
+    """The strategy at the start; ``None`` for a made-up trace."""
     learning: LearningConfig = field(default_factory=LearningConfig)
-    """Its settings then, and those of the others."""
+    """Its settings then, and those of the other strategies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,13 @@ class TraceEpoch:
     came: Mapping[GuestVirtual, Key | None] = field(default_factory=dict)
     """Sites that may be patched from this epoch on, with the keys that they declare."""
     went: Sequence[GuestVirtual] = ()
-    """Sites that may not be any more; they went before the others came."""
+    """Sites that may no longer be patched; they were dropped before the new ones were added."""
     said: Sequence[Said] = ()
-    """What was said since the epoch before, in this order, after sites went and came."""
+    """The operator's changes since the epoch before, in this order, after sites went and came."""
     forms: Mapping[GuestVirtual, Form] = field(default_factory=dict)
-    """What stood at the sites for all of the epoch, where it is not what stood there before."""
+    """What stood at the sites for all of the epoch, if it differs from the epoch before."""
     tables: Mapping[GuestVirtual, KeyTable] = field(default_factory=dict)
-    """The key tables of the sites that learned by their key."""
+    """The key tables of the sites that learned their keys."""
     wanted: Mapping[GuestVirtual, Form] = field(default_factory=dict)
     """What the strategy decided at the end of the epoch."""
 
@@ -71,10 +71,10 @@ class Trace:
     names: Mapping[GuestVirtual, str] = field(default_factory=dict)
     """The symbols of the sites and targets that occur."""
     is_cut: bool = False
-    """The end is missing: whoever wrote it was killed, or its disk was full."""
+    """Whether the end is missing: the writer was killed, or its disk was full."""
 
     def standing(self) -> Iterator[tuple[TraceEpoch, dict[GuestVirtual, Form]]]:
-        """Each epoch, and what stood at the sites then; the dictionary is the same each time."""
+        """Yield each epoch and what stood at the sites then; the dictionary is reused."""
         forms: dict[GuestVirtual, Form] = {}
         for epoch in self.epochs:
             for site in epoch.went:
@@ -88,7 +88,7 @@ class Trace:
 
 
 def summed(by_cpu: ByCpu) -> SiteEpoch:
-    """What all CPUs gained together: what a strategy gets."""
+    """Return what all CPUs gained together, as a strategy gets it."""
     calls: dict[GuestVirtual, int] = {}
     for gain in by_cpu.values():
         for target, count in gain.calls.items():
