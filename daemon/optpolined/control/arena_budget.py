@@ -1,17 +1,18 @@
-"""Who gets the arena's room, where it does not hold all the blocks that are wanted.
+"""Which sites get the arena's space, where it does not hold all the blocks that are wanted.
 
-While everything fits, everybody gets what he wants.  Once it does not, the mode is *degraded*, and
+While everything fits, every site gets what it wants.  Once it does not, the mode is *degraded*, and
 stays so until everything has fitted for a while:
 
-- the hottest promoted sites get up to three quarters of the room, by calls per second as last
-  measured; one that stands already is displaced only by one that is hotter by a margin, and those
-  that somebody pinned go before all others;
-- the rest is for counting: learning windows and, now and then, the rates of promoted sites and of
-  those that were denied, in turns.  Without it no newcomer would ever be found hot, and no site
-  that has become cold would ever be found cold;
-- an eighth is left free, for a site that changes needs its new block before its old one is free.
+- The hottest promoted sites get up to three quarters of the space, by calls per second as last
+  measured.  Pinned sites go before all others.  A site that has a block loses it only to a site
+  that is hotter by a margin.
+- The rest is for counting: for learning windows and, from time to time, for the rates of promoted
+  and of denied sites, in turn.  Without it a new site would never be found hot, and a site that
+  has become cold would never be found cold.
+- An eighth is left free, because a site that changes needs its new block before its old one is
+  free.
 
-Who has no room stays, or becomes again, what the kernel was built with.
+A site without space keeps, or gets back, the code that the kernel was built with.
 """
 
 import logging
@@ -29,19 +30,19 @@ __all__ = ("CALM_EPOCHS", "MEASURE_EPOCHS", "SILENT_EPOCHS", "ArenaBudget", "fit
 _log = logging.getLogger(__name__)
 
 _KEPT_FREE = 8
-"""One part in so many."""
+"""An eighth of the arena."""
 
 _MARGIN = 1.25
-"""So much hotter is who displaces somebody."""
+"""A site displaces another one that is colder by this factor."""
 
 MEASURE_EPOCHS = 64
 """A rate that is older is measured again."""
 
 SILENT_EPOCHS = 32
-"""Who was not called at all in an epoch of learning makes room for others for so long."""
+"""A site without calls in an epoch of learning leaves its space to others for this long."""
 
 CALM_EPOCHS = 32
-"""The degraded mode ends when everything has fitted for so long: learning comes in waves."""
+"""The degraded mode ends when everything has fitted for this long: learning comes in waves."""
 
 
 class ArenaBudget:
@@ -56,9 +57,9 @@ class ArenaBudget:
         self._calm = 0
         self.degraded = False
         self.denied: Collection[GuestVirtual] = ()
-        """The sites that would be promoted if there were room."""
+        """The sites that would be promoted if there were space."""
         self.waiting = 0
-        """The sites that would learn if there were room."""
+        """How many sites would learn if there were space."""
 
     def share(
         self,
@@ -68,11 +69,11 @@ class ArenaBudget:
         epoch: int,
         pinned: Collection[GuestVirtual] = (),
     ) -> Mapping[GuestVirtual, Form]:
-        """The forms that the sites may have, who is to get his first in front.
+        """Return the forms that the sites may have; those that go first are in front.
 
-        :param standing: What stands there now; ``None`` where it is not ours.
-        :param room_bytes: The arena without what nobody can free.
-        :param pinned: Who goes before the hottest, and is never measured.
+        :param standing: The forms of the sites now; ``None`` where the bytes are foreign.
+        :param room_bytes: The arena without the blocks that must not be freed.
+        :param pinned: Sites that go before the hottest ones, and are never measured.
         """
         budget = room_bytes - room_bytes // _KEPT_FREE
         asking = {
@@ -80,7 +81,7 @@ class ArenaBudget:
             for site, form in wanted.items()
             if isinstance(form, Code) and standing.get(site, ORIGINAL) is not None
         }
-        self._judge(sum(self._size_of(site, form) for site, form in asking.items()), budget)
+        self._update_mode(sum(self._size_of(site, form) for site, form in asking.items()), budget)
         if not self.degraded:
             self.denied, self.waiting = (), 0
             return wanted
@@ -94,13 +95,13 @@ class ArenaBudget:
         free = {site: form for site, form in asking.items() if site not in pinned}
         counting = self._counting(free, granted, epoch)
         turns = sorted(counting, key=lambda site: self._turn(site, standing.get(site)))
-        pupils, _ = self._first(turns, counting, budget - used)
-        self.waiting = sum(not asking[site].targets for site in counting.keys() - pupils.keys())
-        granted |= pupils
+        learners, _ = self._first(turns, counting, budget - used)
+        self.waiting = sum(not asking[site].targets for site in counting.keys() - learners.keys())
+        granted |= learners
         return granted | {site: ORIGINAL for site in wanted if site not in granted}
 
     def use_of(self, arena: Arena) -> ArenaUse:
-        """How the arena is used now."""
+        """Return how the arena is used now."""
         usage = arena.usage()
         return ArenaUse(
             total_bytes=arena.size,
@@ -117,7 +118,7 @@ class ArenaBudget:
         return self.rates.of(site).calls_per_second * (_MARGIN if promoted else 1.0)
 
     def _turn(self, site: GuestVirtual, form: Found) -> tuple[bool, float, float, int]:
-        """Who counts already goes on; then it is the turn of who was measured longest ago."""
+        """Sites that already count go first, then the site that was measured longest ago."""
         rate = self.rates.of(site)
         learns = isinstance(form, Code) and not form.targets
         return not learns, rate.measured, -rate.calls_per_second, site
@@ -128,7 +129,7 @@ class ArenaBudget:
         granted: Collection[GuestVirtual],
         epoch: int,
     ) -> dict[GuestVirtual, Code]:
-        """Who is to count all his calls now, and how; those that were denied do so too."""
+        """Return the sites that count all their calls now, with the form; denied ones do too."""
         counting: dict[GuestVirtual, Code] = {}
         for site, form in asking.items():
             rate = self.rates.of(site)
@@ -147,7 +148,7 @@ class ArenaBudget:
         forms: Mapping[GuestVirtual, Code],
         budget: int,
     ) -> tuple[dict[GuestVirtual, Form], int]:
-        """The forms of the first sites, as many as fit into the budget, and what they take."""
+        """Return the forms of the first sites that fit into the budget, and the bytes they take."""
         granted: dict[GuestVirtual, Form] = {}
         used = 0
         for site in sites:
@@ -158,14 +159,14 @@ class ArenaBudget:
             used += size
         return granted, used
 
-    def _judge(self, wanted_bytes: int, budget: int) -> None:
+    def _update_mode(self, wanted_bytes: int, budget: int) -> None:
         fits = wanted_bytes <= budget
         self._calm = self._calm + 1 if fits else 0
         if not fits and not self.degraded:
             self.degraded = True
             _log.warning(
-                "the arena is too small: blocks of %d KiB are wanted and it takes %d KiB; the "
-                "hottest sites go first (in the guest, build optpoline.ko with a larger ARENA_MIB)",
+                "the arena is too small: the wanted blocks take %d KiB and it holds %d KiB; the "
+                "hottest sites go first; load optpoline.ko with a larger arena_bytes",
                 wanted_bytes >> 10,
                 budget >> 10,
             )
@@ -179,7 +180,7 @@ def fit(
     size_of: Callable[[GuestVirtual, Form], int],
     free_bytes: int,
 ) -> dict[GuestVirtual, Form]:
-    """The changes for which there is room now; where it ends, those that need none."""
+    """Return the changes that fit into the free bytes; after those, the changes that need none."""
     fitting = {}
     for site, form in changes.items():
         size = size_of(site, form)
@@ -187,7 +188,7 @@ def fit(
             fitting[site] = form
             free_bytes -= size
         else:
-            free_bytes = 0  # nobody overtakes: a small block would be taken out of a large one's
+            free_bytes = 0  # a small block must not take the space that a larger one waits for
     return fitting
 
 

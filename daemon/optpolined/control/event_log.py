@@ -1,7 +1,7 @@
-"""What was decided about sites and done to them, as far as it is worth to be remembered.
+"""The last decisions about sites, and the last changes of them.
 
-Each site keeps its last events, and the journal the last of all.  A site that goes with its module
-takes its events along.
+Each site keeps its last events; the journal keeps the last of all.  The events of a site are
+dropped when its module is unloaded.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ _JOURNAL = 64
 
 
 class _Entry(NamedTuple):
-    """An event before anybody asks for it: names are looked up only then."""
+    """An event without names; they are looked up when a client asks."""
 
     at: float
     epoch: int
@@ -43,7 +43,7 @@ _NAMES: Mapping[type, str] = {
 
 
 def form_name(form: Found) -> str:
-    """A form in the words of the status API."""
+    """Return the name of a form in the status API."""
     if not isinstance(form, Chain):
         return _NAMES[type(form)]
     if not form.targets:
@@ -55,7 +55,7 @@ class EventLog:
     """The events of one attachment.
 
     :param now: Unix time in seconds.
-    :param name: Of an address, for people.
+    :param name: Returns the symbol of an address.
     """
 
     def __init__(self, now: Callable[[], float], name: Callable[[GuestVirtual], str]) -> None:
@@ -67,7 +67,7 @@ class EventLog:
     def add_decision(
         self, epoch: int, decision: Decision, wanted: Mapping[GuestVirtual, Form]
     ) -> None:
-        """Remember what an epoch decided; ``wanted`` are the forms that all sites are to have."""
+        """Add the decision of an epoch; ``wanted`` has the wanted forms of all sites."""
         at = self._now()
         for site, state in decision.states.items():
             reason = decision.reasons.get(site, "")
@@ -77,7 +77,7 @@ class EventLog:
     def add_changes(
         self, epoch: int, forms: Mapping[GuestVirtual, Form], refused: Mapping[GuestVirtual, str]
     ) -> None:
-        """Remember what was done to sites that were to have ``forms``."""
+        """Add the changes of an epoch: the wanted ``forms``, and why some were refused."""
         at = self._now()
         for site, form in forms.items():
             reason = refused.get(site)
@@ -87,17 +87,17 @@ class EventLog:
                 self._add(_Entry(at, epoch, site, "refused", "", reason, form))
 
     def drop_sites(self, sites: Iterable[GuestVirtual]) -> None:
-        """Drop sites that are gone."""
+        """Drop the events of sites whose module was unloaded."""
         for site in sites:
             self._of_sites.pop(site, None)
 
     def of(self, site: GuestVirtual) -> tuple[Event, ...]:
-        """What is remembered of one site, the newest first."""
-        return self._told(self._of_sites.get(site, ()))
+        """Return the events of one site, the newest first."""
+        return self._events(self._of_sites.get(site, ()))
 
     def journal(self) -> tuple[Event, ...]:
-        """The last events of all sites, the newest first."""
-        return self._told(self._journal)
+        """Return the last events of all sites, the newest first."""
+        return self._events(self._journal)
 
     def _add(self, entry: _Entry) -> None:
         events = self._of_sites.get(entry.site)
@@ -106,7 +106,7 @@ class EventLog:
         events.append(entry)
         self._journal.append(entry)
 
-    def _told(self, entries: Sequence[_Entry] | deque[_Entry]) -> tuple[Event, ...]:
+    def _events(self, entries: Sequence[_Entry] | deque[_Entry]) -> tuple[Event, ...]:
         return tuple(self._event(entry) for entry in reversed(entries))
 
     def _event(self, entry: _Entry) -> Event:

@@ -1,4 +1,4 @@
-"""Python's garbage collector, where it would only look through what is kept."""
+"""Keeps Python's garbage collector out of work that makes no cycles."""
 
 import gc
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ __all__ = ("collector_rests",)
 def collector_rests() -> Iterator[None]:
     """Collect no cycles in this block, which makes none.
 
-    An epoch makes some hundred thousand objects that stay until the next one.  To look through them
-    over and over took half of the time of a decision.
+    An epoch makes some hundred thousand objects that stay until the next one.  The collector looked
+    through them again and again, which took half of the time of a decision.
     """
     was_enabled = gc.isenabled()
     gc.disable()

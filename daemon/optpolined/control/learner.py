@@ -1,4 +1,4 @@
-"""What the strategy wants, in forms that sites can really have."""
+"""The strategy over one guest, from its counters to the forms that sites are to have."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,7 +18,7 @@ __all__ = ("Learner",)
 
 
 class Learner:
-    """The strategy of one guest, fed from its counters, and recorded where that is asked for."""
+    """Feeds the strategy from the guest's counters, and a recorder where one is given."""
 
     def __init__(
         self, config: LearningConfig, session: Session, recorder: Recorder | None = None
@@ -76,15 +76,17 @@ class Learner:
             self._recorder.note_settings(config)
 
     def site_statuses(self) -> Mapping[GuestVirtual, SiteStatus]:
-        """Where every site stands; its wanted form in the strategy's words."""
+        """Return the state of every site; the wanted form is the one that the strategy decided."""
         return self._runner.status()
 
     def as_decided(self, forms: Mapping[GuestVirtual, Found]) -> dict[GuestVirtual, Form]:
-        """What stands at the sites, in the strategy's words; without what is nobody's form."""
+        """Return the forms of the sites as the strategy decided them, without foreign bytes."""
         return self._runner.told(_settled(forms))
 
     def snapshot(self, epoch: int, seconds: float, forms: Mapping[GuestVirtual, Found]) -> Snapshot:
-        """Count, and give one epoch as the strategy is to see it; ``forms`` stood for all of it.
+        """Read the counters, and return the epoch as the strategy is to see it.
+
+        :param forms: The forms that the sites had for all of the epoch.
 
         :raise TranslationError: the counters are not mapped any more.
         """

@@ -1,4 +1,4 @@
-"""Sites and functions by the names that people give them.
+"""Sites and functions by the names that the operator gives them.
 
 A site is ``function+0x1f``, as the status prints it; a function of a module is
 ``function [module]`` or ``module:function``.  An address in hexadecimal names either.
@@ -22,19 +22,19 @@ _SHOWN = 8
 
 
 class NameRefusedError(OptpolinedError):
-    """A name that means nothing in this guest, or more than one thing; the message says which."""
+    """A name with no meaning, or more than one, in this guest; the message says which."""
 
 
 def is_site_name(text: str) -> bool:
-    """Whether ``text`` can name one site, rather than the functions that hold sites."""
+    """Return whether ``text`` can name one site, rather than functions that hold sites."""
     return bool(_ADDRESS.fullmatch(text)) or "+" in text
 
 
 class Names:
     """The names of one guest as it is now.
 
-    ``sites`` are those that may be patched, ``reasons`` say why others are left alone, and
-    ``is_target`` tells the functions that may be called directly.
+    ``sites`` may be patched, and ``reasons`` say why other sites are left alone.  ``is_target``
+    returns whether a function may be called directly.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Names:
         self._is_target = is_target
 
     def site(self, text: str) -> GuestVirtual:
-        """The site that ``text`` names.
+        """Return the site that ``text`` names.
 
-        :raise NameRefusedError: there is none, or more than one, or it is left alone.
+        :raise NameRefusedError: it names no site, or more than one, or one that is left alone.
         """
         if _ADDRESS.fullmatch(text):
             return self._known(text, [GuestVirtual(int(text, 16))])
@@ -68,9 +68,10 @@ class Names:
         return self._known(text, inside)
 
     def target(self, text: str) -> GuestVirtual:
-        """The function that ``text`` names.
+        """Return the function that ``text`` names.
 
-        :raise NameRefusedError: no function, or more than one, or our own module's.
+        :raise NameRefusedError: it names no function, or more than one, or one that must not be
+            called directly, as those of optpoline.ko.
         """
         if _ADDRESS.fullmatch(text):
             found = [GuestVirtual(int(text, 16))]
@@ -126,7 +127,7 @@ class Names:
         return found
 
     def _known(self, text: str, places: Sequence[GuestVirtual]) -> GuestVirtual:
-        """The one of ``places`` that is a site."""
+        """Return the only one of ``places`` that is a site."""
         found = [place for place in places if place in self.sites]
         if len(found) == 1:
             return found[0]

@@ -1,6 +1,6 @@
-"""What learning sees, written to a trace while the daemon works (`--record`).
+"""Writes what the strategy sees and decides to a trace while the daemon works (`--record`).
 
-A disk that is full ends the recording with one line in the log, and nothing else.
+Where the disk is full, the recording ends with one line in the log, and the daemon goes on.
 """
 
 import logging
@@ -30,10 +30,10 @@ _Write = Callable[[TraceEpoch, Name], None]
 
 
 class Recording:
-    """One file, with a trace for each attachment."""
+    """A file with one trace for each attachment."""
 
     def __init__(self, path: Path) -> None:
-        """Begin a new file.
+        """Create the file.
 
         :raise TraceError: it cannot be written.
         """
@@ -46,18 +46,18 @@ class Recording:
         self._writer: TraceWriter | None = None
 
     def attach(self, header: TraceHeader, name: Name) -> "Recorder":
-        """Begin the trace of one attachment, and end that of the one before.
+        """Begin the trace of one attachment, and end that of the previous one.
 
-        :param name: Gives an address its symbol.
+        :param name: Returns the symbol of an address.
         """
         self._guarded(self._end)
         self._guarded(lambda: self._begin(header))
         return Recorder(lambda *epoch: self._guarded(lambda: self._write(*epoch)), name)
 
     def close(self) -> None:
-        """Write the end."""
+        """End the trace, and close the file."""
         self._guarded(self._end)
-        with suppress(OSError):  # it was told; what is left in the buffer is tried once more
+        with suppress(OSError):  # it was logged before
             self._file.close()
 
     def _begin(self, header: TraceHeader) -> None:
@@ -83,11 +83,15 @@ class Recording:
         except OSError as error:
             self._failed = True
             self._writer = None
-            _log.error("%s: %s; the recording ends here", self._path, error.strerror or error)
+            _log.error(
+                "%s: %s; the recording ends here, and the daemon goes on",
+                self._path,
+                error.strerror or error,
+            )
 
 
 class Recorder:
-    """The trace of one attachment; the learner says what it sees and decides."""
+    """The trace of one attachment.  Notes of the learner go into the next epoch that is written."""
 
     def __init__(self, write: _Write, name: Name) -> None:
         self._write = write
@@ -103,9 +107,9 @@ class Recorder:
     def note_sites(
         self, came: Mapping[GuestVirtual, Key | None], went: Iterable[GuestVirtual]
     ) -> None:
-        """Sites came and went; the next epoch tells."""
+        """Note the sites of loaded and of unloaded modules."""
         went = list(went)
-        # It tells what was said after that: nothing about sites that have gone.
+        # The trace has overrides after sites: they must not name sites of unloaded modules.
         gone = set(went)
         self._said = [
             said if isinstance(said, LearningConfig) else _without(said, gone)
@@ -121,13 +125,13 @@ class Recorder:
         self._came.update(came)
 
     def note_overrides(self, overrides: Mapping[GuestVirtual, Override]) -> None:
-        """These rulings hold from now on; the next epoch tells."""
+        """Note the overrides that hold from now on."""
         if overrides != self._overrides:
             self._overrides = dict(overrides)
             self._said.append(self._overrides)
 
     def note_settings(self, learning: LearningConfig) -> None:
-        """These settings hold from now on; the next epoch tells."""
+        """Note the settings that hold from now on."""
         self._said.append(learning)
 
     def note_counts(
@@ -138,7 +142,7 @@ class Recorder:
         tables: Mapping[GuestVirtual, KeyTable],
         forms: Mapping[GuestVirtual, Form],
     ) -> None:
-        """What the strategy is given; forgotten, unless it decides on it."""
+        """Note what the strategy is given; dropped where no decision follows."""
         counts: dict[GuestVirtual, dict[int, SiteEpoch]] = {}
         for cpu, gains in by_cpu.items():
             for site, gain in gains.items():
@@ -147,7 +151,7 @@ class Recorder:
         self._standing = {site: form for site, form in forms.items() if form != ORIGINAL}
 
     def _changed(self, forms: Mapping[GuestVirtual, Form]) -> dict[GuestVirtual, Form]:
-        """What stands otherwise than in the epoch that was written last."""
+        """Return the forms that differ from the epoch that was written last."""
         changed = {
             site: form for site, form in forms.items() if form != self._written.get(site, ORIGINAL)
         }
@@ -155,7 +159,7 @@ class Recorder:
         return changed
 
     def write_epoch(self, wanted: Mapping[GuestVirtual, Form]) -> None:
-        """What it decided on what it was given last; writes the epoch."""
+        """Write the epoch: what the strategy was given last, and what it decided."""
         if self._seen is None:
             return
         epoch = replace(

@@ -1,4 +1,4 @@
-"""Why a site is as it is: what stood there, what stands there, what it leads to."""
+"""Explains one site: its original code, its code now, and the block that it leads to."""
 
 from collections.abc import Iterator
 
@@ -16,9 +16,9 @@ __all__ = ("explain",)
 
 
 def explain(session: Session, site: Site, row: SiteRow, event_log: EventLog) -> Explanation:
-    """Tell all of one site.  Reads, and stops nobody.
+    """Return all that is known of one site; reads only, and does not stop the guest.
 
-    :raise TranslationError: it is not mapped any more.
+    :raise TranslationError: the site is not mapped any more.
     :raise QemuError: the guest's memory cannot be read.
     """
     with session.space.snapshot() as pages:
@@ -42,7 +42,7 @@ def explain(session: Session, site: Site, row: SiteRow, event_log: EventLog) -> 
 
 
 def _places(site: Site) -> Iterator[tuple[str, GuestVirtual, bytes]]:
-    """Each place of a site that is ever changed, in the order of the code."""
+    """Yield each place of a site that may be changed, in the order of the code."""
     if site.inline is not None:
         yield "compare", site.inline.compare, site.inline.unlearned_compare
         yield "branch", site.inline.branch, site.inline.unlearned_branch

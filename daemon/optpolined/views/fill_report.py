@@ -1,4 +1,4 @@
-"""The report of a run, summed up."""
+"""Fills in the report of a run."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -15,7 +15,7 @@ __all__ = ("begin_report", "fill_in_sites", "fill_in_work")
 
 
 def begin_report(guest: str, link: Link, session: Session, attach_seconds: float) -> RunReport:
-    """What is known of a guest that was just attached to."""
+    """Return a report with what is known right after attach."""
     inventory = session.survey.inventory
     return RunReport(
         guest=guest,
@@ -33,7 +33,7 @@ def fill_in_sites(
     skipped: dict[str, int],
     arena: ArenaUse,
 ) -> None:
-    """What stands in the guest, just before it is put back."""
+    """Fill in the sites, before they are put back."""
     report.promoted = len(promoted)
     report.sites.skipped = skipped
     report.arena = asdict(arena)
@@ -46,7 +46,7 @@ def _by_targets(chains: Collection[Chain]) -> dict[str, int]:
 
 
 def fill_in_work(report: RunReport, status: Status, seconds: float) -> None:
-    """What was done in so many seconds, by the last status."""
+    """Fill in the work of the whole run from the last status."""
     stops = status.stops
     report.int3_hits = status.int3_hits
     report.seconds = seconds

@@ -1,4 +1,4 @@
-"""The report of one run, as JSON and as a few lines for people."""
+"""The report of one run, as JSON and as lines for a terminal."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -9,7 +9,7 @@ __all__ = ("RunReport", "SiteCounts", "StopCounts")
 
 @dataclass(slots=True)
 class SiteCounts:
-    """Sites by what could be done with them."""
+    """How many sites were found, and how many may be changed."""
 
     found: int = 0
     eligible: int = 0
@@ -18,7 +18,7 @@ class SiteCounts:
 
 @dataclass(slots=True)
 class StopCounts:
-    """Stops of the guest, host side."""
+    """The stops of the guest, measured on the host."""
 
     count: int = 0
     p50_seconds: float = 0.0
@@ -28,7 +28,7 @@ class StopCounts:
 
 @dataclass(slots=True)
 class RunReport:
-    """What a run of the daemon did; written by ``--report FILE``.
+    """The work of one run of the daemon; ``--report FILE`` writes it.
 
     ``coverage`` is measured in the audit window: direct calls over all calls of eligible sites;
     ``None`` where no audit was asked for, or no call was made in it.
@@ -47,7 +47,7 @@ class RunReport:
     refused: dict[str, int] = field(default_factory=dict)
     int3_hits: int = 0
     arena: dict[str, float] = field(default_factory=dict)
-    """As in ``api.status.ArenaUse``, just before the sites were put back."""
+    """As in ``api.status.ArenaUse``, before the sites were put back."""
     stops: StopCounts = field(default_factory=StopCounts)
     attach_seconds: float = 0.0
     seconds: float = 0.0
@@ -55,9 +55,9 @@ class RunReport:
     text_differences: list[str] = field(default_factory=list)
     migrated_away: bool = False
     left_to_debugger: bool = False
-    """A debugger had the gdbstub at the end: nothing could be put back."""
+    """A debugger had the gdbstub at the end, so that no site could be put back."""
     lost: bool = False
-    """The guest was reset or replaced, and not attached to again: nobody knows its text."""
+    """The guest was reset or replaced, and not attached to again: its text is unknown."""
 
     def write(self, path: Path) -> None:
         """Write the report as JSON.
@@ -67,7 +67,7 @@ class RunReport:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     def lines(self) -> list[str]:
-        """A summary for people."""
+        """Return a summary for a terminal."""
         coverage = "not audited"
         if self.coverage is not None:
             coverage = f"{self.coverage:.1%} of the calls at eligible sites are direct"
@@ -75,9 +75,9 @@ class RunReport:
         same = "identical" if self.text_identical_after_detach else "NOT identical"
         identical = f"{same} after detach"
         if self.migrated_away:
-            identical = "has migrated with the guest; nothing to compare"
+            identical = "not compared: it has migrated with the guest"
         if self.left_to_debugger:
-            identical = "left as it is: a debugger has the gdbstub"
+            identical = "not restored: a debugger has the gdbstub"
         if self.lost:
             identical = "not compared: the guest was reset or replaced, and not attached to again"
         milliseconds = (
@@ -107,4 +107,4 @@ class RunReport:
         kib = self.arena["total_bytes"] / 1024
         calls = f"{self.arena['denied_per_second']:,.0f} calls/s"
         sites = f"{self.arena['denied']:.0f} sites with {calls}"
-        return [f"arena      {kib:.0f} KiB are too small: no room for {sites}"]
+        return [f"arena      {kib:.0f} KiB are too small: no space for {sites}"]

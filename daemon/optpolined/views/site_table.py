@@ -1,4 +1,4 @@
-"""The sites of a guest as rows, and one of them explained: answers that change nothing."""
+"""The sites of a guest as rows, and one of them explained."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -29,7 +29,7 @@ _ORDERS: Mapping[str, Callable[[SiteRow], float]] = {
 
 
 class SiteTable:
-    """All sites of one attachment; ``forms`` gives what stands at those that were ever changed."""
+    """All sites of one attachment; ``forms`` returns the forms of those that were ever changed."""
 
     def __init__(
         self,
@@ -49,24 +49,24 @@ class SiteTable:
         self._forms = forms
 
     def rows(self, asked: ListSites) -> Sequence[SiteRow]:
-        """Every site that is asked for, in order; not cut to ``asked.top``."""
+        """Return every requested site in order; ``asked.top`` does not cut it."""
         symbols, reasons = self._session.survey.symbols, self._session.survey.inventory.reasons
-        told, forms = self._learner.site_statuses(), self._forms()
+        statuses, forms = self._learner.site_statuses(), self._forms()
         rows = []
-        for site in sorted(told.keys() | reasons.keys()):
-            state = told[site].state if site in told else SKIPPED
+        for site in sorted(statuses.keys() | reasons.keys()):
+            state = statuses[site].state if site in statuses else SKIPPED
             if asked.states and state not in asked.states:
                 continue
             if asked.pattern == "*" or matches(_home(symbols, site), [asked.pattern]):
-                rows.append(self._row(site, told.get(site), forms))
+                rows.append(self._row(site, statuses.get(site), forms))
         key = _ORDERS.get(asked.order)
         return rows if key is None else sorted(rows, key=key)
 
     def explain(self, name: str) -> Explanation:
-        """Why a site is as it is.
+        """Explain one site.
 
         :raise NameRefusedError: the name means no site that may be changed, or more than one.
-        :raise KernelError: the guest is not what it was.
+        :raise KernelError: the guest is not what it was at attach.
         """
         site = self._names.site(name)
         row = self._row(site, self._learner.site_statuses().get(site), self._forms())

@@ -1,4 +1,4 @@
-"""Puts together the status of an attached guest."""
+"""Makes the status of an attached guest."""
 
 import time
 from collections import Counter
@@ -28,7 +28,7 @@ __all__ = ("StatusView",)
 
 @dataclass(frozen=True, slots=True)
 class StatusView:
-    """What the status of one attachment is made of."""
+    """The parts that the status of one attachment is made of."""
 
     guest: str
     config: GuestConfig
@@ -50,10 +50,10 @@ class StatusView:
         forms: Mapping[GuestVirtual, Found],
         before: Status,
     ) -> Status:
-        """The status now.
+        """Return the status of now.
 
-        :param forms: What stands at the sites that were ever changed.
-        :param before: Of which the parts are kept that cannot be read now.
+        :param forms: The forms of the sites that were ever changed.
+        :param before: The previous status; what cannot be read now is taken from it.
         """
         session, tally, learner = self.session, self.session.tally, self.learner
         is_away = phase is DaemonPhase.MIGRATING  # even to read may take stops
@@ -106,7 +106,7 @@ class StatusView:
         )
 
     def skipped(self) -> dict[str, int]:
-        """The sites that are left alone; those for which there is no room are eligible too."""
+        """Return how many sites are left alone, by reason; those without space are eligible too."""
         roomless = len(self.arena_budget.denied) + self.arena_budget.waiting
         skipped = dict(self.session.survey.inventory.skipped)
         return skipped | {str(Refusal.ARENA_FULL): roomless} if roomless else skipped
@@ -129,7 +129,7 @@ class StatusView:
 def promoted_chains(
     learner: Learner, forms: Mapping[GuestVirtual, Found]
 ) -> dict[GuestVirtual, Chain]:
-    """The sites whose calls are direct now, as the strategy speaks of them."""
+    """Return the sites whose calls are direct now, in the forms that the strategy decided."""
     return {
         site: form
         for site, form in learner.as_decided(forms).items()

@@ -97,4 +97,4 @@ def test_a_full_disk_ends_the_recording_with_one_line(caplog: pytest.LogCaptureF
         recording.attach(HEADER, hex)
         recording.close()
     (line,) = caplog.messages
-    assert line == f"/dev/full: {os.strerror(28)}; the recording ends here"
+    assert line == f"/dev/full: {os.strerror(28)}; the recording ends here, and the daemon goes on"
