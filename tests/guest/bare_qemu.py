@@ -15,8 +15,9 @@ from optpolined.qemu.errors import (
 )
 from optpolined.qemu.gdbstub import open_stub
 from optpolined.qemu.monitor import Monitor
+from tests.guest.harness import wait_until
 
-SLACK_SECONDS = 10.0
+SLACK_SECONDS = 60.0
 
 AT = GuestPhysical(0x400_0000)
 """RAM that the firmware leaves alone."""
@@ -55,15 +56,20 @@ def started(
 
 
 def connect(qemu: Qemu) -> Monitor:
-    deadline = time.monotonic() + SLACK_SECONDS
-    while True:
-        try:
-            return Monitor.connect(qemu.qmp, timeout_seconds=SLACK_SECONDS)
-        except MonitorAbsentError:
-            # QEMU has yet to make the socket, or to listen on it.
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.005)
+    return connect_when_there(qemu.qmp)
+
+
+def connect_when_there(path: Path) -> Monitor:
+    """Connect as soon as QEMU has made the socket and listens on it."""
+
+    def look() -> Monitor | None:
+        with contextlib.suppress(MonitorAbsentError):
+            return Monitor.connect(path, timeout_seconds=SLACK_SECONDS)
+        return None
+
+    monitor = wait_until(look, f"QEMU listens on {path}", pause_seconds=0.005)
+    assert monitor is not None
+    return monitor
 
 
 def soon(condition: Callable[[], bool]) -> bool:

@@ -1,7 +1,5 @@
 """Attaching to guests of many shapes with nothing but their QMP socket."""
 
-import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -14,8 +12,8 @@ from guest.image.paths import Flavour
 from optpolined.kernel.module.module_list import read_modules
 from optpolined.session.link import connect
 from optpolined.session.survey import Survey
-from tests.guest.harness import config_of, load_state, open_session, write_config
-from tests.guest.test_command import COMMAND
+from tests.guest.harness import config_of, end_load, open_session, start_load
+from tests.guest.running import Running, text_was_put_back
 from tests.unit.kernel.dwarf import compiled, mirrored
 
 
@@ -71,24 +69,15 @@ def test_without_permission_to_read_qemus_memory_it_is_read_by_short_stops(
 ) -> None:
     """A process without capabilities may not look into one that has some, not even root's."""
     guest = boot()
-    guest.run("optload --seconds 600 --state /run/optload >/dev/null 2>&1 &")
-    write_config(
-        guest,
-        tmp_path,
-        '[policy]\nmode = "opt-in"\ninclude = ["vfs_read", "vfs_write"]\n',
-    )
-    report = tmp_path / "report.json"
-    arguments = ("--guest", "test", "--config-dir", tmp_path, "--duration", "10")
-    result = subprocess.run(
-        ["setpriv", "--bounding-set=-all", COMMAND, *arguments, "--report", report],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "reading through short stops" in result.stderr
-    written = json.loads(report.read_text())
-    assert written["text_identical_after_detach"] is True
-    assert written["promoted"] > 0
-    assert load_state(guest)["errors"] == 0
+    start_load(guest)
+    few = '[policy]\nmode = "opt-in"\ninclude = ["vfs_read", "vfs_write"]\n'
+    daemon = Running(guest, tmp_path, few, prefix=("setpriv", "--bounding-set=-all"))
+    try:
+        daemon.wait_for(lambda status: status.promoted > 0)
+        code, errors = daemon.end()
+    finally:
+        daemon.kill()
+    assert code == 0, errors
+    assert "reading through short stops" in errors
+    assert text_was_put_back(daemon)
+    end_load(guest)

@@ -18,9 +18,9 @@ from optpolined.config import PolicyConfig
 from optpolined.session.link import connect
 from optpolined.session.survey import Survey
 from optpolined.session.text import TextRegion
+from tests.guest.command import one_line, optpolined
 from tests.guest.harness import config_of, write_config
-from tests.guest.test_command import one_line, optpolined
-from tests.guest.test_neighbours import PATIENCE_SECONDS, Running
+from tests.guest.running import Running
 
 SOURCE = """\
 #include <linux/module.h>
@@ -87,10 +87,10 @@ def test_when_the_watch_comes_later_nothing_is_changed_any_more(
     try:
         daemon.wait_for(lambda status: status.pokes > 1000)
         guest.run(f"insmod {lkrg}")
-        _, errors = daemon.process.communicate(timeout=PATIENCE_SECONDS)
+        code, errors = daemon.wait_end()
     finally:
         daemon.kill()
-    assert daemon.process.returncode == 1
+    assert code == 1
     assert "guarded by LKRG (module lkrg): not patched, and not put back" in errors
     assert "--recover-only" in errors
     report = json.loads(daemon.report_file.read_text())

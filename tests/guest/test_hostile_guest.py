@@ -23,8 +23,8 @@ from optpolined.qemu.memory import RamRange, ram_ranges
 from optpolined.session.link import Link, connect
 from optpolined.telemetry.server import status_socket
 from optpolined.telemetry.socket_client import read_status
+from tests.guest.command import COMMAND, one_line, optpolined
 from tests.guest.harness import load_state, write_config
-from tests.guest.test_command import COMMAND, one_line, optpolined
 
 CONFIG = """
 [learning]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from guest.image.boot import Guest
-from optpolined.api.status import DaemonPhase, Status
+from optpolined.api.status import DaemonPhase
 from optpolined.config import PolicyConfig
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.standing import Standing
@@ -16,9 +16,10 @@ from optpolined.qemu.monitor import Monitor
 from optpolined.session.link import connect
 from optpolined.session.survey import Survey
 from optpolined.session.text import TextRegion
-from tests.guest.harness import config_of, load_state, write_config
-from tests.guest.test_command import one_line, optpolined
-from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back
+from tests.guest.bare_qemu import connect_when_there
+from tests.guest.command import one_line, optpolined
+from tests.guest.harness import config_of, load_state, start_load, wait_until, write_config
+from tests.guest.running import AT_WORK, Running, text_was_put_back
 
 
 @pytest.fixture
@@ -52,11 +53,10 @@ def migration(monitor: Monitor) -> str:
     return str(answer["status"])
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def wait_incoming(target: Guest) -> None:
+    """Wait until the QEMU listens for the guest that comes: it opens its monitors last."""
+    with connect_when_there(target.side_qmp) as monitor:
+        assert monitor.status() == "inmigrate"
 
 
 def kernel_text(guest: Guest) -> dict[TextRegion, bytes]:
@@ -71,38 +71,32 @@ def leftovers(guest: Guest) -> list[Leftover]:
 
 
 def holds_still(daemon: Running) -> bool:
-    """Whether neither stops nor pokes are made in a second of a migration."""
-    seen: list[tuple[object, object]] = []
-
-    def look(status: Status) -> bool:
-        if status.phase is DaemonPhase.MIGRATING:
-            seen.append((status.pokes, status.stops))
-        return status.phase is DaemonPhase.MIGRATING
-
-    daemon.wait_for(look)
-    time.sleep(1)
-    daemon.wait_for(look)
-    return seen[0] == seen[1]
+    """Whether neither stops nor pokes are made in some epochs of a migration."""
+    first = daemon.wait_for(lambda status: status.phase is DaemonPhase.MIGRATING)
+    last = daemon.wait_epochs(5)
+    assert last.phase is DaemonPhase.MIGRATING
+    return (first.pokes, first.stops) == (last.pokes, last.stops)
 
 
 def test_a_guest_that_moves_is_taken_over_where_it_runs_then(
     boot: Callable[..., Guest], start: Callable[[Guest], Running]
 ) -> None:
     source = boot()
-    source.run("optload --state /run/optload >/dev/null 2>&1 &")
+    start_load(source)
     before = kernel_text(source)
     first = start(source)
     wait_patched(first)
     where = f"unix:{source.directory / 'moving'}"
     with Guest("cloud", extra_args=("-incoming", where)) as target:
-        wait_until((source.directory / "moving").exists)
+        wait_incoming(target)
         with Monitor.connect(source.side_qmp) as monitor:
-            migrate(monitor, where, bytes_per_second=20 << 20)
+            # So slow that it does not end before the daemon is seen to wait for it.
+            migrate(monitor, where, bytes_per_second=1 << 20)
             assert holds_still(first)
             monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 30})
-            _, errors = first.process.communicate(timeout=PATIENCE_SECONDS)
+            code, errors = first.wait_end()
             assert monitor.status() == "postmigrate"
-        assert first.process.returncode == 0, errors
+        assert code == 0, errors
         assert errors.count("has migrated") == 1
         source.kill()
         standing = [left.standing for left in leftovers(target)]
@@ -132,21 +126,26 @@ def test_where_a_migration_fails_the_daemon_goes_on(
 
         def come_back() -> None:
             monitor.execute("migrate_cancel")
-            wait_until(lambda: migration(monitor) == "cancelled")
+            wait_until(
+                lambda: migration(monitor),
+                "the migration is cancelled",
+                lambda status: status == "cancelled",
+            )
 
         set_out()
         assert holds_still(daemon)
         come_back()
-        daemon.wait_for(lambda status: status.phase in (DaemonPhase.LEARNING, DaemonPhase.RUNNING))
+        daemon.wait_for(lambda status: status.phase in AT_WORK)
         set_out()
         daemon.wait_for(lambda status: status.phase is DaemonPhase.MIGRATING)
         daemon.process.terminate()
-        time.sleep(2)
+        daemon.wait_says("waiting for the end of that")
+        time.sleep(2)  # in which it must not end
         assert daemon.process.poll() is None
+        assert migration(monitor) == "active"
         come_back()
-        code, errors = daemon.end()
+        code, errors = daemon.wait_end()
         assert code == 0, errors
-        assert "waiting for the end of that" in errors
         assert text_was_put_back(daemon)
         set_out()
         write_config(guest, tmp_path)
@@ -166,8 +165,8 @@ def test_a_qemu_that_ends_when_it_has_given_its_guest_away_is_no_failure(
         migrate(monitor, "exec:cat >/dev/null", bytes_per_second=1 << 20)
         daemon.wait_for(lambda status: status.phase is DaemonPhase.MIGRATING)
     guest.kill()  # as libvirt does, whether we have seen the end of the migration or not
-    _, errors = daemon.process.communicate(timeout=PATIENCE_SECONDS)
-    assert daemon.process.returncode == 0, errors
+    code, errors = daemon.wait_end()
+    assert code == 0, errors
     assert "has migrated" in errors
     assert "Traceback" not in errors
 
@@ -175,7 +174,7 @@ def test_a_qemu_that_ends_when_it_has_given_its_guest_away_is_no_failure(
 @pytest.mark.usefixtures("images")
 def test_a_guest_that_has_not_come_yet_is_refused(tmp_path: Path) -> None:
     with Guest("cloud", extra_args=("-incoming", "defer")) as target:
-        wait_until(target.qmp.exists)
+        wait_incoming(target)
         write_config(target, tmp_path)
         refused = optpolined("--guest", "test", "--config-dir", tmp_path)
         assert "has not come yet" in one_line(refused)

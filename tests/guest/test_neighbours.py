@@ -1,8 +1,6 @@
-"""Everybody else who changes a guest, its text, its modules or its life while it is patched."""
+"""Other programs change a guest, its text, its modules or its life while it is patched."""
 
-import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,20 +9,30 @@ import pytest
 
 from guest.image.boot import Guest
 from guest.image.errors import GuestCommandError
-from optpolined.api.errors import NoAnswerError
-from optpolined.api.status import DaemonPhase, Status
+from optpolined.api.status import DaemonPhase
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain
 from optpolined.kernel.sites.scan import Site
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Protocol, Step, StepPhase, steps
 from optpolined.qemu.monitor import Monitor
 from optpolined.session.session import Session
-from optpolined.telemetry.socket_client import read_status
-from tests.guest.harness import bench_calls, config_of, open_session, site_in, write_config
-from tests.guest.test_command import COMMAND
+from tests.guest.command import COMMAND
+from tests.guest.harness import (
+    PATIENCE_SECONDS,
+    bench_calls,
+    called_while_learning,
+    config_of,
+    open_session,
+    site_in,
+    targets_of,
+    wait_bench,
+    wait_until,
+    write_config,
+)
+from tests.guest.running import AT_WORK, Running, text_was_put_back
 
 EVENTS = "/sys/kernel/tracing/kprobe_events"
-PATIENCE_SECONDS = 90
+HOT_CALLS = 100
 
 
 class Probe:
@@ -49,8 +57,7 @@ class Probe:
 
     def fires(self) -> bool:
         before = self.hits()
-        time.sleep(0.5)
-        return self.hits() > before
+        return wait_until(self.hits, "the kprobe fires", lambda hits: hits > before) > before
 
     def clear(self) -> None:
         self._guest.run(f"echo 0 >/sys/kernel/tracing/events/kprobes/theirs/enable; echo >{EVENTS}")
@@ -61,7 +68,7 @@ def busy(guest: Guest) -> Iterator[Guest]:
     """The shared guest with all of optbench at work, whose checks must all have been right."""
     guest.run("echo reset >/proc/optbench; echo rate 100 >/proc/optbench")
     guest.run("echo run all >/proc/optbench")
-    time.sleep(1)
+    wait_bench(guest, ["total"])
     yield guest
     guest.run("echo stop >/proc/optbench")
     assert all(errors == 0 for _, errors in bench_calls(guest).values())
@@ -69,22 +76,25 @@ def busy(guest: Guest) -> Iterator[Guest]:
 
 
 def hot_kernel_site(session: Session) -> Site:
-    """The site in the kernel's own vfs_write() that somebody who is `writing` goes through."""
+    """The site in the kernel's own vfs_write() that a program which is `writing` goes through."""
     eligible = session.survey.inventory.eligible
-    sites = [address for address, site in eligible.items() if site.function == "vfs_write"]
-    session.apply(dict.fromkeys(sites, LEARNING))
-    time.sleep(0.5)
-    counts = session.count()
-    session.apply(dict.fromkeys(sites, ORIGINAL))
-    return eligible[max(counts, key=lambda site: sum(counts[site].calls.values()))]
+    called = called_while_learning(
+        session,
+        [address for address, site in eligible.items() if site.function == "vfs_write"],
+        "a site of vfs_write() is hot",
+        lambda called: any(calls.total() > HOT_CALLS for calls in called.values()),
+    )
+    return eligible[max(called, key=lambda site: called[site].total())]
 
 
 @contextmanager
 def writing(guest: Guest) -> Iterator[None]:
-    """Somebody writes through vfs_write all the time."""
+    """A program writes through vfs_write all the time."""
     guest.run("(while :; do echo; done >/dev/null) & echo $! >/run/writer")
-    yield
-    guest.run("kill $(cat /run/writer)")
+    try:
+        yield
+    finally:
+        guest.run("kill $(cat /run/writer)")
 
 
 def test_a_kprobe_that_was_there_first_keeps_firing_and_its_site_is_left_alone(
@@ -142,16 +152,15 @@ def test_cpus_go_and_come_while_everything_is_patched(busy: Guest) -> None:
         for _ in range(3):
             busy.run(f"echo 0 >{online}")
             busy.run(f"echo 1 >{online}")
-        assert session.count()
+        session.count()
+        wait_until(session.count, "calls are counted")
 
 
 def test_a_module_goes_and_comes_while_its_sites_and_targets_are_patched(busy: Guest) -> None:
     with open_session(config_of(busy)) as session:
         site = site_in(session, "optbench_call_4_random")
-        session.apply({site.address: LEARNING})
-        time.sleep(0.5)
-        targets = sorted(session.count()[site.address].calls)[:4]
-        session.apply({site.address: Chain(tuple(targets))})
+        targets = targets_of(session, site.address, 4)
+        session.apply({site.address: Chain(targets)})
         busy.run("rmmod optbench")
         change = session.follow_modules()
         assert change is not None
@@ -166,8 +175,7 @@ def test_a_module_goes_and_comes_while_its_sites_and_targets_are_patched(busy: G
         new = site_in(session, "optbench_call_4_random")
         assert new.address in again.came
         assert session.apply({new.address: LEARNING}).done == 1
-        time.sleep(0.5)
-        assert len(session.count()[new.address].calls) == 4
+        assert len(targets_of(session, new.address, 4)) == 4
 
 
 def test_our_module_cannot_be_removed_while_it_is_held(busy: Guest) -> None:
@@ -175,54 +183,6 @@ def test_our_module_cannot_be_removed_while_it_is_held(busy: Guest) -> None:
         session.apply({site_in(session, "optbench_call_1").address: LEARNING})
         with pytest.raises(GuestCommandError, match=r"Resource temporarily unavailable|in use"):
             busy.run("rmmod optpoline")
-
-
-class Running:
-    """The daemon as a process, with what it prints."""
-
-    def __init__(self, guest: Guest, directory: Path, config: str = "") -> None:
-        write_config(guest, directory, f"[learning]\nepoch_milliseconds = 200\n{config}")
-        self.report_file = directory / "report.json"
-        self._status = guest.directory / "run" / "test.status"
-        self.process = subprocess.Popen(
-            [
-                *(COMMAND, "--guest", "test", "--config-dir", str(directory)),
-                *("--report", str(self.report_file)),
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def wait_for(self, wanted: Callable[[Status], bool]) -> None:
-        """Wait until the daemon's status is as wanted."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.process.communicate()[1]
-            try:
-                if wanted(read_status(self._status)):
-                    return
-            except NoAnswerError:
-                pass  # not yet attached
-            time.sleep(0.1)
-        raise AssertionError("the daemon does not get there")
-
-    def wait_patched(self) -> None:
-        """Wait until this attachment has a thousand blocks, of at least 32 bytes each."""
-        self.wait_for(lambda status: status.arena.used_bytes > 32_000)
-
-    def end(self) -> tuple[int, str]:
-        """Ask it to leave; answer its exit code and what it said."""
-        self.process.terminate()
-        _, errors = self.process.communicate(timeout=PATIENCE_SECONDS)
-        return self.process.returncode, errors
-
-    def kill(self) -> None:
-        """End it at once, where it has not ended."""
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 @pytest.fixture
@@ -239,11 +199,6 @@ def run(tmp_path: Path) -> Iterator[Callable[[Guest], Running]]:
         running.kill()
 
 
-def text_was_put_back(running: Running) -> bool:
-    report = json.loads(running.report_file.read_text())
-    return bool(report["text_identical_after_detach"])
-
-
 def test_a_reset_guest_is_attached_to_anew(
     boot: Callable[..., Guest], run: Callable[[Guest], Running]
 ) -> None:
@@ -253,7 +208,7 @@ def test_a_reset_guest_is_attached_to_anew(
     with Monitor.connect(guest.side_qmp) as monitor:
         monitor.execute("system_reset")
     guest.wait_ready()
-    daemon.wait_for(lambda status: status.phase in (DaemonPhase.LEARNING, DaemonPhase.RUNNING))
+    daemon.wait_for(lambda status: status.attachments > 1 and status.phase in AT_WORK)
     daemon.wait_patched()
     code, errors = daemon.end()
     assert code == 0, errors
@@ -261,24 +216,26 @@ def test_a_reset_guest_is_attached_to_anew(
     assert text_was_put_back(daemon)
 
 
-def test_a_guest_that_somebody_paused_stays_paused(
+def test_a_guest_that_another_program_paused_stays_paused(
     boot: Callable[..., Guest], run: Callable[[Guest], Running]
 ) -> None:
     guest = boot()
     daemon = run(guest)
     daemon.wait_patched()
     with Monitor.connect(guest.side_qmp) as monitor:
-        for _ in range(50):  # one that lands within a stop of ours is lost: QEMU cannot tell
+
+        def pause() -> DaemonPhase:
+            # QEMU cannot tell the daemon of a pause within one of its own stops: it resumes then.
             monitor.execute("stop")
-            time.sleep(0.3)
-            if monitor.status() == "paused":
-                break
-        daemon.wait_for(lambda status: status.phase is DaemonPhase.PAUSED)
-        time.sleep(1)
+            return daemon.wait_epochs(2).phase
+
+        wait_until(pause, "the guest is paused", lambda phase: phase is DaemonPhase.PAUSED)
+        assert daemon.wait_epochs(10).phase is DaemonPhase.PAUSED
         assert monitor.status() == "paused"
         monitor.execute("cont")
-        daemon.wait_for(lambda status: status.phase in (DaemonPhase.LEARNING, DaemonPhase.RUNNING))
-        assert monitor.status() == "running"
+        daemon.wait_for(lambda status: status.phase in AT_WORK)
+        # The daemon's own stops are short, and pass.
+        wait_until(monitor.status, "the guest runs", lambda status: status == "running")
     code, errors = daemon.end()
     assert code == 0, errors
     assert text_was_put_back(daemon)
@@ -295,6 +252,7 @@ def test_a_snapshot_that_is_loaded_is_noticed_and_put_back(
         assert monitor.hmp("savevm then") == ""
         daemon.wait_for(lambda status: status.pokes > 10_000)
         assert monitor.hmp("loadvm then") == ""
+    daemon.wait_epochs(2)
     daemon.wait_patched()
     code, errors = daemon.end()
     assert code == 0, errors
@@ -316,14 +274,16 @@ def add_snapshot_disk(monitor: Monitor, path: Path) -> None:
 
 def _create(monitor: Monitor, options: dict[str, object]) -> None:
     monitor.execute("blockdev-create", {"job-id": "create", "options": options})
-    while True:
+
+    def job() -> dict[str, object]:
         jobs = monitor.execute("query-jobs")
         assert isinstance(jobs, list)
-        if jobs[0]["status"] == "concluded":
-            assert "error" not in jobs[0], jobs
-            monitor.execute("job-dismiss", {"id": "create"})
-            return
-        time.sleep(0.05)
+        (found,) = jobs
+        return dict(found)
+
+    ended = wait_until(job, "a disk is made", lambda job: job["status"] == "concluded")
+    assert "error" not in ended, ended
+    monitor.execute("job-dismiss", {"id": "create"})
 
 
 def test_a_guest_that_migrates_away_is_let_go(
@@ -334,9 +294,9 @@ def test_a_guest_that_migrates_away_is_let_go(
     daemon.wait_patched()
     with Monitor.connect(guest.side_qmp) as monitor:
         monitor.execute("migrate", {"uri": "exec:cat >/dev/null"})
-        _, errors = daemon.process.communicate(timeout=PATIENCE_SECONDS)
+        code, errors = daemon.wait_end()
         assert monitor.status() == "postmigrate"
-    assert daemon.process.returncode == 0, errors
+    assert code == 0, errors
     assert "has migrated" in errors
 
 
@@ -347,8 +307,8 @@ def test_when_qemu_is_killed_one_line_says_so(
     daemon = run(guest)
     daemon.wait_patched()
     guest.kill()
-    _, errors = daemon.process.communicate(timeout=PATIENCE_SECONDS)
-    assert daemon.process.returncode == 1
+    code, errors = daemon.wait_end()
+    assert code == 1
     assert len([line for line in errors.splitlines() if line.startswith("optpolined:")]) == 1
     assert "Traceback" not in errors
 

@@ -18,16 +18,19 @@ from optpolined.session.session import Session
 from tests.guest.harness import (
     bench_calls,
     config_of,
+    end_load,
     load_state,
     open_session,
     site_in,
     sites_called,
+    start_load,
+    targets_of,
+    wait_bench,
+    wait_until,
 )
 
 ROUNDS = 100
 """Of promote, retarget and revert, by each of the two protocols."""
-
-PATIENCE_SECONDS = 120
 
 BENCH = ("call_1", "call_2_random", "call_4_random", "tail_1", "tail_2_random", "tail_4_random")
 
@@ -35,34 +38,15 @@ BENCH = ("call_1", "call_2_random", "call_4_random", "tail_1", "tail_2_random", 
 @pytest.fixture
 def loaded(guest: Guest) -> Iterator[Guest]:
     """The shared guest under optload and optbench, whose checks must all have been right."""
-    guest.run("optload --state /run/optload >/dev/null 2>&1 &")
+    start_load(guest)
     guest.run("echo reset >/proc/optbench; echo rate 0 >/proc/optbench")
     for name in BENCH:
         guest.run(f"echo run {name} >/proc/optbench")
-    time.sleep(3)
+    wait_bench(guest, BENCH)
     yield guest
-    guest.run("echo stop >/proc/optbench; killall optload; sleep 1")
-    state = load_state(guest)
-    assert state["checks"] > 0
-    assert state["errors"] == 0, guest.run("cat /run/optload")
+    guest.run("echo stop >/proc/optbench")
+    end_load(guest)
     assert all(errors == 0 for _, errors in bench_calls(guest).values())
-    assert "BUG" not in guest.run("dmesg")
-
-
-def targets_of(session: Session, function: str, count: int) -> tuple[GuestVirtual, ...]:
-    """What the site in ``function`` really calls, the most called first."""
-    site = site_in(session, function).address
-    session.apply({site: LEARNING})
-    calls: Counter[GuestVirtual] = Counter()
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while len(calls) < count:
-        assert time.monotonic() < deadline, f"{function} calls {len(calls)} targets"
-        time.sleep(1)
-        counts = session.count()
-        if site in counts:
-            calls.update(counts[site].calls)
-    session.apply({site: ORIGINAL})
-    return tuple(target for target, _ in calls.most_common(count))
 
 
 class Meddler(Transport):
@@ -115,8 +99,7 @@ def test_bytes_changed_behind_our_back_are_left_alone_and_the_others_patched(
 
 def test_a_breakpoint_held_at_the_hottest_sites_does_no_harm(loaded: Guest) -> None:
     with open_session(config_of(loaded)) as session:
-        hottest = sites_called(session, 1.0)[:5]
-        assert len(hottest) == 5
+        hottest = sites_called(session, 5)[:5]
         before, checks = session.counters.int3_hits, load_state(loaded)["checks"]
         changes = [session.patcher.change(site, ORIGINAL, session.space) for site in hottest]
         plan = steps(changes, Protocol.BREAKPOINT)
@@ -126,10 +109,16 @@ def test_a_breakpoint_held_at_the_hottest_sites_does_no_harm(loaded: Guest) -> N
             written = session.transport.write([item.write for item in step.writes])
             assert written == [WRITTEN] * len(step.writes), step.phase
             if step is held[-1]:
-                time.sleep(2)
-        assert session.counters.int3_hits - before > 1000
-        time.sleep(1)
-        assert load_state(loaded)["checks"] > checks
+                wait_until(
+                    lambda: session.counters.int3_hits - before,
+                    "a thousand calls meet a breakpoint",
+                    lambda hits: hits > 1000,
+                )
+        wait_until(
+            lambda: load_state(loaded)["checks"],
+            f"the load goes on after {checks} checks",
+            lambda now: now > checks,
+        )
 
 
 @pytest.mark.parametrize("protocol", Protocol)
@@ -139,9 +128,8 @@ def test_rounds_of_promote_retarget_and_revert(loaded: Guest, protocol: Protocol
         plan = {}
         for name in BENCH:
             function = f"optbench_{name}"
-            targets = targets_of(session, function, int(name.split("_")[1]))
-            plan[site_in(session, function).address] = targets
-        calls = {name: count for name, (count, _) in bench_calls(loaded).items() if name in BENCH}
+            site = site_in(session, function).address
+            plan[site] = targets_of(session, site, int(name.split("_")[1]))
         for number in range(ROUNDS):
             last: dict[GuestVirtual, Form] = {}
             for form in (_promoted, _retargeted, _reverted):
@@ -151,8 +139,7 @@ def test_rounds_of_promote_retarget_and_revert(loaded: Guest, protocol: Protocol
                 last = wanted
             assert set(last.values()) == {ORIGINAL}
             session.recycle()
-        after = bench_calls(loaded)
-        assert all(after[name][0] > calls[name] for name in BENCH)
+        after = wait_bench(loaded, BENCH)
         assert all(errors == 0 for _, errors in after.values())
 
 
@@ -173,9 +160,9 @@ def test_what_is_learned_is_what_is_called(loaded: Guest) -> None:
     with open_session(config_of(loaded)) as session:
         for name in ("call_4_random", "tail_2_random"):
             count = int(name.split("_")[1])
+            site = site_in(session, f"optbench_{name}").address
             names = {
-                session.survey.symbols.name(target)
-                for target in targets_of(session, f"optbench_{name}", count)
+                session.survey.symbols.name(target) for target in targets_of(session, site, count)
             }
             assert names == {f"optbench_target_{number} [optbench]" for number in range(count)}
 
@@ -183,16 +170,25 @@ def test_what_is_learned_is_what_is_called(loaded: Guest) -> None:
 def test_hits_and_misses_of_a_promoted_chain_are_counted(loaded: Guest) -> None:
     with open_session(config_of(loaded)) as session:
         site = site_in(session, "optbench_call_2_random").address
-        first, second = targets_of(session, "optbench_call_2_random", 2)
+        first, second = targets_of(session, site, 2)
         session.apply({site: Chain((first,), counts_hits=True)})
-        time.sleep(1)
-        gain = session.count()[site]
-        assert gain.hits > 1000
-        assert gain.calls[second] > 1000
-        assert first not in gain.calls
-        assert 0.8 < gain.hits / gain.calls[second] < 1.25
+        hits, calls = 0, Counter[GuestVirtual]()
+
+        def look() -> tuple[int, int]:
+            nonlocal hits
+            if (gain := session.count().get(site)) is not None:
+                hits += gain.hits
+                calls.update(gain.calls)
+            return hits, calls[second]
+
+        wait_until(look, "hits and misses are counted", lambda counted: min(counted) > 1000)
+        assert first not in calls
+        assert 0.8 < hits / calls[second] < 1.25
         session.apply({site: Chain((first, second))})
-        time.sleep(0.5)
+        # What still ran in the block before is counted now.
+        wait_bench(loaded, ["call_2_random"], 1000)
+        session.count()
+        wait_bench(loaded, ["call_2_random"], 1000)
         counted = session.count().get(site)
         assert counted is None or not counted.calls
 
@@ -204,12 +200,13 @@ def test_retired_blocks_are_reused_only_after_a_grace_period(loaded: Guest) -> N
         session.apply({site: ORIGINAL})
         session.patcher.observe()
         assert session.arena.usage().retired > 0
-        session.recycle()
-        deadline = time.monotonic() + 30
-        while session.arena.usage().retired and time.monotonic() < deadline:
-            time.sleep(0.05)
+
+        def retired() -> int:
             session.recycle()
-        assert session.arena.usage().retired == 0
+            return session.arena.usage().retired
+
+        assert retired() > 0
+        wait_until(retired, "the blocks may be used again", lambda left: left == 0)
         assert session.arena.usage().used == 0
 
 
@@ -220,7 +217,7 @@ def test_what_a_dead_daemon_left_is_put_back_by_the_next(loaded: Guest) -> None:
         attach(link, Settings(config), time.monotonic, force=False) as session,
     ):
         text = session.survey.texts
-        sites = sites_called(session, 1.0)[:20]
+        sites = sites_called(session, 20)[:20]
         session.apply(dict.fromkeys(sites, LEARNING))
         interrupted = session.patcher.change(sites[0], ORIGINAL, session.space)
         for step in steps([interrupted], Protocol.BREAKPOINT):

@@ -4,8 +4,7 @@ import json
 import re
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,12 +16,10 @@ from optpolined.api.status import DaemonPhase, Status
 from optpolined.qemu import rsp
 from optpolined.qemu.gdbstub import GdbStub
 from optpolined.qemu.monitor import Monitor
-from optpolined.telemetry.socket_client import read_status
-from tests.guest.harness import load_state
-from tests.guest.test_command import COMMAND, optpolined
-from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back
+from tests.guest.command import COMMAND, optpolined
+from tests.guest.harness import PATIENCE_SECONDS, end_load, load_state, start_load, wait_until
+from tests.guest.running import Running, text_was_put_back
 
-HELD_STOPPED_SECONDS = 2.0
 AT = GuestPhysical(0x1000)
 
 FEW_SITES = """
@@ -94,13 +91,16 @@ class Daemon(Running):
         assert place is not None, line
         return Path(place[1])
 
-    def status(self) -> Status:
+    def now(self) -> Status:
         """The status as it is now."""
-        return read_status(self._status)
+        return self.wait_for(lambda _: True)
 
-    def number(self, name: str) -> int:
-        """A count of the status."""
-        return int(getattr(self.status(), name))
+    def wait_taken_back(self) -> str:
+        """Have the stub taken back as soon as QEMU has noticed that the debugger is gone."""
+        _, line = wait_until(
+            lambda: self.command("take-stub"), "the stub is taken back", lambda said: said[0] == 0
+        )
+        return line
 
     def wait_promoted(self) -> None:
         self.wait_for(lambda status: bool(status.targets_histogram))
@@ -112,11 +112,9 @@ class Daemon(Running):
 @pytest.fixture
 def loaded(guest: Guest) -> Iterator[Guest]:
     """The shared guest under a workload that checks itself."""
-    guest.run("optload --state /run/optload >/dev/null 2>&1 &")
+    start_load(guest)
     yield guest
-    guest.run("killall optload; sleep 1")
-    assert load_state(guest)["errors"] == 0
-    assert "BUG" not in guest.run("dmesg")
+    end_load(guest)
 
 
 @pytest.fixture
@@ -132,17 +130,14 @@ def side(guest: Guest) -> Iterator[Monitor]:
         yield monitor
 
 
-def works(guest: Guest) -> Callable[[], bool]:
-    """Whether the workload gets on from now."""
+def wait_works(guest: Guest) -> None:
+    """Wait until the workload has gone on by a round."""
     before = load_state(guest)["rounds"]
-
-    def gets_on() -> bool:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while load_state(guest)["rounds"] == before and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return load_state(guest)["rounds"] > before
-
-    return gets_on
+    wait_until(
+        lambda: load_state(guest)["rounds"],
+        f"the workload goes on after {before} rounds",
+        lambda rounds: rounds > before,
+    )
 
 
 def test_a_debugger_has_the_stub_for_a_while(loaded: Guest, daemon: Daemon, side: Monitor) -> None:
@@ -156,39 +151,36 @@ def test_a_debugger_has_the_stub_for_a_while(loaded: Guest, daemon: Daemon, side
     with closing(Gdb(path)) as gdb:
         assert b"PacketSize" in gdb.ask(b"qSupported:multiprocess+")
         assert gdb.ask(b"qqemu.PhyMemMode") == b"0"
-        began, pokes = daemon.number("epoch"), daemon.number("pokes")
-        time.sleep(HELD_STOPPED_SECONDS)
+        before = daemon.wait_for(lambda status: status.phase is DaemonPhase.RELEASED)
+        assert daemon.wait_epochs(10).phase is DaemonPhase.RELEASED
         assert side.status() == "paused"
-        assert daemon.status().phase is DaemonPhase.RELEASED
         code, line = daemon.command("take-stub")
         assert code == 2
         assert "a gdb is connected" in line
-        assert daemon.status().stub_released
+        assert daemon.now().stub_released
         assert gdb.ask(b"Z0,%x,1" % vfs_read) == b"OK"
         gdb.send(b"c")
         assert gdb.reply().startswith(b"T05")
-        assert (daemon.number("epoch"), daemon.number("pokes")) == (began, pokes)
+        after = daemon.now()
+        assert (after.epoch, after.pokes) == (before.epoch, before.pokes)
 
-    code, line = daemon.command("take-stub")
-    assert code == 0, line
-    assert "the guest stands (debug)" in line
+    assert "the guest stands (debug)" in daemon.wait_taken_back()
     daemon.wait_for(lambda status: status.phase is DaemonPhase.PAUSED)
     side.execute("cont")
-    assert works(loaded)(), "the breakpoint that it left is gone"
-    daemon.wait_poked_since(pokes)
+    wait_works(loaded)  # the breakpoint that the debugger left is gone
+    daemon.wait_poked_since(before.pokes)
 
     with GdbStub.connect(daemon.release()) as stub:
-        pokes = daemon.number("pokes")
+        before = daemon.wait_for(lambda status: status.phase is DaemonPhase.RELEASED)
         assert stub.stop()
         first = stub.read([(AT, 64)])
-        time.sleep(HELD_STOPPED_SECONDS)
-        assert daemon.status().phase is DaemonPhase.RELEASED
+        assert daemon.wait_epochs(10).phase is DaemonPhase.RELEASED
         assert stub.read([(AT, 64)]) == first
         stub.resume()
-        assert works(loaded)()
-        assert daemon.number("pokes") == pokes
-    assert daemon.command("take-stub") == (0, "taken back")
-    daemon.wait_poked_since(pokes)
+        wait_works(loaded)
+        assert daemon.now().pokes == before.pokes
+    assert daemon.wait_taken_back() == "taken back"
+    daemon.wait_poked_since(before.pokes)
     daemon.wait_promoted()
     code, errors = daemon.end()
     assert code == 0, errors
@@ -199,11 +191,10 @@ def test_a_daemon_that_ends_takes_the_stub_back_as_soon_as_it_can(daemon: Daemon
     daemon.wait_promoted()
     with GdbStub.connect(daemon.release()):
         daemon.process.terminate()
-        assert daemon.process.stderr is not None
-        assert any("waiting 20 s for its end" in line for line in daemon.process.stderr)
-        assert daemon.status().phase is DaemonPhase.DETACHING
-    _, errors = daemon.process.communicate(timeout=PATIENCE_SECONDS)
-    assert daemon.process.returncode == 0, errors
+        daemon.wait_says("waiting 20 s for its end")
+        daemon.wait_for(lambda status: status.phase is DaemonPhase.DETACHING)
+    code, errors = daemon.wait_end()
+    assert code == 0, errors
     assert text_was_put_back(daemon)
 
 
@@ -216,7 +207,7 @@ def test_where_the_debugger_stays_the_sites_stay_until_the_next_start(
         assert code == 1
         assert "--recover-only" in errors
         assert json.loads(daemon.report_file.read_text())["left_to_debugger"] is True
-        assert works(loaded)()
+        wait_works(loaded)
         assert stub.stop(), "the debugger was not cut off"
         stub.resume()
     result = optpolined("--guest", "test", "--config-dir", tmp_path, "--recover-only")

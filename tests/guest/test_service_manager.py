@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from guest.image.boot import Guest
+from tests.guest.command import COMMAND
 from tests.guest.harness import write_config
-from tests.guest.test_command import COMMAND
 
 _PATIENCE_SECONDS = 120
 

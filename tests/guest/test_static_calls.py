@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +17,13 @@ from optpolined.patching.protocol.steps import Write
 from optpolined.patching.protocol.transport import WRITTEN
 from optpolined.session.link import connect
 from optpolined.session.text import read_text
-from tests.guest.harness import bench_calls, config_of, open_session
-from tests.guest.test_command import COMMAND, one_line, optpolined
-from tests.guest.test_neighbours import PATIENCE_SECONDS, Running, text_was_put_back
+from tests.guest.command import COMMAND, one_line, optpolined
+from tests.guest.harness import PATIENCE_SECONDS, bench_calls, config_of, open_session, wait_until
+from tests.guest.running import Running, text_was_put_back
 
 NUMBER, EVENT = "optseed_number", "optseed_event"
 INDIRECT = "call_2_skewed"
-"""Some other work for the daemon meanwhile."""
+"""Other work for the daemon meanwhile."""
 
 PLACES = {NUMBER: 3, EVENT: 2}
 """The trampoline and the inline sites of each key."""
@@ -64,10 +63,11 @@ class Seed:
     def _wait_each(self, key: str, target: str) -> None:
         before = self.reached(key)
         names = {name for name, _ in before}
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while {name for name, reached in self.reached(key) - before if reached == target} != names:
-            assert time.monotonic() < deadline, self.reached(key) - before
-            time.sleep(0.1)
+        wait_until(
+            lambda: self.reached(key) - before,
+            f"all of {names} reach {target}",
+            lambda since: {name for name, reached in since if reached == target} == names,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,7 @@ def start(seed: Seed, tmp_path: Path) -> Iterator[Callable[[], Running]]:
 
     yield run
     for running in started:
-        with running.process:  # which closes its pipe, too
-            running.process.kill()
+        running.kill()
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from guest.image.boot import Guest
+from tests.guest.command import COMMAND
 from tests.guest.harness import load_state
+from tests.guest.running import Running, text_was_put_back
 from tests.guest.terminal import Terminal
-from tests.guest.test_command import COMMAND
-from tests.guest.test_neighbours import Running, text_was_put_back
 
 CONTROL = COMMAND.with_name("optpolinectl")
 BUILD = Path("build")

@@ -16,8 +16,8 @@ from optpolined.api.sites import SiteRow
 from optpolined.api.status import DaemonPhase, Status
 from optpolined.telemetry.server import status_socket
 from optpolined.telemetry.socket_client import ask, read_status
+from tests.guest.command import COMMAND
 from tests.guest.harness import write_config
-from tests.guest.test_command import COMMAND
 from tests.observability.prometheus import free_port
 
 __all__ = ("GUEST", "Daemon")
