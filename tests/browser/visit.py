@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Error,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 __all__ = ("DESK", "PHONE", "Complaints", "chromium", "contrasts", "scrolls_sideways", "visit")
 
@@ -19,7 +27,8 @@ _FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 )
-_PATIENCE_MILLISECONDS = 30_000
+_PATIENCE_MILLISECONDS = 120_000
+expect.set_options(timeout=_PATIENCE_MILLISECONDS)
 _HEIGHTS = {DESK: 900, PHONE: 740}
 
 

@@ -31,7 +31,7 @@ from tests.guest.hot_cycle import Plan
 
 __all__ = ("Cut", "Trace", "cycle", "fork")
 
-_HUNG_SECONDS = 120
+_HUNG_SECONDS = 240
 
 _PACKET = re.compile(rb"[^#]*#..", re.DOTALL)
 """Up to the end of a packet; noise before it, such as acknowledgements, goes with it."""

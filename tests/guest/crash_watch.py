@@ -7,7 +7,7 @@ from typing import Any, Self
 
 __all__ = ("Watch", "longest_after")
 
-_PATIENCE_SECONDS = 30
+_PATIENCE_SECONDS = 120
 
 Event = tuple[str, float]
 """STOP or RESUME, and the host's time in seconds since 1970."""

@@ -26,17 +26,14 @@ from optpolined.kernel.sites.scan import Site
 from optpolined.session.attach import attach
 from optpolined.session.link import connect
 from optpolined.session.session import Session
-from tests.guest.harness import config_of
+from tests.guest.harness import PATIENCE_SECONDS, Calls, config_of, wait_until
 
-__all__ = ("Frame", "Head", "Held", "Work", "attached", "calls_of", "head", "other_functions")
+__all__ = ("Frame", "Head", "Held", "Work", "attached", "head", "hot_calls", "other_functions")
 
-_PATIENCE_EPOCHS = 120
-_PATIENCE_SECONDS = 60
+_LOOK_SECONDS = 3.0
+_PATIENCE_EPOCHS = 240
 # As in /proc/PID/stack; nothing else may stand there.
 _FRAME = re.compile(r"\[<0>\] ([\w.]+)\+0x([0-9a-f]+)/0x[0-9a-f]+( \[\w+\])?")
-
-Calls = Mapping[GuestVirtual, Counter[GuestVirtual]]
-"""What each site called, by target."""
 
 
 class Head(NamedTuple):
@@ -63,14 +60,19 @@ def head(session: Session, site: Site) -> Head:
     return Head(compared, goes_to)
 
 
-def calls_of(session: Session, sites: Iterable[GuestVirtual], seconds: float) -> Calls:
-    """The calls of ``sites`` in ``seconds``, all of which learn for that time only."""
+def hot_calls(
+    session: Session, sites: Iterable[GuestVirtual], calls_per_second: float
+) -> dict[GuestVirtual, Counter[GuestVirtual]]:
+    """Let ``sites`` learn for some seconds; return the calls of those that are hot now."""
     learning: dict[GuestVirtual, Form] = dict.fromkeys(sites, LEARNING)
     session.apply(learning)
-    time.sleep(seconds)
+    began = time.monotonic()
+    time.sleep(_LOOK_SECONDS)
     counts = session.count()
+    enough = calls_per_second * (time.monotonic() - began)
     session.apply(dict.fromkeys(learning, ORIGINAL))
-    return {site: Counter(counts[site].calls) for site in learning if site in counts}
+    called = {site: Counter(counts[site].calls) for site in learning if site in counts}
+    return {site: calls for site, calls in called.items() if calls.total() > enough}
 
 
 def other_functions(session: Session, module: str | None, called: Calls) -> list[GuestVirtual]:
@@ -94,8 +96,8 @@ class Work:
     daemon: ReconcileLoop
     calls: Calls
     """By the hot sites, as measured before the daemon began to learn."""
-    threshold: float
-    """So many calls in that time are hot."""
+    hot: float
+    """More calls per second make a site hot."""
 
     @property
     def sites(self) -> Mapping[GuestVirtual, Site]:
@@ -104,17 +106,21 @@ class Work:
 
 
 @contextmanager
-def attached(guest: Guest, seconds: float) -> Iterator[Work]:
-    """Attach, and let the daemon learn until what was hot in ``seconds`` before is promoted."""
+def attached(guest: Guest) -> Iterator[Work]:
+    """Attach, and let the daemon learn until what was hot before is promoted."""
     policy = PolicyConfig(mode="opt-in", include=tuple(f"{driver}:*" for driver in DRIVERS))
     config = config_of(guest).model_copy(update={"policy": policy})
-    threshold = config.learning.hysteresis.min_calls_per_second * seconds
+    rate = config.learning.hysteresis.min_calls_per_second
     with (
         connect(config) as link,
         attach(link, Settings(config), time.monotonic, force=False) as session,
     ):
-        calls = calls_of(session, session.survey.inventory.eligible, seconds)
-        hot = {site: called for site, called in calls.items() if called.total() > threshold}
+        eligible = session.survey.inventory.eligible
+        hot = wait_until(
+            lambda: hot_calls(session, eligible, rate),
+            "each driver has a hot site",
+            lambda hot: {eligible[site].module for site in hot} == set(DRIVERS),
+        )
         stop = threading.Event()
 
         def look(status: Status) -> None:
@@ -137,7 +143,7 @@ def attached(guest: Guest, seconds: float) -> Iterator[Work]:
         )
         daemon = ReconcileLoop(job, link, session, attach_seconds=0)
         daemon.run()
-        yield Work(guest, session, daemon, hot, threshold)
+        yield Work(guest, session, daemon, hot, rate)
 
 
 def is_promoted(session: Session, sites: Iterable[GuestVirtual]) -> bool:
@@ -166,7 +172,7 @@ class Held:
         self._pid = int(guest.run(command))
         guest.run(
             f"until grep -q handle_userfault /proc/{self._pid}/stack; do sleep 0.1; done",
-            _PATIENCE_SECONDS,
+            PATIENCE_SECONDS,
         )
 
     @classmethod
@@ -197,6 +203,6 @@ class Held:
         names = self._guest.run(
             f"kill -USR1 {self._pid} && while [ -d /proc/{self._pid} ]; do sleep 0.1; done;"
             f"cat {self._AT}/names",
-            _PATIENCE_SECONDS,
+            PATIENCE_SECONDS,
         )
         return set(names.split()) - {".", ".."}

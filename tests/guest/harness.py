@@ -19,6 +19,7 @@ from optpolined.session.session import Session
 
 __all__ = (
     "PATIENCE_SECONDS",
+    "Calls",
     "bench_calls",
     "called_while_learning",
     "config_of",
@@ -151,9 +152,12 @@ def targets_of(session: Session, site: GuestVirtual, count: int) -> tuple[GuestV
     return tuple(target for target, _ in called[site].most_common(count))
 
 
-def start_load(guest: Guest) -> None:
+def start_load(guest: Guest, options: str = "") -> None:
     """Start optload, and wait until it has checked some results."""
-    guest.run("rm -f /run/optload; optload --state /run/optload >/dev/null 2>&1 &")
+    guest.run(
+        "rm -f /run/optload /run/optload.exit; (optload --state /run/optload"
+        f" {options}; echo $? >/run/optload.exit) >/run/optload.log 2>&1 &"
+    )
     wait_until(
         lambda: load_state(guest), "optload checks results", lambda state: _checks(state) > 0
     )
@@ -161,7 +165,9 @@ def start_load(guest: Guest) -> None:
 
 def end_load(guest: Guest) -> dict[str, int]:
     """End optload, and return its last counts: every result was right, the kernel is content."""
-    guest.run("killall optload; while pidof optload >/dev/null; do sleep 0.1; done")
+    guest.run("killall optload; until [ -s /run/optload.exit ]; do sleep 0.1; done")
+    said = guest.run("cat /run/optload.exit /run/optload.log")
+    assert said.startswith("0\n"), said
     state = load_state(guest)
     assert _checks(state) > 0
     assert state["errors"] == 0, state

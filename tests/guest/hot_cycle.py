@@ -1,22 +1,28 @@
 """A guest under load, its hottest sites, and the forms that `crash` and `soak` give them."""
 
-import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from guest.image.boot import Guest
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
+from optpolined.codegen.forms import ORIGINAL, Chain, Form
 from optpolined.kernel.sites.scan import Site
 from optpolined.session.session import Session
-from tests.guest.harness import bench_calls, load_state
+from tests.guest.harness import (
+    Calls,
+    bench_calls,
+    called_while_learning,
+    load_state,
+    start_load,
+    wait_bench,
+)
 
 __all__ = ("Checks", "Plan", "checks", "load", "plan_hottest")
 
 BENCH = ("call_1", "call_2_random", "call_4_random", "tail_1", "tail_2_random", "tail_4_random")
 
 _TARGETS_MAX = 4
-_WARM_UP_SECONDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +53,11 @@ class Plan:
 
 def load(guest: Guest) -> None:
     """Let optload run, and some sites of optbench as fast as they can."""
-    guest.run("optload --state /run/optload >/dev/null 2>&1 &")
+    start_load(guest)
     guest.run("echo reset >/proc/optbench; echo rate 0 >/proc/optbench")
     for name in BENCH:
         guest.run(f"echo run {name} >/proc/optbench")
-    time.sleep(_WARM_UP_SECONDS)
+    wait_bench(guest, BENCH)
 
 
 def checks(guest: Guest) -> Checks:
@@ -62,24 +68,37 @@ def checks(guest: Guest) -> Checks:
     return Checks(optload["checks"] + optbench[0], optload["errors"] + optbench[1] + bugs + stopped)
 
 
-def plan_hottest(session: Session, count: int, seconds: float = 2) -> Plan:
+def plan_hottest(session: Session, count: int) -> Plan:
     """The sites of optbench that run, and the hottest of the kernel's: ``count`` in all."""
     eligible = session.survey.inventory.eligible
-    session.apply(dict.fromkeys(eligible, LEARNING))
-    time.sleep(seconds)
-    counts = session.count()
-    session.apply(dict.fromkeys(eligible, ORIGINAL))
-    called = {site: gain.calls for site, gain in counts.items() if gain.calls}
-    bench = [site for site in called if eligible[site].function in _BENCH_FUNCTIONS]
-    others = sorted(set(called) - set(bench), key=lambda site: -sum(called[site].values()))
+
+    def of_bench(called: Calls) -> list[GuestVirtual]:
+        return [site for site in called if called[site] and is_bench(eligible[site])]
+
+    called = called_while_learning(
+        session,
+        eligible,
+        f"{count} sites are called, and all that run in optbench",
+        lambda called: len(of_bench(called)) == len(BENCH) and len(+total(called)) >= count,
+    )
+    bench = of_bench(called)
+    others = [site for site, _ in total(called).most_common() if site not in bench]
     chosen = [*bench, *others][:count]
-    assert len(bench) == len(BENCH)
-    assert len(chosen) == count
     targets = {
         site: tuple(sorted(called[site], key=lambda target: -called[site][target])[:_TARGETS_MAX])
         for site in chosen
     }
     return Plan({site: eligible[site] for site in chosen}, targets)
+
+
+def total(called: Calls) -> Counter[GuestVirtual]:
+    """Return how often each site was called."""
+    return Counter({site: calls.total() for site, calls in called.items()})
+
+
+def is_bench(site: Site) -> bool:
+    """Return whether a site is that of a scenario which runs."""
+    return site.function in _BENCH_FUNCTIONS
 
 
 _BENCH_FUNCTIONS = frozenset(f"optbench_{name}" for name in BENCH)

@@ -2,15 +2,14 @@
 
 import os
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ("Terminal",)
+from tests.guest.harness import PATIENCE_SECONDS, wait_until
 
-_PATIENCE_SECONDS = 60.0
+__all__ = ("Terminal",)
 
 _RUN = '"$@"; echo $? >"$0"; exec sleep infinity'
 """Keeps the window, and tells the exit code: tmux itself does not always notice an end."""
@@ -56,18 +55,16 @@ class Terminal:
 
     def wait_for(self, wanted: Callable[[str], bool]) -> str:
         """Wait until the screen is as wanted; what it then shows."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not wanted(screen := self.screen()):
-            assert time.monotonic() < deadline, screen
-            time.sleep(0.1)
-        return screen
+        return wait_until(self.screen, "the screen is as wanted", wanted)
 
     def wait_end(self) -> int:
         """Wait until the command has ended; its exit code."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while (code := self.exit_code()) is None:
-            assert time.monotonic() < deadline, self.screen()
-            time.sleep(0.1)
+        code, _ = wait_until(
+            lambda: (self.exit_code(), self.screen()),
+            "the command ends",
+            lambda seen: seen[0] is not None,
+        )
+        assert code is not None
         return code
 
     def _run(self, *arguments: str) -> str:
@@ -78,5 +75,5 @@ class Terminal:
             check=True,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
         ).stdout

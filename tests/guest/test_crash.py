@@ -22,7 +22,7 @@ from optpolined.session.attach import attach
 from optpolined.session.link import connect
 from optpolined.session.recover_only import recover_only
 from tests.guest.crash_watch import Watch
-from tests.guest.harness import config_of, write_config
+from tests.guest.harness import PATIENCE_SECONDS, config_of, write_config
 
 # A daemon that stands in a stop.
 DAEMON = """
@@ -39,7 +39,7 @@ with connect(load("test", [Path(sys.argv[1])])) as link:
 
 def test_a_daemon_killed_anywhere_does_no_harm() -> None:
     program = [sys.executable, "-m", "tests.guest.crash", "--every", "50", "--random", "4"]
-    result = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(program, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     *_, kills, text = result.stdout.splitlines()
     assert re.fullmatch(
@@ -53,7 +53,11 @@ def command(program: str, *arguments: object) -> tuple[int, str]:
     """Run one of the two commands; its exit code, and the line that it says."""
     path = Path(sys.executable).with_name(program)
     result = subprocess.run(
-        [path, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+        [path, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
     )
     lines = result.stdout.splitlines()
     assert len(lines) == 1, result.stdout + result.stderr

@@ -2,9 +2,8 @@
 
 import itertools
 import re
-import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -23,15 +22,15 @@ from tests.guest.driver_sites import (
     Held,
     Work,
     attached,
-    calls_of,
     head,
+    hot_calls,
     other_functions,
 )
-from tests.guest.harness import load_state
+from tests.guest.harness import end_load, load_state, start_load, wait_until
 from tests.guest.test_seed_image import records
 
 _RETARGETS = 1000
-_LOOK_SECONDS = 3.0
+_CALLS_MIN = 100
 _MISSED_MAX = 0.1
 _TROUBLE = re.compile(r"cut here|WARNING|BUG:|Oops|Call Trace|unwind")
 _UNLEARNED = (1 << 64) - 1
@@ -47,13 +46,9 @@ def driven(images: dict[Flavour, Image]) -> Iterator[Guest]:
 @pytest.fixture(scope="module")
 def work(driven: Guest) -> Iterator[Work]:
     """The daemon, when it has promoted what is hot; the load goes on, and must end well."""
-    driven.run(
-        "(optload --families veth,fuse,overlay --state /run/optload;"
-        " echo $? >/run/optload.exit) >/run/optload.log 2>&1 &"
-    )
+    start_load(driven, "--families veth,fuse,overlay")
     Held.mount(driven)
-    driven.run("until grep -q rounds=[1-9] /run/optload; do sleep 0.1; done")
-    with attached(driven, _LOOK_SECONDS) as at_work:
+    with attached(driven) as at_work:
         yield at_work
 
 
@@ -126,17 +121,40 @@ def test_what_is_hot_is_promoted_to_its_hottest_target(work: Work) -> None:
     for site in work.sites.keys() - promoted.keys():
         assert stands(work, work.sites[site]) == unlearned(work.sites[site])
 
-    work.session.count()
-    time.sleep(_LOOK_SECONDS)
-    counts = work.session.count()
-    for site in promoted.keys() & work.calls.keys():
-        missed = sum(counts[site].calls.values()) + counts[site].other if site in counts else 0
-        assert missed <= _MISSED_MAX * work.calls[site].total()
+    wait_few_miss(work, {site: promoted[site] for site in promoted.keys() & work.calls.keys()})
 
-    # A load that became slower since may have left some of them cold, but none that is hot now.
+    # A load that became slower since may have left some of them cold, but none that stays hot.
     if left := work.calls.keys() - promoted.keys():
-        calls = calls_of(work.session, left, _LOOK_SECONDS)
-        assert [site for site, called in calls.items() if called.total() > work.threshold] == []
+        wait_until(
+            lambda: hot_calls(work.session, left, work.hot),
+            "what is not promoted is not hot",
+            lambda hot: not hot,
+        )
+
+
+def wait_few_miss(work: Work, chains: Mapping[GuestVirtual, Chain]) -> None:
+    """Wait until few of the calls at each site have missed, while hits are counted, too."""
+    work.session.apply(
+        {site: Chain(chain.targets, counts_hits=True) for site, chain in chains.items()}
+    )
+    hits, misses = Counter[GuestVirtual](), Counter[GuestVirtual]()
+
+    def look() -> dict[GuestVirtual, tuple[int, int]]:
+        for site, gain in work.session.count().items():
+            hits[site] += gain.hits
+            misses[site] += sum(gain.calls.values()) + gain.other
+        return {site: (hits[site], misses[site]) for site in chains}
+
+    wait_until(
+        look,
+        "few calls miss",
+        lambda counted: all(
+            hit + miss > _CALLS_MIN and miss <= _MISSED_MAX * (hit + miss)
+            for hit, miss in counted.values()
+        ),
+        pause_seconds=0.5,
+    )
+    work.session.apply(dict(chains))
 
 
 def test_stack_within_a_promoted_call_is_complete(work: Work) -> None:
@@ -173,11 +191,19 @@ def test_wrong_target_costs_time_only(work: Work) -> None:
     """The load goes through each of the sites, though it compares with what it never calls."""
     wrong = {site: Chain(decoys(work, site)[:1]) for site in work.calls}
     assert work.session.apply(wrong).done == len(wrong)
-    time.sleep(_LOOK_SECONDS)
-    counts = work.session.count()
-    for site, called in work.calls.items():
-        hottest, _ = called.most_common(1)[0]
-        assert counts[site].calls[hottest] > 0
+    calls: dict[GuestVirtual, Counter[GuestVirtual]] = {site: Counter() for site in wrong}
+
+    def uncounted() -> list[GuestVirtual]:
+        for site, gain in work.session.count().items():
+            if site in calls:
+                calls[site].update(gain.calls)
+        return [
+            site
+            for site, called in work.calls.items()
+            if not calls[site][called.most_common(1)[0][0]]
+        ]
+
+    wait_until(uncounted, "the hottest target of each site is called", lambda left: not left)
     assert load_state(work.guest)["errors"] == 0
 
 
@@ -220,21 +246,20 @@ def test_detach_leaves_nothing_behind(work: Work) -> None:
     assert work.daemon.report().text_identical_after_detach is True
     assert read_text(space, texts) == texts
     Held.unmount(work.guest)
-    work.guest.run("killall optload; until [ -s /run/optload.exit ]; do sleep 0.1; done")
-    said = work.guest.run("cat /run/optload.exit /run/optload.log")
-    assert said.startswith("0\n"), said
-    assert load_state(work.guest)["errors"] == 0
+    end_load(work.guest)
     assert not _TROUBLE.search(work.guest.run("dmesg"))
 
 
 def test_each_driver_carries_a_load(driven: Guest) -> None:
     for family in drivers.DRIVERS:
-        driven.run(f"optload --seconds 3 --families {family}")
-        state = load_state(driven)
-        assert state["errors"] == 0
+        start_load(driven, f"--families {family}")
         # What one turn checks, for each worker.
-        assert state["rounds"] >= 4
-        assert state["checks"] > 40
+        wait_until(
+            lambda: load_state(driven),
+            f"each worker has done a turn of {family}",
+            lambda state: state["rounds"] >= 4 and state["checks"] > 40,
+        )
+        end_load(driven)
     assert not driven.run("ls -A /run/optload.d 2>/dev/null || true")
 
 

@@ -1,10 +1,7 @@
 """A guest that turns hostile: its header, its tables and its note say other things than before."""
 
 import os
-import signal
 import struct
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,32 +11,27 @@ import pytest
 
 from guest.image.boot import Guest
 from optpolined.addresses import GuestPhysical, GuestVirtual
-from optpolined.api.errors import NoAnswerError
-from optpolined.api.status import DaemonPhase
+from optpolined.api.status import DaemonPhase, Status
 from optpolined.config import GuestConfig, QemuConfig
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.recovery import find_leftovers
 from optpolined.qemu.memory import RamRange, ram_ranges
 from optpolined.session.link import Link, connect
-from optpolined.telemetry.server import status_socket
-from optpolined.telemetry.socket_client import read_status
-from tests.guest.command import COMMAND, one_line, optpolined
-from tests.guest.harness import load_state, write_config
+from tests.guest.command import one_line, optpolined
+from tests.guest.harness import end_load, start_load, write_config
+from tests.guest.running import Running
 
 CONFIG = """
-[learning]
-epoch_milliseconds = 200
 [policy]
 mode = "opt-in"
 include = ["vfs_read", "vfs_write"]
 """
-PATIENCE_SECONDS = 60
 NOWHERE = struct.pack("<Q", 0xFFFF_8000_0000_0000)
 
 
 @dataclass(frozen=True)
 class Liar:
-    """A guest as somebody sees it who may write anything to its memory."""
+    """A guest as a program sees it that may write anything to its memory."""
 
     guest: Guest
     link: Link
@@ -116,68 +108,37 @@ def test_a_lie_is_told_in_one_line(liar: Liar, tmp_path: Path, lie: str) -> None
     assert liar.guest.run("echo alive").strip() == "alive"
 
 
-class Watched:
-    """The daemon while it runs, and what it has said."""
+def is_attached(status: Status) -> bool:
+    return status.phase is not DaemonPhase.ATTACHING
 
-    def __init__(self, guest: Guest, directory: Path) -> None:
-        write_config(guest, directory, CONFIG)
-        self._status = status_socket(guest.directory / "run", "test")
-        self._errors = directory / "stderr"
-        with self._errors.open("w") as errors:
-            self.process = subprocess.Popen(
-                [COMMAND, "--guest", "test", "--config-dir", directory],
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-            )
 
-    @property
-    def said(self) -> list[str]:
-        return self._errors.read_text().splitlines()
-
-    def is_attached(self) -> bool:
-        try:
-            return read_status(self._status).phase is not DaemonPhase.ATTACHING
-        except NoAnswerError:
-            return False  # never yet
-
-    def promotes(self) -> bool:
-        return self.is_attached() and bool(read_status(self._status).targets_histogram)
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not condition():
-            assert self.process.poll() is None, self.said
-            assert time.monotonic() < deadline, self.said
-            time.sleep(0.1)
-
-    def says(self, complaint: str) -> None:
-        self.wait(lambda: any(complaint in line for line in self.said))
+def promotes(status: Status) -> bool:
+    return is_attached(status) and status.promoted > 0
 
 
 def test_a_guest_that_turns_hostile_is_let_go_and_taken_back(liar: Liar, tmp_path: Path) -> None:
     """Twice the daemon loses the guest, says why it cannot attach, and attaches again."""
     guest, link = liar.guest, liar.link
-    guest.run("optload --state /run/optload >/dev/null 2>&1 &")
-    daemon = Watched(guest, tmp_path)
+    start_load(guest)
+    daemon = Running(guest, tmp_path, CONFIG)
     try:
-        daemon.wait(daemon.promotes)
+        daemon.wait_for(promotes)
         for lie in ("order", "note"):
             place, data, complaint = LIES[lie]
-            daemon.wait(daemon.is_attached)
+            daemon.wait_for(is_attached)
             with liar.says(place(liar), data):
                 with liar.says(liar.field("modules_count"), b"\xff" * 4):
-                    daemon.says("modules_count")
-                    daemon.wait(lambda: not daemon.is_attached())
-                daemon.says(complaint)
+                    daemon.wait_says("modules_count")
+                    daemon.wait_for(lambda status: not is_attached(status))
+                daemon.wait_says(complaint)
                 assert guest.run("echo alive").strip() == "alive"
-        daemon.wait(daemon.promotes)
-        daemon.process.send_signal(signal.SIGTERM)
-        assert daemon.process.wait(PATIENCE_SECONDS) == 0, daemon.said
+        daemon.wait_for(promotes)
+        code, said = daemon.end()
+        assert code == 0, said
     finally:
-        daemon.process.kill()
-        daemon.process.wait()
-        guest.run("killall optload; sleep 1")
+        daemon.kill()
+        end_load(guest)
     space, header = link.attachment.space, link.attachment.header
     assert find_leftovers(PokeEntries(space, header), space, header) == []
-    assert all(line.startswith(("WARNING optpolined", "INFO optpolined")) for line in daemon.said)
-    assert load_state(guest)["errors"] == 0
+    lines = said.splitlines()
+    assert all(line.startswith(("WARNING optpolined", "INFO optpolined")) for line in lines)

@@ -15,6 +15,8 @@ import pytest
 
 from guest.image.boot import Guest
 from optpolined.addresses import GuestVirtual
+from optpolined.api.errors import NoAnswerError
+from optpolined.api.status import DaemonPhase
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.config import LearningConfig
 from optpolined.lab.actual_calls import find_actual_calls
@@ -149,11 +151,15 @@ def daemon(guest: Guest, directory: Path) -> Iterator[Daemon]:
     try:
         socket = status_socket(guest.directory / "run", "test")
 
-        def has_status() -> bool:
+        def answers() -> bool:
             assert process.poll() is None, (directory / "log").read_text()
-            return socket.exists()
+            try:
+                return read_status(socket).phase is not DaemonPhase.ATTACHING
+            except NoAnswerError:
+                # A daemon that was killed may have left its socket.
+                return False
 
-        wait_until(has_status, "the daemon is attached")
+        wait_until(answers, "the daemon is attached")
         yield Daemon(directory, process, socket)
     finally:
         if process.poll() is None:

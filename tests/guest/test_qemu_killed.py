@@ -35,7 +35,7 @@ with Monitor.connect(Path(sys.argv[2])) as monitor:
         stub.stop()
         if sys.argv[4] == "hold":
             print("stopped", flush=True)
-            time.sleep(60)
+            time.sleep(1000)
         stub.write([(GuestPhysical(0x4000000 + 8 * n), b"x" * 8) for n in range(400)])
         stub.resume()
 """
@@ -60,7 +60,7 @@ def daemon(qemu: Qemu, act: str) -> Iterator[tuple[subprocess.Popen[bytes], int]
 
 
 def ended(pid: int) -> bool:
-    """A process that is not our child has ended; nobody may have waited for it."""
+    """Whether a process that is not our child has ended, and may be a zombie."""
     return not Path(f"/proc/{pid}/fd/0").exists()
 
 
@@ -68,13 +68,10 @@ def test_a_daemon_killed_in_a_stop_leaves_a_guest_that_soon_runs() -> None:
     with started() as qemu:
         connect(qemu).close()
         with daemon(qemu, "hold") as (process, watcher):
-            began = time.monotonic()
             process.kill()
             process.wait()
-            # QEMU serves one client: coming before the guardian would be in its way.
+            # QEMU serves one client: this one must not come before the guardian.
             assert soon(lambda: ended(watcher))
-            # 0.1 s on a machine that has time for it.
-            assert time.monotonic() - began < 1.0
             with connect(qemu) as monitor:
                 assert monitor.status() == "running"
 

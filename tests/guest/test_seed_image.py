@@ -2,9 +2,8 @@
 
 import re
 import struct
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from guest.image.errors import BuildError, GuestCommandError
 from guest.image.paths import FLAVOURS, Flavour
 from optpolined.kernel.sites.declarations import DeclarationKind
 from optpolined.x86 import Register
-from tests.guest.harness import bench_calls
+from tests.guest.harness import bench_calls, wait_bench, wait_until
 
 _RUN = struct.Struct("<IHHII")
 _RECORD = struct.Struct("<iiBBBBB3x")
@@ -54,11 +53,11 @@ def records(module: Path) -> list[Record]:
     return found
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+def errors_meanwhile(guest: Guest, name: str) -> int:
+    """Count the errors of a scenario while it makes some batches of calls."""
+    _, before = bench_calls(guest, "optseed")[name]
+    _, after = wait_bench(guest, [name], _CALLS_AT_LEAST, "optseed")[name]
+    return after - before
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +93,17 @@ def test_modules_are_loaded(seed: Guest) -> None:
 
 
 def test_each_shape_gives_what_it_should(seed: Guest) -> None:
-    wait_until(
-        lambda: min(calls for calls, _ in bench_calls(seed, "optseed").values()) > _CALLS_AT_LEAST
+    counts = wait_until(
+        lambda: bench_calls(seed, "optseed"),
+        "each scenario is called",
+        lambda counts: min(calls for calls, _ in counts.values()) > _CALLS_AT_LEAST,
     )
-    assert {errors for _, errors in bench_calls(seed, "optseed").values()} == {0}
+    assert {errors for _, errors in counts.values()} == {0}
 
 
 def test_static_calls_reach_their_first_target_only(seed: Guest) -> None:
-    wait_until(lambda: bench_calls(seed, "optseed")["static_outline"][0] > _CALLS_AT_LEAST)
+    static = [name for name in bench_calls(seed, "optseed") if name.startswith("static_")]
+    wait_bench(seed, static, _CALLS_AT_LEAST, "optseed")
     lines = seed.run("cat /proc/optseed_static").splitlines()
     reached = {
         (fields["name"], fields["target"])
@@ -119,19 +121,17 @@ def test_static_call_that_reaches_another_target_is_an_error(seed: Guest) -> Non
     with pytest.raises(GuestCommandError, match="Invalid argument"):
         seed.run("echo optseed_number none >/proc/optseed_static")
     seed.run("echo optseed_number optseed_number_1 optseed_number_3 >/proc/optseed_static")
-    wait_until(lambda: bench_calls(seed, "optseed")["static_inline"][1] > 0)
+    wait_until(lambda: bench_calls(seed, "optseed")["static_inline"][1], "calls are wrong")
     seed.run("echo optseed_number optseed_number_1 optseed_number_0 >/proc/optseed_static")
     # A batch that has begun ends; from then on none is wrong.
-    time.sleep(1)
-    errors = bench_calls(seed, "optseed")["static_inline"][1]
-    time.sleep(1)
-    assert bench_calls(seed, "optseed")["static_inline"][1] == errors
+    errors_meanwhile(seed, "static_inline")
+    assert errors_meanwhile(seed, "static_inline") == 0
     seed.run("echo optseed_number optseed_number_0 >/proc/optseed_static")
     seed.run("echo stop >/proc/optseed; echo reset >/proc/optseed; echo run all >/proc/optseed")
 
 
 def test_stack_traces_are_whole(seed: Guest) -> None:
-    wait_until(lambda: bench_calls(seed, "optseed")["stack_tail"][0] > 0)
+    wait_bench(seed, ["stack_call", "stack_tail"], _CALLS_AT_LEAST, "optseed")
     shown = seed.run("cat /proc/optseed_stack")
     traces = re.findall(r"^trace=(\w+) .*\n((?: .*\n)*)", shown, re.MULTILINE)
     names = {

@@ -18,10 +18,13 @@ from urllib.parse import urlencode
 from playwright.sync_api import Page, expect
 
 from guest.image.boot import Guest
+from optpolined.api.requests import Freeze
 from optpolined.api.status import STATUS
 from optpolined.telemetry.history import HISTORY
+from optpolined.telemetry.server import status_socket
+from optpolined.telemetry.socket_client import ask
 from tests.browser.visit import DESK, PHONE, Theme, chromium, scrolls_sideways, visit
-from tests.guest.harness import write_config
+from tests.guest.harness import PATIENCE_SECONDS, end_load, start_load, wait_until, write_config
 
 COMMAND = Path(sys.executable).with_name("optpolined")
 PICTURES: Sequence[tuple[str, int, Theme]] = (
@@ -30,7 +33,6 @@ PICTURES: Sequence[tuple[str, int, Theme]] = (
     ("status-phone", PHONE, "light"),
     ("status-phone-dark", PHONE, "dark"),
 )
-PATIENCE_SECONDS = 150
 PROMOTED_MIN = 30
 MOMENTS_MIN = 5
 CALM_SECONDS = 2.0
@@ -53,7 +55,7 @@ def managed(guest: Guest, directory: Path) -> Iterator[str]:
     """Let the daemon manage ``guest`` under load, until it knows something; gives its URL."""
     port = free_port()
     write_config(guest, directory, f"[metrics]\nport = {port}\n")
-    guest.run("optload --state /run/optload >/dev/null 2>&1 &")
+    start_load(guest)
     url = f"http://127.0.0.1:{port}"
     with (
         (directory / "daemon.log").open("wb") as log,
@@ -62,16 +64,17 @@ def managed(guest: Guest, directory: Path) -> Iterator[str]:
         ) as daemon,
     ):
         try:
-            deadline = time.monotonic() + PATIENCE_SECONDS
-            while not is_known(url):
+
+            def look() -> bool:
                 assert daemon.poll() is None, (directory / "daemon.log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(1)
+                return is_known(url)
+
+            wait_until(look, "the daemon knows something", pause_seconds=1)
             yield url
         finally:
             daemon.terminate()
             code = daemon.wait(PATIENCE_SECONDS)
-            guest.run("killall optload; sleep 1")
+            end_load(guest)
         assert code == 0, (directory / "daemon.log").read_text()
 
 
@@ -94,6 +97,8 @@ def is_known(url: str) -> bool:
 
 def test_the_page_and_the_api_tell_of_a_real_guest(guest: Guest, tmp_path: Path) -> None:
     with managed(guest, tmp_path) as url, chromium() as browser:
+        # What the API tells first and the page shows later must be the same.
+        ask(status_socket(guest.directory / "run", "test"), Freeze())
         check_api(url)
         hottest = tell(url, "/api/sites", order="calls", state="promoted", top=1)["sites"][0]
         for name, width, theme in PICTURES:
@@ -123,30 +128,33 @@ def check_page(page: Page, site: dict[str, Any], picture: Path) -> None:
     expect(page.locator("#facts")).to_contain_text("6.1")
     expect(page.locator("#coverage")).to_contain_text("%")
     expect(page.locator("#stops-note")).to_contain_text("stops")
-    assert page.locator("#hour path.line").count() == 2
-    assert page.locator("#journal li").count() > 0
+    expect(page.locator("#hour path.line")).to_have_count(2)
+    expect(page.locator("#journal li")).not_to_have_count(0)
     assert not scrolls_sideways(page)
     page.screenshot(path=picture, full_page=True)
     check_filter(page, site["site"])
-    page.locator("#sites tbody a").first.click()
+    page.get_by_role("link", name=site["site"], exact=True).click()
     expect(page.locator("#explain-title")).to_have_text(site["site"])
     block = page.locator("#explain .block .code")
     for target in site["targets"]:
         expect(block).to_contain_text(target["name"])
     expect(page.locator("#explain .part")).to_contain_text("__x86_indirect_thunk_")
-    assert page.locator("#explain .past tbody tr").count() > 0
+    expect(page.locator("#explain .past tbody tr")).not_to_have_count(0)
     assert not scrolls_sideways(page)
     page.screenshot(path=picture.with_stem(f"{picture.stem}-explain"))
 
 
 def check_filter(page: Page, site: str) -> None:
     """What is typed narrows the table to one function, of which ``site`` is the hottest."""
-    rows = page.locator("#sites tbody tr")
-    before = rows.count()
+    links = page.locator("#sites tbody a")
+    expect(links).not_to_have_count(0)
+    before = links.count()
     function = site.partition("+")[0]
     page.fill("#text", function)
     page.select_option("#state", "promoted")
-    expect(page.locator("#sites tbody a").first).to_have_text(site)
-    after = rows.count()
-    assert 0 < after < before
-    assert all(function in name for name in page.locator("#sites tbody a").all_text_contents())
+    shown = wait_until(
+        links.all_text_contents,
+        f"the table shows sites of {function} alone, {site} first",
+        lambda names: names[:1] == [site] and all(function in name for name in names),
+    )
+    assert len(shown) < before

@@ -5,6 +5,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,13 +18,12 @@ from optpolined.api.status import DaemonPhase, Status
 from optpolined.telemetry.server import status_socket
 from optpolined.telemetry.socket_client import ask, read_status
 from tests.guest.command import COMMAND
-from tests.guest.harness import write_config
+from tests.guest.harness import PATIENCE_SECONDS, wait_until, write_config
 from tests.observability.prometheus import free_port
 
 __all__ = ("GUEST", "Daemon")
 
 GUEST = "test"
-PATIENCE_SECONDS = 150
 
 
 class Daemon:
@@ -104,20 +104,21 @@ class Daemon:
 
     def wait(self, wanted: Callable[[Status], bool]) -> Status:
         """Wait until the status is as wanted."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
+
+        def look() -> Status | None:
             assert self._process is not None
             assert self._process.poll() is None, self.said()
-            try:
-                status = self.status()
-            except NoAnswerError:
-                pass  # not attached yet
-            else:
-                if wanted(status):
-                    return status
-                assert time.monotonic() < deadline, (status, self.said())
-            assert time.monotonic() < deadline, self.said()
-            time.sleep(0.1)
+            with suppress(NoAnswerError):  # not attached yet
+                return self.status()
+            return None
+
+        status = wait_until(
+            look,
+            "the status is as wanted",
+            lambda status: status is not None and wanted(status),
+        )
+        assert status is not None
+        return status
 
     def ask(self, request: Request) -> Answer:
         """Have something done."""

@@ -19,12 +19,12 @@ import yaml
 
 from guest.image.archives import unpack, with_fresh_lists
 from guest.image.paths import PACKAGES, locked
+from tests.guest.harness import PATIENCE_SECONDS
 from tests.observability.lens import CONFIGS, seen_through
 
 __all__ = ("Prometheus", "Tools", "free_port", "provide")
 
 BUILD = PACKAGES.parent / "prometheus"
-PATIENCE_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +147,14 @@ class Prometheus:
 
     def wait_fires(self, alert: str, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """Wait until an alert fires; return its labels and annotations."""
-        self.wait(f"fires {alert}", lambda: self.firing(alert) is not None, seconds)
-        found = self.firing(alert)
+        found: dict[str, Any] | None = None
+
+        def fires() -> bool:
+            nonlocal found
+            found = self.firing(alert)
+            return found is not None
+
+        self.wait(f"fires {alert}", fires, seconds)
         assert found is not None
         return found
 
