@@ -71,6 +71,8 @@ static int optp_serve(enum optp_request op)
 		return optp_hold();
 	case OPTP_REQUEST_RELEASE:
 		return optp_release();
+	case OPTP_REQUEST_CENSUS_CLEAR:
+		return optp_census_clear();
 	}
 	return -EINVAL;
 }

@@ -186,9 +186,12 @@ static int __init optp_init(void)
 	err = optp_records_alloc();
 	if (err)
 		return err;
-	err = optp_int3_start(nr_records);
+	err = optp_census_start();
 	if (err)
 		goto free_records;
+	err = optp_int3_start(nr_records);
+	if (err)
+		goto stop_census;
 	err = optp_modules_start(nr_modules);
 	if (err)
 		goto stop_int3;
@@ -206,6 +209,8 @@ stop_modules:
 	optp_modules_stop();
 stop_int3:
 	optp_int3_stop();
+stop_census:
+	optp_census_stop();
 free_records:
 	optp_records_free();
 	return err;
@@ -218,6 +223,7 @@ static void __exit optp_exit(void)
 	optp_mailbox_stop();
 	optp_modules_stop();
 	optp_int3_stop();
+	optp_census_stop();
 	optp_records_free();
 }
 module_exit(optp_exit);

@@ -24,12 +24,13 @@
 
 #define OPTP_MAGIC		"optpoline-header"	/* 16 bytes, no NUL */
 #define OPTP_MAGIC_SIZE		16
-#define OPTP_ABI_VERSION	3
+#define OPTP_ABI_VERSION	4
 
 #define OPTP_NR_REGS		16	/* indexed by x86 register number */
 #define OPTP_RECORD_SLOTS	7
 #define OPTP_RECORDS_PER_CHUNK	512	/* 32 KiB: the largest percpu allocation */
 #define OPTP_MODULE_NAME_LEN	56
+#define OPTP_THUNK_HEAD		5	/* bytes: a call, or the jmp to a census stub */
 
 #ifndef __ASSEMBLY__
 
@@ -51,6 +52,18 @@ struct optp_record {
 	struct optp_slot slots[OPTP_RECORD_SLOTS];
 	__u32 other;		/* calls whose target found no slot */
 	__u32 hits;		/* direct calls, in blocks that count them */
+};
+
+/*
+ * How often one CPU saw one pair of return address and target in a census.
+ *
+ * A slot belongs to the first pair that claims it, until the host has all slots
+ * cleared.  @key holds the low half of the return address in its high half, and
+ * that of the target in its low one; both extend by sign.  Zero is a free slot.
+ */
+struct optp_census_slot {
+	__u64 key;
+	__u64 count;
 };
 
 /*
@@ -131,6 +144,8 @@ enum optp_request {
 	/* take, and drop, the one reference that keeps the module loaded */
 	OPTP_REQUEST_HOLD = 4,
 	OPTP_REQUEST_RELEASE = 5,
+	/* empty the slots of the census; -EBUSY during one */
+	OPTP_REQUEST_CENSUS_CLEAR = 6,
 };
 
 struct optp_header {
@@ -163,6 +178,13 @@ struct optp_header {
 	/* By register number; zero for rsp, which has no thunk. */
 	__u64 thunk[OPTP_NR_REGS];
 	__u64 learn_stub[OPTP_NR_REGS];
+	__u64 census_stub[OPTP_NR_REGS];
+	__u8 thunk_head[OPTP_NR_REGS][8];	/* the first instruction, at load */
+
+	__u64 census_chunks;		/* __u64[nr_census_chunks]: percpu offsets */
+	__u64 census_other;		/* percpu offset of a __u64: found no slot */
+	__u32 nr_census_chunks;
+	__u32 census_chunk_slots;	/* struct optp_census_slot in a chunk */
 
 	__u64 modules;			/* struct optp_module[modules_capacity] */
 	__u32 modules_capacity;

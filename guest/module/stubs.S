@@ -124,20 +124,7 @@ _ASM_NOKPROBE(optp_learn_\reg)
 	LEARN r14 r14d r11 r14d
 	LEARN r15 r15d r11 r15d
 
-/* By register number, for the header. */
-.macro TABLE name:req prefix:req
-SYM_DATA_START(\name)
-	.irp reg, rax, rcx, rdx, rbx
-	.quad	\prefix\()\reg
-	.endr
-	.quad	0				/* rsp */
-	.irp reg, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15
-	.quad	\prefix\()\reg
-	.endr
-SYM_DATA_END(\name)
-.endm
-
 	.section .rodata
 	.balign	8
-	TABLE optp_learn_stubs optp_learn_
-	TABLE optp_thunks __x86_indirect_thunk_
+	REGISTER_TABLE optp_learn_stubs optp_learn_
+	REGISTER_TABLE optp_thunks __x86_indirect_thunk_

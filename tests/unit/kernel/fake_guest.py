@@ -129,12 +129,18 @@ def raw_header(address: int = HEADER) -> abi.Header:
         records_per_chunk=512,
         record_size=64,
         cpu_stats=0x3_4000,
+        census_chunks=TABLES + 0x1_1000,
+        nr_census_chunks=4,
+        census_chunk_slots=2048,
+        census_other=0x3_5000,
         modules=TABLES + 0x2_0000,
         modules_capacity=64,
     )
     for register in THUNK_REGISTERS:
         raw.thunk[register] = 0xFFFF_FFFF_8200_0000 + 32 * register
         raw.learn_stub[register] = MODULE_TEXT + 128 * register
+        raw.census_stub[register] = MODULE_TEXT + 0x1000 + 256 * register
+        raw.thunk_head[register] = (ctypes.c_uint8 * 8)(0xE8, 7)
     return raw
 
 

@@ -16,6 +16,7 @@ struct optp_module module;
 struct optp_poke_entry entry;
 struct optp_record record;
 struct optp_cpu_stats stats;
+struct optp_census_slot census_slot;
 enum optp_site_kind kind;
 enum optp_poke_state state;
 enum optp_request request;
@@ -44,6 +45,7 @@ def test_the_constants_are_those_of_the_header(tmp_path: Path) -> None:
         "OPTP_RECORD_SLOTS": abi.RECORD_SLOTS,
         "OPTP_RECORDS_PER_CHUNK": abi.RECORDS_PER_CHUNK,
         "OPTP_MODULE_NAME_LEN": abi.MODULE_NAME_LEN,
+        "OPTP_THUNK_HEAD": abi.THUNK_HEAD,
         "OPTP_POKE_HASH": abi.POKE_HASH,
         "OPTP_INLINE_BRANCH": abi.INLINE_BRANCH,
     } == {

@@ -129,6 +129,12 @@ def test_from_header() -> None:
         cpu_stats=STATS,
         thunk=MappingProxyType({}),
         learn_stub=MappingProxyType({}),
+        census_stub=MappingProxyType({}),
+        thunk_head=MappingProxyType({}),
+        census_chunks=nowhere,
+        nr_census_chunks=1,
+        census_chunk_slots=1,
+        census_other=0,
         modules=nowhere,
         modules_capacity=1,
     )

@@ -6,6 +6,7 @@ header.py      the header, checked
 mailbox.py     requests to the module
 poke_table.py  which sites were ever patched
 counters.py    per-CPU records, as arrays
+census.py      per-CPU slots of a census, added up
 module_list.py the modules that are loaded, as it lists them
 guards.py      whether the guest allows its text to be changed
 """

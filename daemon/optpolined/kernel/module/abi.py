@@ -19,6 +19,8 @@ __all__ = (
     "RECORD_SLOTS",
     "STATIC_KINDS",
     "STRUCTS",
+    "THUNK_HEAD",
+    "CensusSlot",
     "CounterRecord",
     "CpuStats",
     "Header",
@@ -32,12 +34,14 @@ __all__ = (
 )
 
 MAGIC = b"optpoline-header"
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 NR_REGS = 16
 RECORD_SLOTS = 7
 RECORDS_PER_CHUNK = 512
 MODULE_NAME_LEN = 56
+THUNK_HEAD = 5
+"""Bytes of the first instruction of a thunk."""
 POKE_HASH = 0x9E3779B97F4A7C15
 INLINE_BRANCH = 9
 """Bytes from the compare of an inline site to its branch."""
@@ -73,6 +77,7 @@ class RequestOp(IntEnum):
     MODULES = 3
     HOLD = 4
     RELEASE = 5
+    CENSUS_CLEAR = 6
 
 
 class Slot(ctypes.LittleEndianStructure):
@@ -117,6 +122,12 @@ class CpuStats(ctypes.LittleEndianStructure):
     )
 
 
+class CensusSlot(ctypes.LittleEndianStructure):
+    """``struct optp_census_slot``: how often one pair was called in a census."""
+
+    _fields_ = (("key", ctypes.c_uint64), ("count", ctypes.c_uint64))
+
+
 class Module(ctypes.LittleEndianStructure):
     """``struct optp_module``: a loaded module."""
 
@@ -158,6 +169,12 @@ class Header(ctypes.LittleEndianStructure):
         ("cpu_stats", ctypes.c_uint64),
         ("thunk", ctypes.c_uint64 * NR_REGS),
         ("learn_stub", ctypes.c_uint64 * NR_REGS),
+        ("census_stub", ctypes.c_uint64 * NR_REGS),
+        ("thunk_head", ctypes.c_uint8 * 8 * NR_REGS),
+        ("census_chunks", ctypes.c_uint64),
+        ("census_other", ctypes.c_uint64),
+        ("nr_census_chunks", ctypes.c_uint32),
+        ("census_chunk_slots", ctypes.c_uint32),
         ("modules", ctypes.c_uint64),
         ("modules_capacity", ctypes.c_uint32),
         ("modules_count", ctypes.c_uint32),
@@ -173,6 +190,7 @@ class Header(ctypes.LittleEndianStructure):
 STRUCTS: dict[str, type[ctypes.LittleEndianStructure]] = {
     "optp_slot": Slot,
     "optp_record": CounterRecord,
+    "optp_census_slot": CensusSlot,
     "optp_poke_entry": PokeEntry,
     "optp_cpu_stats": CpuStats,
     "optp_module": Module,
@@ -189,4 +207,4 @@ def offset_of(struct: type[ctypes.LittleEndianStructure], field: str) -> int:
 assert ctypes.sizeof(CounterRecord) == 64
 assert ctypes.sizeof(PokeEntry) == 32
 assert ctypes.sizeof(Module) == 96
-assert ctypes.sizeof(Header) == 440
+assert ctypes.sizeof(Header) == 720

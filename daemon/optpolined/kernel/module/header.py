@@ -32,6 +32,8 @@ _POKE_ORDER = (8, 17)
 _CPU_IDS = (1, 8192)  # the most that x86 allows (CONFIG_NR_CPUS)
 _RECORD_CHUNKS = (1, 128)
 _MODULES = (1, 65536)
+_CENSUS_CHUNKS = (1, 64)
+_CENSUS_SLOTS = (1, 2048)  # of 16 bytes: 32 KiB, the largest percpu allocation
 _ARENA_ALIGNMENT = 32
 
 
@@ -39,7 +41,7 @@ _ARENA_ALIGNMENT = 32
 class Header:
     """``struct optp_header``, without what changes after it was published.
 
-    Sizes are in bytes.  ``cpu_stats`` is a percpu offset: see optpoline_abi.h.
+    Sizes are in bytes.  ``cpu_stats`` and ``census_other`` are percpu offsets: see optpoline_abi.h.
     """
 
     address: GuestVirtual
@@ -59,6 +61,12 @@ class Header:
     cpu_stats: int
     thunk: Mapping[Register, GuestVirtual]
     learn_stub: Mapping[Register, GuestVirtual]
+    census_stub: Mapping[Register, GuestVirtual]
+    thunk_head: Mapping[Register, bytes]
+    census_chunks: GuestVirtual
+    nr_census_chunks: int
+    census_chunk_slots: int
+    census_other: int
     modules: GuestVirtual
     modules_capacity: int
 
@@ -131,6 +139,17 @@ def parse_header(data: bytes, address: GuestVirtual) -> Header:
         cpu_stats=raw.cpu_stats,
         thunk=_by_register(list(raw.thunk)),
         learn_stub=_by_register(list(raw.learn_stub)),
+        census_stub=_by_register(list(raw.census_stub)),
+        thunk_head=MappingProxyType(
+            {
+                register: bytes(raw.thunk_head[register])[: abi.THUNK_HEAD]
+                for register in THUNK_REGISTERS
+            }
+        ),
+        census_chunks=GuestVirtual(raw.census_chunks),
+        nr_census_chunks=raw.nr_census_chunks,
+        census_chunk_slots=raw.census_chunk_slots,
+        census_other=raw.census_other,
         modules=GuestVirtual(raw.modules),
         modules_capacity=raw.modules_capacity,
     )
@@ -172,6 +191,7 @@ def _check_text(raw: abi.Header) -> None:
         name = register.name.lower()
         _range(f"thunk[{name}]", raw.thunk[register], 1, _TEXT)
         _range(f"learn_stub[{name}]", raw.learn_stub[register], 1, own)
+        _range(f"census_stub[{name}]", raw.census_stub[register], 1, own)
 
 
 def _check_tables(raw: abi.Header) -> None:
@@ -179,16 +199,20 @@ def _check_tables(raw: abi.Header) -> None:
     _between("poke_order", raw.poke_order, _POKE_ORDER)
     _between("nr_cpu_ids", raw.nr_cpu_ids, _CPU_IDS)
     _between("nr_record_chunks", raw.nr_record_chunks, _RECORD_CHUNKS)
+    _between("nr_census_chunks", raw.nr_census_chunks, _CENSUS_CHUNKS)
+    _between("census_chunk_slots", raw.census_chunk_slots, _CENSUS_SLOTS)
     _between("modules_capacity", raw.modules_capacity, _MODULES)
     for name, count, size in (
         ("poke_table", 1 << raw.poke_order, raw.poke_entry_size),
         ("per_cpu_offset", raw.nr_cpu_ids, 8),
         ("record_chunks", raw.nr_record_chunks, 8),
+        ("census_chunks", raw.nr_census_chunks, 8),
         ("modules", raw.modules_capacity, ctypes.sizeof(abi.Module)),
     ):
         _range(name, getattr(raw, name), count * size, _KERNEL, 8)
-    if raw.cpu_stats % 8:
-        raise HeaderError("cpu_stats", raw.cpu_stats, "a multiple of 8")
+    for name in ("cpu_stats", "census_other"):
+        if getattr(raw, name) % 8:
+            raise HeaderError(name, getattr(raw, name), "a multiple of 8")
 
 
 def _by_register(addresses: list[int]) -> Mapping[Register, GuestVirtual]:
