@@ -24,7 +24,14 @@ from optpolined.learning.state import (
     stands,
 )
 from optpolined.learning.strategy import Decision, Share, SiteEpoch, SiteStatus, Snapshot
-from optpolined.learning.windows import Now, close_window, first_window, learn, open_window
+from optpolined.learning.windows import (
+    Now,
+    close_window,
+    first_window,
+    learn,
+    open_window,
+    unseen,
+)
 
 __all__ = ("Hysteresis",)
 
@@ -63,9 +70,10 @@ class Hysteresis:
         if snapshot.epoch <= state.epoch:
             return state, Decision()
         seconds = snapshot.seconds
-        step = _Step(state, Now(snapshot.epoch, seconds, self.settings, self.shaper))
+        step = _Step(state, Now(snapshot.epoch, seconds, self.settings, self.shaper), snapshot)
+        step.take_in_covered()
         if _SECONDS[0] <= seconds <= _SECONDS[1]:
-            step.count(snapshot.sites, snapshot.installed)
+            step.count()
         step.meet_deadlines()
         step.open_first_windows()
         return step.finish()
@@ -97,24 +105,25 @@ _SCATTER = 0x9E3779B97F4A7C15
 class _Step:
     """One decision under way; the old state is not touched."""
 
-    def __init__(self, state: HysteresisState, now: Now) -> None:
+    def __init__(self, state: HysteresisState, now: Now, snapshot: Snapshot) -> None:
         self.before = state
         self.now = now
+        self.snapshot = snapshot
         self.sites = dict(state.sites)
         self.due = dict(state.due)
         self.scheduled: dict[int, list[GuestVirtual]] = {}
         self.changed: dict[GuestVirtual, None] = {}
 
-    def count(
-        self, counts: Mapping[GuestVirtual, SiteEpoch], installed: Mapping[GuestVirtual, Form]
-    ) -> None:
+    def count(self) -> None:
         """Counts mean something only where the wanted form stood: a poke may have failed."""
-        sites, now = self.sites, self.now
-        for address, counted in counts.items():
+        sites, now, installed = self.sites, self.now, self.snapshot.installed
+        for address, counted in self.snapshot.sites.items():
             site = sites.get(address)
             if site is None or not stands(site, installed.get(address, ORIGINAL)):
                 continue
-            if site.belief is None:
+            if site.phase is SitePhase.COLD:
+                after = self.noticed(address, site, counted)
+            elif site.belief is None:
                 after = learn(site, look(counted), now)
             elif site.window is None:
                 after = watch(site, look(counted), now)
@@ -123,10 +132,20 @@ class _Step:
             if after is not site:
                 self.put(address, after)
 
+    def noticed(self, address: GuestVirtual, site: SiteState, counted: SiteEpoch) -> SiteState:
+        """A cold site after a census that has seen it: called often enough, it learns at once."""
+        seen = look(counted)
+        if address not in self.snapshot.covered or not self.snapshot.census:
+            return site
+        if seen.total < max(self.now.few_calls, self.now.settings.census_min_calls):
+            return site
+        opened = open_window(site, self.now, SitePhase.LEARNING, "called often in a census")
+        return learn(opened, seen, self.now)
+
     def meet_deadlines(self) -> None:
         # Sites that nobody called share one state: one answer does for thousands of them.  The
         # key holds an identity, so the answer holds its object.
-        answers: dict[tuple[int, int], tuple[SiteState, SiteState]] = {}
+        answers: dict[tuple[int, int | None], tuple[SiteState, SiteState]] = {}
         for epoch in sorted(epoch for epoch in self.due if epoch <= self.now.epoch):
             for address in self.due.pop(epoch):
                 site = self.sites.get(address)
@@ -137,15 +156,23 @@ class _Step:
                     answers[key] = (site, self.end(site, key[1]))
                 self.put(address, answers[key][1])
 
-    def turn(self, address: GuestVirtual) -> int:
-        """The epoch of a cold site's next window; the sites take turns."""
+    def turn(self, address: GuestVirtual) -> int | None:
+        """The epoch of a cold site's next window; the sites take turns.
+
+        ``None``: a census will notice it, so that it needs no window.
+        """
+        if address in self.snapshot.covered:
+            return None
         settings = self.now.settings
         turns = ceil(1 / settings.reopen_share)
         mine = (address * _SCATTER >> 32) % turns * settings.reopen_epochs
         soonest = self.now.epoch + settings.reopen_epochs
         return soonest + (mine - soonest) % (turns * settings.reopen_epochs)
 
-    def end(self, site: SiteState, turn: int) -> SiteState:
+    def end(self, site: SiteState, turn: int | None) -> SiteState:
+        waits = SitePhase.QUARANTINE, SitePhase.MEGAMORPHIC, SitePhase.COLD
+        if turn is None and site.phase in waits:
+            return SiteState(SitePhase.COLD, f"waits for a census after {site.phase}", site.history)
         match site.phase:
             case SitePhase.LEARNING | SitePhase.RELEARNING:
                 ended = close_window(site, self.now)
@@ -157,10 +184,18 @@ class _Step:
             case _:
                 return open_window(site, self.now, SitePhase.LEARNING, "another window")
 
+    def take_in_covered(self) -> None:
+        """New sites that a census covers wait for it: most of them are never called."""
+        site = unseen(self.now)
+        for address in self.before.new:
+            if address in self.snapshot.covered:
+                self.put(address, site)
+
     def open_first_windows(self) -> None:
         site = first_window(self.now)
         for address in self.before.new:
-            self.put(address, site)
+            if address not in self.snapshot.covered:
+                self.put(address, site)
 
     def put(self, address: GuestVirtual, site: SiteState) -> None:
         before = self.sites.get(address)

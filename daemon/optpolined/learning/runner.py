@@ -4,10 +4,11 @@ The daemon and the replay of a trace go through this one, so that they cannot di
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import ORIGINAL, Form, Key
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Form, Key
 from optpolined.learning.cost import Costs
 from optpolined.learning.overridden import Overridden, Override
 from optpolined.learning.settings import ContinuousSettings, LearningSettings, PeriodicSettings
@@ -116,14 +117,27 @@ class StrategyRunner:
         counts: Mapping[GuestVirtual, SiteEpoch],
         tables: Mapping[GuestVirtual, KeyTable],
         forms: Mapping[GuestVirtual, Form],
+        *,
+        covered: AbstractSet[GuestVirtual] = frozenset(),
+        census: bool = False,
     ) -> Snapshot:
         """One epoch as the strategy is to see it.
 
         :param counts: Summed over the CPUs.
         :param tables: The key tables of the sites where ``LearnKeys`` stands.
         :param forms: What stood at the sites for all of the epoch.
+        :param covered: The sites that learn by census.
+        :param census: Whether a census counted all calls of those for all of the epoch.
         """
-        return Snapshot(epoch, seconds, self._shapes.counted(counts, tables), self.told(forms))
+        seen = Snapshot(
+            epoch,
+            seconds,
+            self._shapes.counted(counts, tables),
+            self.told(forms),
+            covered=covered,
+            census=census,
+        )
+        return seen.with_stubs(site for site, form in self.wanted.items() if form == LEARNING)
 
     def decide(self, snapshot: Snapshot) -> dict[GuestVirtual, Form]:
         """Let the strategy decide; ``wanted`` and ``states`` follow.

@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "challenger_margin": (0.01, 0.9),
     "max_targets": (1, 16),
     "min_calls_per_second": (0.1, 1e9),
+    "census_min_calls": (1, 1_000_000),
     "newest_weight": (0.01, 1.0),
     "learn_epochs": (1, 100_000),
     "audit_epochs": (1, 100_000),
@@ -87,6 +88,8 @@ class LearningSettings:
     the cost model says that they pay."""
     min_calls_per_second: float = 20.0
     """An epoch with fewer calls of a site says nothing about it."""
+    census_min_calls: int = 8
+    """A cold site begins to learn when an epoch of a census has counted so many calls of it."""
     newest_weight: float = 0.5
     """What the newest epoch counts for in the moving average of the shares."""
     learn_epochs: int = 10

@@ -8,11 +8,12 @@ which form these then take at the site is shape.py's choice, and no strategy nee
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import Form
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Form
 
 __all__ = ("Decision", "Share", "SiteEpoch", "SiteStatus", "Snapshot", "Strategy")
 
@@ -52,6 +53,23 @@ class Snapshot:
     installed: Mapping[GuestVirtual, Form]
     """What stood in the live text of each site for the whole epoch.  ``ORIGINAL`` where absent:
     the counts of such a site are not used, so a site that changed in the epoch is left out."""
+    covered: AbstractSet[GuestVirtual] = frozenset()
+    """The sites that learn by census and never by a stub: every count of such a site, where
+    ``ORIGINAL`` stood, is from a census.  A strategy that knows nothing of that sees ``LEARNING``
+    in ``installed`` where it asked for it; see :meth:`with_stubs`."""
+    census: bool = False
+    """Whether a census counted all calls of the covered sites, for the whole epoch."""
+
+    def with_stubs(self, asking: Iterable[GuestVirtual]) -> "Snapshot":
+        """The same epoch as if the covered sites of ``asking`` had learning stubs in a census."""
+        if not self.census:
+            return self
+        learned = {
+            site: LEARNING
+            for site in asking
+            if site in self.covered and self.installed.get(site, ORIGINAL) == ORIGINAL
+        }
+        return replace(self, installed={**self.installed, **learned})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from optpolined.learning.shape import Shaper
 from optpolined.learning.shares import Seen, Share, blend, choose, covers, extend
 from optpolined.learning.state import Belief, History, SitePhase, SiteState, Window
 
-__all__ = ("Now", "close_window", "first_window", "learn", "open_window")
+__all__ = ("Now", "close_window", "first_window", "learn", "open_window", "unseen")
 
 
 class Now:
@@ -44,11 +44,17 @@ class Now:
         """After an audit of moderate misses."""
 
 
-def first_window(now: Now) -> SiteState:
-    """A site that nothing is known of."""
+def unseen(now: Now) -> SiteState:
+    """A site that nothing is known of, and that a census will notice."""
     fresh = Backoff(now.epoch)
-    site = SiteState(SitePhase.COLD, "", History(fresh, fresh, fresh))
-    return open_window(site, now, SitePhase.LEARNING, "first window")
+    return SiteState(
+        SitePhase.COLD, "no census has seen it called often", History(fresh, fresh, fresh)
+    )
+
+
+def first_window(now: Now) -> SiteState:
+    """A site that nothing is known of, and that learns by a stub."""
+    return open_window(unseen(now), now, SitePhase.LEARNING, "first window")
 
 
 def open_window(site: SiteState, now: Now, phase: SitePhase, reason: str) -> SiteState:

@@ -20,7 +20,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.kernel.errors import CountersError
 from optpolined.kernel.module.header import Header
 
-__all__ = ("SLOT", "Census", "CensusCounts")
+__all__ = ("SLOT", "Census", "CensusCounts", "gained")
 
 SLOT: Final = np.dtype([("key", "<u8"), ("count", "<u8")])
 """``struct optp_census_slot``."""
@@ -120,6 +120,28 @@ class Census:
             data = self._read(GuestVirtual((cpu + self._other) % _TOP), 8)
             other += min(int.from_bytes(data, "little"), int(_COUNT_MAX))
         return _added_up(np.concatenate(slots), other)
+
+
+def gained(before: CensusCounts, now: CensusCounts) -> CensusCounts:
+    """What was counted between two readings; all of ``now`` where the slots were cleared."""
+    if now.total < before.total:
+        return now
+    keys = np.concatenate([_keys(before), _keys(now)])
+    signs = np.concatenate([-before.calls.astype(np.int64), now.calls.astype(np.int64)])
+    pairs, where = np.unique(keys, return_inverse=True)
+    calls = np.zeros(len(pairs), np.int64)
+    np.add.at(calls, where, signs)
+    rose = calls > 0
+    return CensusCounts(
+        (pairs[rose] >> np.uint64(32)) | _HIGH_HALF,
+        (pairs[rose] & _LOW_HALF) | _HIGH_HALF,
+        calls[rose].astype(np.uint64),
+        max(0, now.other - before.other),
+    )
+
+
+def _keys(counts: CensusCounts) -> _U64:
+    return (counts.returns << np.uint64(32)) | (counts.targets & _LOW_HALF)
 
 
 def _added_up(slots: npt.NDArray[np.void], other: int) -> CensusCounts:
