@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 def _checked(value: object, build: ValidatorFunctionWrapHandler) -> object:
-    """Settings that check themselves: tell pydantic, which knows the section, what they say."""
+    """Pass the complaint of settings that check themselves to pydantic, which knows the section."""
     try:
         return build(value)
     except SettingError as error:

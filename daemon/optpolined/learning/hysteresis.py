@@ -1,7 +1,7 @@
 """The default strategy: two thresholds, agreement over epochs, margins, and pauses that double.
 
-The work of an epoch is in proportion to the sites that counted something and to those whose
-deadline it is; the others are only carried along.
+The work of an epoch is proportional to the sites that counted something and to those whose deadline
+it is; the others are only copied.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ from optpolined.learning.windows import Now, close_window, first_window, learn, 
 __all__ = ("Hysteresis",)
 
 _SECONDS = (0.001, 1e6)
-"""The lengths of an epoch that can be true."""
+"""The possible lengths of an epoch, in seconds."""
 
 
 class Hysteresis:
@@ -38,7 +38,7 @@ class Hysteresis:
     def __init__(
         self, settings: LearningSettings | None = None, shaper: Shaper | None = None
     ) -> None:
-        """:param shaper: Asked whether targets pay."""
+        """:param shaper: Says whether targets pay."""
         self.settings = settings or LearningSettings()
         self.shaper = shaper or Shaper()
 
@@ -95,7 +95,7 @@ _SCATTER = 0x9E3779B97F4A7C15
 
 
 class _Step:
-    """One decision under way; the old state is not touched."""
+    """One decision in progress; the old state is not changed."""
 
     def __init__(self, state: HysteresisState, now: Now) -> None:
         self.before = state
@@ -108,7 +108,7 @@ class _Step:
     def count(
         self, counts: Mapping[GuestVirtual, SiteEpoch], installed: Mapping[GuestVirtual, Form]
     ) -> None:
-        """Counts mean something only where the wanted form stood: a poke may have failed."""
+        """Return the counts of a site, if its wanted form stood: a poke may have failed."""
         sites, now = self.sites, self.now
         for address, counted in counts.items():
             site = sites.get(address)
@@ -124,8 +124,8 @@ class _Step:
                 self.put(address, after)
 
     def meet_deadlines(self) -> None:
-        # Sites that nobody called share one state: one answer does for thousands of them.  The
-        # key holds an identity, so the answer holds its object.
+        # Sites without calls share one state, so one result serves thousands of them.  The key
+        # holds an identity, so the result holds its object.
         answers: dict[tuple[int, int], tuple[SiteState, SiteState]] = {}
         for epoch in sorted(epoch for epoch in self.due if epoch <= self.now.epoch):
             for address in self.due.pop(epoch):
@@ -138,7 +138,7 @@ class _Step:
                 self.put(address, answers[key][1])
 
     def turn(self, address: GuestVirtual) -> int:
-        """The epoch of a cold site's next window; the sites take turns."""
+        """Return the epoch of a cold site's next window; the sites take turns."""
         settings = self.now.settings
         turns = ceil(1 / settings.reopen_share)
         mine = (address * _SCATTER >> 32) % turns * settings.reopen_epochs
