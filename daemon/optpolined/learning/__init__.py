@@ -1,7 +1,7 @@
-"""Which targets are worth a direct branch.
+"""Decides which targets are worth a direct branch.
 
 Pure functions from counter snapshots to decisions: no I/O, no clock, no randomness.  All
-strategies stand behind one protocol (strategy.py); audit.py measures what any of them achieved.
+strategies have one protocol (strategy.py); audit.py measures what any of them achieved.
 Hysteresis is the default; continuous.py and periodic.py are its rivals, after two patches from the
 kernel list.  They decide which targets a site gets; shape.py decides, by the costs of cost.py,
 which form these take.
@@ -42,14 +42,14 @@ missing                           ``Chain(targets, counts_hits=True)``: an audit
 cold, megamorphic, quarantine     ``ORIGINAL``
 ================================  ==================================================
 
-Thresholds come in pairs: in at promote_share, out at demote_share.  An empty place in a chain goes
-to whoever takes add_share of the calls; a taken one only to a challenger that beats the weakest
+Thresholds come in pairs: in at promote_share, out at demote_share.  A target with add_share of the
+calls gets an empty place in a chain; a taken place goes only to a challenger that beats the weakest
 target by challenger_margin.  Every change of targets, every window that fails and every audit that
-found nothing is a strike (backoff.py): the next one of its kind must wait twice as long, until the
-site was calm for longer than it misbehaved.  So a site that alternates costs a number of pokes
-that grows with the logarithm of time, whatever its period.
+found nothing is a strike (backoff.py).  The next one of its kind must wait twice as long, until the
+site was calm for longer than it misbehaved.  So a site that alternates costs a number of pokes that
+grows with the logarithm of time, whatever its period.
 
-A site has max_targets targets at most.  Where these miss promote_share and more would reach it, it
-gets those (8 in a chain, 16 in a tree) if the cost model says that they pay: where calls are
-skewed.  What pays in no form is megamorphic.
+A site has max_targets targets at most.  If these miss promote_share and more would reach it, the
+site gets more (8 in a chain, 16 in a tree), if the cost model says that they pay, which is so where
+calls are skewed.  A site that pays in no form is megamorphic.
 """

@@ -1,4 +1,4 @@
-"""How many of a guest's indirect calls are direct now."""
+"""Measures how many of a guest's indirect calls are direct now."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Direct calls over all calls, 0 to 1; 0 where nothing was called."""
+        """Direct calls over all calls, 0 to 1; 0 without calls."""
         total = self.direct + self.missed + self.unpromoted
         return self.direct / total if total else 0.0
 
@@ -30,8 +30,8 @@ def audit(snapshot: Snapshot) -> Coverage:
     """Count a snapshot taken while every eligible site stood in a form that counts all its calls.
 
     That is ``Chain(targets, counts_hits=True)`` where the site is promoted and ``LEARNING``
-    elsewhere.  Hits of a chain that does not count them are unknown, so that it can only make the
-    share look smaller.
+    elsewhere.  Hits of a chain that does not count them are unknown, so such a chain can only make
+    the share look smaller.
     """
     direct = missed = unpromoted = 0
     for address, site in snapshot.sites.items():

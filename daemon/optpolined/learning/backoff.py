@@ -1,4 +1,4 @@
-"""A pause that doubles, and is forgiven only by a calm that outlasts the trouble."""
+"""A pause that doubles, and halves again only after a calm that outlasts the trouble."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,16 +13,16 @@ class Pauses:
     first: int
     longest: int
     calm: int
-    """The shortest calm that takes a doubling back."""
+    """The shortest calm that undoes a doubling."""
 
 
 class Backoff(NamedTuple):
     """The record of one kind of trouble at one site, in epochs.
 
-    After each strike comes a pause, twice as long as the one before.  A calm of twice the time
-    over which the site misbehaved (and of ``calm`` at least) takes one doubling back, three times
-    that two, and so on.  Whatever its rhythm, a site then strikes at most some log2(time) times,
-    until the pauses are as long as they get.
+    Each strike is followed by a pause, twice as long as the one before.  A calm of twice the time
+    over which the site misbehaved (and of ``calm`` at least) undoes one doubling, three times that
+    time undoes two, and so on.  So whatever its rhythm, a site strikes about log2(time) times at
+    most, until the pauses have their greatest length.
     """
 
     born: int
@@ -30,7 +30,7 @@ class Backoff(NamedTuple):
     last: int = 0
     """The last strike."""
     level: int = 0
-    """Doublings that stand."""
+    """The doublings that are in force."""
 
     def ready_at(self, pauses: Pauses) -> int:
         """The first epoch after the pause."""
@@ -39,7 +39,7 @@ class Backoff(NamedTuple):
         return self.last + min(pauses.first << (self.level - 1), pauses.longest)
 
     def strike(self, epoch: int, pauses: Pauses) -> "Backoff":
-        """Trouble again."""
+        """Add a strike."""
         level = self.level
         if not level:
             return Backoff(self.born, epoch, 1)
@@ -48,6 +48,6 @@ class Backoff(NamedTuple):
         level -= (1 + calm // span).bit_length() - 1
         if level <= 0:
             return Backoff(self.last, epoch, 1)
-        # One doubling beyond the longest pause and more would have to be calmed for nothing.
+        # Doublings beyond the longest pause have no effect, but a calm would have to undo them.
         highest = (pauses.longest // pauses.first).bit_length() + 1
         return Backoff(self.born, epoch, min(level + 1, highest))

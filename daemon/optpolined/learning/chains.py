@@ -1,4 +1,4 @@
-"""Promoted sites: watched by their misses alone, audited where those look wrong."""
+"""Watches promoted sites by their misses, and audits a site whose misses look wrong."""
 
 from optpolined.learning.shares import Contest, Seen, blend, contest, estimate
 from optpolined.learning.state import Belief, History, SitePhase, SiteState, Window
@@ -7,11 +7,11 @@ from optpolined.learning.windows import Now, open_window
 __all__ = ("audit_chain", "close_audit", "watch")
 
 _AGE_MAX = 1 << 20
-"""Epochs; a belief older than that has faded to nothing, and the age must stay a float."""
+"""Epochs.  An older rate has faded to nothing, and the age must fit a float."""
 
 
 def watch(site: SiteState, seen: Seen, now: Now) -> SiteState:
-    """One epoch of the misses of a promoted site, whose hits are not counted."""
+    """Decide on one epoch of the misses of a promoted site, whose hits are not counted."""
     belief = site.belief
     if belief is None or seen.slow < now.few_calls:
         return site
@@ -28,7 +28,7 @@ def watch(site: SiteState, seen: Seen, now: Now) -> SiteState:
 
 
 def _tolerated(belief: Belief, now: Now) -> float:
-    """The misses per second that tell nothing new."""
+    """Return the misses per second that are expected."""
     s = now.settings
     age = min(now.epoch - belief.measured, _AGE_MAX)
     believed = belief.calls_per_second * float(0.5 ** (age / s.baseline_half_life_epochs))
@@ -50,7 +50,7 @@ def _open_audit(
 
 
 def audit_chain(site: SiteState, seen: Seen, now: Now) -> SiteState:
-    """One epoch in which the hits were counted too."""
+    """Decide on one epoch in which the hits were counted too."""
     window = site.window
     if window is None or seen.total < now.few_calls:
         return site
@@ -78,9 +78,9 @@ def _looked_on(site: SiteState, window: Window) -> SiteState:
 
 
 def _judge(site: SiteState, window: Window, belief: Belief, now: Now) -> SiteState:
-    """Take challengers in, relearn, or find the chain good enough; else look on.
+    """Admit challengers, relearn, or find the chain good enough; else wait.
 
-    :param window: With this epoch; that of ``site`` is without.
+    :param window: The window with this epoch; that of ``site`` is without it.
     """
     s = now.settings
     bad = window.streak >= s.demote_epochs
@@ -124,7 +124,7 @@ def _give_up(site: SiteState, window: Window, now: Now, *, may_change: bool) -> 
 
 
 def close_audit(site: SiteState, now: Now) -> SiteState:
-    """The chain is good enough: remember what was measured, and look less often."""
+    """Find the chain good enough: keep what was measured, and audit less often."""
     window = site.window or Window(now.epoch)
     history, belief = site.history, site.belief
     if window.alarm:

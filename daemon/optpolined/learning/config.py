@@ -17,7 +17,7 @@ from optpolined.learning.settings import ContinuousSettings, LearningSettings, P
 from optpolined.learning.shape import ShapeSettings
 from optpolined.learning.strategies import StrategyName
 
-__all__ = ("LearningConfig", "Section")
+__all__ = ("CensusConfig", "LearningConfig", "Section")
 
 
 class Section(BaseModel):
@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 def _checked(value: object, build: ValidatorFunctionWrapHandler) -> object:
-    """Settings that check themselves: tell pydantic, which knows the section, what they say."""
+    """Pass the complaint of settings that check themselves to pydantic, which knows the section."""
     try:
         return build(value)
     except SettingError as error:
@@ -37,12 +37,30 @@ def _checked(value: object, build: ValidatorFunctionWrapHandler) -> object:
 _CHECKED = WrapValidator(_checked)
 
 
+class CensusConfig(Section):
+    """When all indirect calls of the guest are counted, and for how long."""
+
+    enabled: bool = True
+    """Learn by census where the guest allows it; else each site learns by a stub of its own."""
+    first_milliseconds: Annotated[int, Field(ge=50, le=10_000)] = 300
+    """The length of each epoch of the first census."""
+    epoch_milliseconds: Annotated[int, Field(ge=20, le=10_000)] = 100
+    """The length of each epoch of the later ones."""
+    epochs_max: Annotated[int, Field(ge=1, le=100)] = 5
+    """A census has one epoch, and so many at most while sites learn from it."""
+    interval_seconds: Annotated[float, Field(ge=0.5, le=3600)] = 5.0
+    """Between the starts of two censuses."""
+    duty_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """The largest part of the time that a census may run, but for the first one."""
+
+
 class LearningConfig(Section):
     """When a target is worth it, and in which form."""
 
     strategy: StrategyName = StrategyName.HYSTERESIS
     epoch_milliseconds: Annotated[int, Field(ge=50, le=60_000)] = 500
     audit_milliseconds: Annotated[int, Field(ge=100, le=60_000)] = 2000
+    census: CensusConfig = CensusConfig()
     hysteresis: Annotated[LearningSettings, _CHECKED] = LearningSettings()
     continuous: Annotated[ContinuousSettings, _CHECKED] = ContinuousSettings()
     epoch: Annotated[PeriodicSettings, _CHECKED] = PeriodicSettings()

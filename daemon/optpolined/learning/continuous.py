@@ -13,8 +13,8 @@ dynamic_call.c, include/linux/dynamic_call.h):
 4. When a CPU has more than 1000 misses before that, it forgets its candidates and takes the next
    four that come.
 
-There is no margin and no memory: whoever is ahead by one call wins.  What differs here, because of
-what our counters can tell:
+There is no margin and no memory: a target that is ahead by one call wins.  Our counters tell less,
+so some things differ here:
 
 - Counts come summed over the CPUs, so there is one set of candidates a site, not one a CPU, and the
   thresholds are reached earlier, by up to the number of CPUs.  The sums that decide are the same.
@@ -64,7 +64,7 @@ class Race(NamedTuple):
     fast: tuple[Count, ...] = ()
     """The current targets, and the counts by which they won."""
     hits: tuple[int, ...] = ()
-    """What each of them has now."""
+    """The present count of each candidate."""
     candidates: tuple[Count, ...] = ()
     misses: int = 0
     wiped: bool = False
@@ -73,7 +73,7 @@ class Race(NamedTuple):
 
     @property
     def state(self) -> str:
-        """For people."""
+        """The reason of the state, for the operator."""
         if self.wiped:
             return "wiped"
         return "promoted" if self.fast else "learning"
@@ -92,7 +92,7 @@ class ContinuousState:
     new: tuple[GuestVirtual, ...] = ()
     """Sites that start with the next epoch."""
     wiped: tuple[GuestVirtual, ...] = ()
-    """Sites that wait for a fresh record; those that went meanwhile may still be among them."""
+    """Sites that wait for a fresh record; sites that went meanwhile may still be in it."""
 
 
 _JSON = TypeAdapter(ContinuousState)
@@ -185,7 +185,7 @@ def _difference(before: ContinuousState, after: ContinuousState) -> Decision:
 
 
 class _Lap:
-    """One epoch of one site."""
+    """Decide on one epoch of one site."""
 
     def __init__(self, race: Race, seen: Seen, settings: ContinuousSettings) -> None:
         self.race = race
@@ -198,7 +198,7 @@ class _Lap:
         self._count()
 
     def _hits(self) -> tuple[int, ...]:
-        """What each current target has, with its part of the direct calls and what it missed."""
+        """Return the calls of each current target: its part of the direct calls, and its misses."""
         won = sum(calls for _, calls in self.race.fast)
         return tuple(
             before + self.seen.hits * calls // max(won, 1) + self.seen.calls.get(target, 0)
@@ -223,7 +223,7 @@ class _Lap:
         misses = self.race.misses + self.misses
         due = counted > s.update_calls
         if due and misses > s.wipe_misses:
-            # Which came first, at an even pace: (limit - before) / gained, multiplied out.
+            # Which was passed first at an even pace: (limit - before) / gained, multiplied out.
             due = (s.update_calls - before) * self.misses <= (s.wipe_misses - self.race.misses) * (
                 counted - before
             )

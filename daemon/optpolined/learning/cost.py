@@ -1,11 +1,11 @@
-"""What a call costs in each form, in cycles, for the targets that a site has.
+"""The cost model: the cycles of a call in each form, for the targets of a site.
 
-A call that the branch predictor foresees costs ``direct_cycles`` and a little for each step on its
-way.  A random order of targets costs more: a branch that is taken with probability q goes wrong
-2q(1-q) of the time, for what predictors make of noise is about that, and a site's cost is the sum
-over its branches.  With 23 cycles a misprediction, fitted, this is within 11 % of what was measured
-for chains, trees and chains of one target with 2 to 16 targets in random order, and within 25 %
-where one target takes 90 % of the calls and the others share the rest.
+A call whose branches are predicted costs ``direct_cycles`` and a little for each step on its way.
+A random order of targets costs more.  A branch that is taken with probability q is mispredicted
+2q(1-q) of the time, because predictors do about that with noise; a site's cost is the sum over its
+branches.  With 23 cycles a misprediction, fitted, this is within 11 % of what was measured for
+chains, trees and chains of one target with 2 to 16 targets in random order, and within 25 % where
+one target takes 90 % of the calls and the others share the rest.
 
 The table is for one hot site.  With thousands of sites everything misses its cache and costs more,
 but the order of the forms stays the same.
@@ -51,31 +51,31 @@ class Costs:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     retpoline_cycles: float = 36.0
-    """The call as the kernel was built."""
+    """A call as the kernel was built."""
     direct_cycles: float = 4.0
     """A call that its first compare finds: out of line, one target."""
     position_cycles: float = 0.3
-    """Each further compare of a chain, foreseen, on the way to a target."""
+    """Each further compare of a chain on the way to a target, if its branch is predicted."""
     miss_cycles: float = 40.0
-    """A call that the only compare of a chain lets pass: 37, and 3 for counting it."""
+    """A call that misses a chain of one target: 37, and 3 for counting it."""
     miss_position_cycles: float = 1.0
-    """Each further compare on the way of a miss: 53 with 16 of them, 37 with one."""
+    """Each further compare of a miss: 53 with 16 of them, 37 with one."""
     tree_level_cycles: float = 1.0
-    """Each level of a tree by target; fitted, for only random orders were measured."""
+    """Each level of a tree by target; fitted, because only random orders were measured."""
     keyed_level_cycles: float = 0.175
-    """Each bit of a tree by key: 4.7 with 4 bits, foreseen."""
+    """Each bit of a tree by key: 4.7 with 4 bits, if all branches are predicted."""
     misprediction_cycles: float = 23.0
-    """A branch that was not foreseen; fitted."""
+    """A mispredicted branch; fitted."""
     randomness_share: float = 1.0
     """How much of the order of a site's targets is noise to the branch predictor; 0: all of it is
-    foreseen.  It cannot be seen from outside: 1 is what was measured with targets in random order,
-    and asks the most of a form."""
+    predicted.  It cannot be measured from outside.  1 is the value for targets in random order,
+    with which a form must save the most to pay."""
 
     def __post_init__(self) -> None:
         check_ranges(self, COST_RANGES)
 
     def form(self, form: Form, shares: Sequence[Share]) -> float:
-        """Cycles a call at a site of this form, whose targets have these shares in any order."""
+        """Return the cycles a call of a site of this form; the shares are in any order."""
         if isinstance(form, Original):
             return self.retpoline_cycles
         share_of = dict(shares)
@@ -89,7 +89,7 @@ class Costs:
                 return self.chain([share for _, share in known])
 
     def chain(self, shares: Sequence[float]) -> float:
-        """Cycles a call of a chain whose targets have these shares, in its order."""
+        """Return the cycles a call of a chain whose targets have these shares, in its order."""
         noise = 2.0 * self.randomness_share * self.misprediction_cycles
         cycles = 0.0
         left = 1.0
@@ -104,12 +104,12 @@ class Costs:
         return cycles + left * (self.miss_cycles + self.miss_position_cycles * (len(shares) - 1))
 
     def tree(self, targets: Sequence[Share]) -> float:
-        """Cycles a call of a tree over these targets, whose shares are in any order."""
+        """Return the cycles a call of a tree over these targets; they are in any order."""
         shares = [share for _, share in sorted(targets)]
         return self._halves(shares) + self._found(min(1.0, sum(shares)))
 
     def _halves(self, shares: Sequence[float]) -> float:
-        """The inner branches for the calls that have ``shares``, to be scaled up to all calls."""
+        """Return the cycles of the inner branches for these ``shares``, scaled to all calls."""
         total = sum(shares)
         if total <= 0:
             return 0.0
@@ -127,9 +127,9 @@ class Costs:
         )
 
     def keyed(self, targets: Sequence[Share], key: Key, leaves: Leaves) -> float:
-        """Cycles a call of a tree over the bits of ``key``.
+        """Return the cycles a call of a tree over the bits of ``key``.
 
-        A target that has several leaves is taken to be called through all of them alike.
+        A target with several leaves is assumed to be called through all of them equally.
         """
         known = dict(targets)
         number: dict[GuestVirtual, int] = {}
@@ -142,7 +142,7 @@ class Costs:
         return self._bits(heat, key.bits) / min(1.0, total) + self._found(min(1.0, total))
 
     def _bits(self, heat: Mapping[int, float], bits: int) -> float:
-        """The branches below the highest of ``bits``, as codegen/source.py lays them out."""
+        """Return the cycles of the branches over the lowest ``bits``, as in codegen/source.py."""
         if bits == 0 or not heat:
             return 0.0
         bit = 1 << (bits - 1)
@@ -155,7 +155,7 @@ class Costs:
         )
 
     def _branch(self, one: float, other: float, step: float) -> float:
-        """An inner branch that leads these shares of the calls to its two sides."""
+        """Return the cycles of an inner branch with these shares of the calls on its two sides."""
         both = one + other
         if both <= 0:
             return 0.0
@@ -163,7 +163,7 @@ class Costs:
         return both * step + noise * one * other / both
 
     def _found(self, hit: float) -> float:
-        """The compare at the leaf, which this share of the calls passes, and what comes after."""
+        """Return the cycles of the compare at the leaf, where this share hits, and after it."""
         noise = 2.0 * self.randomness_share * self.misprediction_cycles
         missed = 1.0 - hit
         return noise * hit * missed + hit * self.direct_cycles + missed * self.miss_cycles

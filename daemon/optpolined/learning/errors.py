@@ -1,10 +1,10 @@
-"""What can go wrong in learning.
+"""The errors of learning.
 
 LearningError
 +-- SettingError   a setting is out of its range, or contradicts another: the caller's fault
 +-- StateError     a stored state cannot be read: the file's fault
 
-Snapshots never raise: they come from counters that the guest may write.
+A snapshot never raises, because the guest may write the counters.
 """
 
 from optpolined.errors import OptpolinedError
@@ -27,4 +27,4 @@ class SettingError(LearningError):
 
 
 class StateError(LearningError):
-    """A serialised state is not one that this strategy wrote."""
+    """A serialised state was not written by this strategy."""

@@ -1,7 +1,7 @@
 """The default strategy: two thresholds, agreement over epochs, margins, and pauses that double.
 
-The work of an epoch is in proportion to the sites that counted something and to those whose
-deadline it is; the others are only carried along.
+The work of an epoch is proportional to the sites that counted something and to those whose deadline
+it is; the others are only copied.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ from optpolined.learning.windows import (
 __all__ = ("Hysteresis",)
 
 _SECONDS = (0.001, 1e6)
-"""The lengths of an epoch that can be true."""
+"""The possible lengths of an epoch, in seconds."""
 
 
 class Hysteresis:
@@ -45,7 +45,7 @@ class Hysteresis:
     def __init__(
         self, settings: LearningSettings | None = None, shaper: Shaper | None = None
     ) -> None:
-        """:param shaper: Asked whether targets pay."""
+        """:param shaper: Says whether targets pay."""
         self.settings = settings or LearningSettings()
         self.shaper = shaper or Shaper()
 
@@ -103,7 +103,7 @@ _SCATTER = 0x9E3779B97F4A7C15
 
 
 class _Step:
-    """One decision under way; the old state is not touched."""
+    """One decision in progress; the old state is not changed."""
 
     def __init__(self, state: HysteresisState, now: Now, snapshot: Snapshot) -> None:
         self.before = state
@@ -115,7 +115,7 @@ class _Step:
         self.changed: dict[GuestVirtual, None] = {}
 
     def count(self) -> None:
-        """Counts mean something only where the wanted form stood: a poke may have failed."""
+        """Take in the counts of sites whose wanted form stood: a poke may have failed."""
         sites, now, installed = self.sites, self.now, self.snapshot.installed
         for address, counted in self.snapshot.sites.items():
             site = sites.get(address)
@@ -133,7 +133,7 @@ class _Step:
                 self.put(address, after)
 
     def noticed(self, address: GuestVirtual, site: SiteState, counted: SiteEpoch) -> SiteState:
-        """A cold site after a census that has seen it: called often enough, it learns at once."""
+        """Let a cold site learn at once, if a census has seen it called often enough."""
         seen = look(counted)
         if address not in self.snapshot.covered or not self.snapshot.census:
             return site
@@ -143,8 +143,8 @@ class _Step:
         return learn(opened, seen, self.now)
 
     def meet_deadlines(self) -> None:
-        # Sites that nobody called share one state: one answer does for thousands of them.  The
-        # key holds an identity, so the answer holds its object.
+        # Sites without calls share one state, so one result serves thousands of them.  The key
+        # holds an identity, so the result holds its object.
         answers: dict[tuple[int, int | None], tuple[SiteState, SiteState]] = {}
         for epoch in sorted(epoch for epoch in self.due if epoch <= self.now.epoch):
             for address in self.due.pop(epoch):
@@ -157,7 +157,7 @@ class _Step:
                 self.put(address, answers[key][1])
 
     def turn(self, address: GuestVirtual) -> int | None:
-        """The epoch of a cold site's next window; the sites take turns.
+        """Return the epoch of a cold site's next window; the sites take turns.
 
         ``None``: a census will notice it, so that it needs no window.
         """
@@ -185,7 +185,7 @@ class _Step:
                 return open_window(site, self.now, SitePhase.LEARNING, "another window")
 
     def take_in_covered(self) -> None:
-        """New sites that a census covers wait for it: most of them are never called."""
+        """Let new sites that a census covers wait for it: most of them are never called."""
         site = unseen(self.now)
         for address in self.before.new:
             if address in self.snapshot.covered:

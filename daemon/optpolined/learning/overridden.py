@@ -1,8 +1,8 @@
-"""Sites that somebody has decided about: pinned to a target, or banned.
+"""Sites that the operator has decided about: pinned to a target, or banned.
 
-:class:`Overridden` stands around a strategy.  A site that is decided about leaves the strategy, as
-one whose module has gone, and comes back as a new one when it is set free: no strategy knows of
-pins and bans, and what it learns next it learns from nothing.
+:class:`Overridden` wraps a strategy.  A site with an override leaves the strategy, as if its module
+were unloaded, and comes back as a new one when the override is dropped.  So no strategy knows of
+pins and bans, and a site that comes back learns from nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ BANNED = "banned"
 
 
 class Override(NamedTuple):
-    """What somebody has decided about a site."""
+    """The operator's decision about a site."""
 
     target: GuestVirtual | None
     """The only target of a pinned site; ``None``: the site is banned."""
@@ -34,7 +34,7 @@ class Override(NamedTuple):
 
     @property
     def form(self) -> Form:
-        """What is to stand at the site."""
+        """The form that the site is to have."""
         return ORIGINAL if self.target is None else Chain((self.target,))
 
     @property
@@ -45,12 +45,12 @@ class Override(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OverriddenState(Generic[StateT]):
-    """The strategy's own state, and what it does not know."""
+    """The strategy's own state, and the overrides, which it does not know."""
 
     inner: StateT
     overrides: Mapping[GuestVirtual, Override] = field(default_factory=dict)
     untold: frozenset[GuestVirtual] = frozenset()
-    """Sites that were ruled on, or set free, since the last decision."""
+    """Sites whose override was set, changed or dropped since the last decision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ _JSON = TypeAdapter(_Dump)
 
 
 class Overridden(Generic[StateT]):
-    """A :class:`Strategy` that obeys the rulings, and asks another one about all other sites."""
+    """A :class:`Strategy` that obeys the overrides, and asks another one about all other sites."""
 
     def __init__(self, strategy: Strategy[StateT]) -> None:
         self.strategy = strategy
@@ -80,9 +80,9 @@ class Overridden(Generic[StateT]):
     def rule(
         self, state: OverriddenState[StateT], overrides: Mapping[GuestVirtual, Override]
     ) -> OverriddenState[StateT]:
-        """Replace the rulings; what changes is told by the next decision.
+        """Replace the overrides; the next decision has what changes.
 
-        :param rulings: For sites of the strategy only.
+        :param overrides: For sites of the strategy only.
         """
         before = state.overrides
         changed = {

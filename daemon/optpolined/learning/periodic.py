@@ -7,16 +7,16 @@ saves source and target of each call in a hash table and counts how often; the m
 patched into the fast path; some logic retrains, by a policy that "may need to be refined"; version
 2 can hold several targets out of line, and leaves open whether to learn periodically.
 
-So here: a training lasts ``learn_epochs`` at most.  While it lasts, a worker runs every
-``worker_epochs`` and patches the most frequent target of each site that was called in; what nobody
-called is the original again at its end.  ``retrain_epochs`` after the start of one training begins
-the next, from nothing.  There are no shares, no margins and no pauses: one call is enough
+Here a training lasts ``learn_epochs`` at most.  Meanwhile a worker runs every ``worker_epochs``,
+and patches in the most frequent target of each site that was called.  A site that was not called is
+the original again at the end.  The next training starts ``retrain_epochs`` after the start of the
+last one, from nothing.  There are no shares, no margins and no pauses: one call is enough
 (``min_calls``), and a site with a hundred targets gets one of them.
 
 Our learning stubs are the per-CPU hash: a record of 7 targets a site and CPU, summed by the daemon.
 Two things differ.  A training puts the learning form in place of the chain, while a relpoline keeps
 its fast path: all calls are slow for as long, but old and new targets are counted alike.  And the
-calls of targets that find no slot count for nobody; a hash may lose some too.
+calls of targets that find no slot count for no target; a hash may lose some too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,11 +51,11 @@ class PeriodicSite(NamedTuple):
     phase: PeriodicPhase
     reason: str
     calls: tuple[tuple[GuestVirtual, int], ...] = ()
-    """While learning: the calls of this training by target, by rising address."""
+    """While learning, the calls of this training by target, by rising address."""
     total: int = 0
-    """The same, with those of targets that found no slot."""
+    """The same, with the calls of targets that found no slot."""
     chain: tuple[Share, ...] = ()
-    """While promoted: its targets, hottest first."""
+    """While promoted, its targets, hottest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Periodic:
     def __init__(
         self, settings: PeriodicSettings | None = None, shaper: Shaper | None = None
     ) -> None:
-        """:param shaper: Asked how many targets a form can have."""
+        """:param shaper: Says how many targets a form can have."""
         self.settings = settings or PeriodicSettings()
         self._places = min(self.settings.max_targets, (shaper or Shaper()).targets_max)
 
@@ -146,7 +146,7 @@ class Periodic:
             )
 
     def _work(self, sites: dict[GuestVirtual, PeriodicSite], before: int, now: int) -> None:
-        """Let the worker run where it is due, and the training end.
+        """Let the worker run when it is due, and the training end.
 
         :param before: Epochs since the training began, at the last decision.
         """

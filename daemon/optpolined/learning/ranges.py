@@ -11,9 +11,9 @@ __all__ = ("check_ranges",)
 def check_ranges(settings: object, ranges: Mapping[str, tuple[float, float]]) -> None:
     """Check the attributes that ``ranges`` names: the least and the most of each, in its unit.
 
-    Where the two are whole numbers, the value must be one too.
+    If both are whole numbers, the value must be one too.
 
-    :raise SettingError: the first that is out of its range, or of another kind.
+    :raise SettingError: a value is out of its range, or of another kind; the error names the first.
     """
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)

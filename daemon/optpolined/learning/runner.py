@@ -1,6 +1,6 @@
-"""A strategy at work: its state, its shapes, and what it wants by now.
+"""Runs a strategy: keeps its state, its shapes, and the forms that it wants.
 
-The daemon and the replay of a trace go through this one, so that they cannot differ.
+The daemon and the replay of a trace use the same runner, so that they cannot differ.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ __all__ = ("RunnerSettings", "StrategyRunner")
 
 
 class RunnerSettings(Protocol):
-    """What a pupil is made of: the [learning] part of a guest's configuration."""
+    """What a runner needs of the section ``[learning]`` of a guest's file."""
 
     @property
     def strategy(self) -> StrategyName: ...
@@ -45,14 +45,14 @@ class RunnerSettings(Protocol):
 class StrategyRunner:
     """One guest's strategy, and the forms that its decisions become.
 
-    The order of an epoch is :meth:`follow`, where modules came or went, :meth:`snapshot`,
+    The order of an epoch is :meth:`follow`, if modules came or went, :meth:`snapshot`,
     :meth:`decide`; :meth:`rule` and :meth:`adopt` come between two epochs.
     """
 
     def __init__(self, settings: RunnerSettings, strategy: StrategyName | None = None) -> None:
-        """It knows no site yet.
+        """Start without sites.
 
-        :param strategy: Instead of the one that ``settings`` names.
+        :param strategy: The strategy to run instead of the one that ``settings`` names.
         """
         shaper = Shaper(settings.shape, settings.costs)
         self._name = strategy or settings.strategy
@@ -69,9 +69,9 @@ class StrategyRunner:
         """The last one."""
 
     def follow(self, came: Mapping[GuestVirtual, Key | None], went: Iterable[GuestVirtual]) -> None:
-        """Sites that may be patched from now on, with the keys that they declare; and others not.
+        """Add sites that may be patched, with the keys that they declare, and drop others.
 
-        A site that is among both is a new one at the address of an old one.
+        A site that is in both is a new one at the address of an old one.
         """
         went = list(went)
         self._state = self._strategy.forget(self._state, went)
@@ -84,13 +84,13 @@ class StrategyRunner:
         self._state = self._strategy.add(self._state, came)
 
     def rule(self, overrides: Mapping[GuestVirtual, Override]) -> None:
-        """Decide about these sites, and no others, by what somebody said."""
+        """Let the operator decide about these sites, and the strategy about all others."""
         self._state = self._strategy.rule(self._state, overrides)
 
     def adopt(self, settings: RunnerSettings) -> None:
-        """Go on with other settings, from what is known.
+        """Use other settings from now on, and keep what was learned.
 
-        Another strategy knows nothing of that, and begins with the same sites and rulings.
+        Another strategy starts from nothing, with the same sites and overrides.
         """
         sites, overrides = self.status(), self._state.overrides
         is_another = settings.strategy is not self._name
@@ -103,11 +103,11 @@ class StrategyRunner:
             self.wanted = dict.fromkeys(self.wanted, ORIGINAL)
 
     def status(self) -> Mapping[GuestVirtual, SiteStatus]:
-        """Where every site stands; its wanted form in the strategy's words."""
+        """Return the state of every site; its wanted form is in the strategy's terms."""
         return self._strategy.status(self._state)
 
     def told(self, forms: Mapping[GuestVirtual, Form]) -> dict[GuestVirtual, Form]:
-        """What stands at the sites, in the strategy's words."""
+        """Return what stands at the sites, in the strategy's terms."""
         return self._shapes.installed(forms)
 
     def snapshot(
@@ -121,9 +121,9 @@ class StrategyRunner:
         covered: AbstractSet[GuestVirtual] = frozenset(),
         census: bool = False,
     ) -> Snapshot:
-        """One epoch as the strategy is to see it.
+        """Return one epoch as the strategy is to see it.
 
-        :param counts: Summed over the CPUs.
+        :param counts: The counts, summed over the CPUs.
         :param tables: The key tables of the sites where ``LearnKeys`` stands.
         :param forms: What stood at the sites for all of the epoch.
         :param covered: The sites that learn by census.

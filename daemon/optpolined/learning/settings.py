@@ -40,7 +40,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "quarantine_epochs_max": (1, 1_000_000),
     "calm_epochs": (1, 1_000_000),
 }
-"""The least and the most of each setting of hysteresis; where these are whole, it is too."""
+"""The least and the most of each setting of hysteresis; if both are whole, it is too."""
 
 CONTINUOUS_RANGES: dict[str, tuple[float, float]] = {
     "fast_targets": (1, 8),
@@ -73,45 +73,47 @@ class LearningSettings:
     promote_share: float = 0.90
     """A site is promoted when its hottest targets take at least this share of its calls."""
     promote_epochs: int = 3
-    """For so many busy epochs in a row the same targets must have had that share."""
+    """The same targets must have that share for so many busy epochs in a row."""
     demote_share: float = 0.30
-    """More misses than this share of the calls, and the chain is wrong."""
+    """A chain is wrong when misses exceed this share of the calls."""
     demote_epochs: int = 2
-    """So many audited epochs in a row must say so."""
+    """A site is demoted when its chain is wrong for so many audited epochs in a row."""
     add_share: float = 0.05
-    """What a further target must take to be worth a free place in the chain.  So many more misses
-    than expected are looked into."""
+    """The share of the calls that a further target must take to get a free place in the chain.  The
+    site is audited when its misses exceed what was expected by this share."""
     challenger_margin: float = 0.10
-    """By so much of the calls a challenger must beat the weakest target of a full chain."""
+    """A challenger must beat the weakest target of a full chain by this share of the calls."""
     max_targets: int = 4
-    """How many targets a site gets at most, unless more of them are needed for promote_share and
-    the cost model says that they pay."""
+    """The most targets of a site.  It gets more where promote_share needs more of them and the cost
+    model says that they pay."""
     min_calls_per_second: float = 20.0
-    """An epoch with fewer calls of a site says nothing about it."""
+    """An epoch with fewer calls of a site than this is ignored for that site."""
     census_min_calls: int = 8
     """A cold site begins to learn when an epoch of a census has counted so many calls of it."""
     newest_weight: float = 0.5
-    """What the newest epoch counts for in the moving average of the shares."""
+    """The weight of the newest epoch in the moving average of the shares."""
     learn_epochs: int = 10
-    """The length of a learning window; one that is about to agree gets promote_epochs more."""
+    """The length of a learning window.  A window that is about to agree gets promote_epochs
+    more."""
     audit_epochs: int = 6
-    """For so long a suspicious chain counts its hits at most."""
+    """The longest time for which a suspicious chain counts its hits."""
     audit_interval_epochs: int = 32
-    """The pause after an audit of moderate misses that changed nothing; doubles each time, up to
-    quarantine_epochs_max."""
+    """The pause after an audit that found moderate misses and changed nothing.  It doubles each
+    time, up to quarantine_epochs_max."""
     baseline_half_life_epochs: int = 128
-    """The call rate of a promoted site is not measured.  Belief in the last one halves in this
-    time, so that misses of a site that became quieter are looked into too."""
+    """The call rate of a promoted site is not measured.  The last known rate halves in this time,
+    so that the misses of a site that became quieter are audited too."""
     reopen_epochs: int = 8
-    """Every so many epochs some of the cold sites get another window, in turn."""
+    """Some of the cold sites, in turn, get another window every so many epochs."""
     reopen_share: float = 0.125
-    """This share of the cold sites: all of them in reopen_epochs / reopen_share epochs."""
+    """The share of the cold sites that get one: all of them in reopen_epochs / reopen_share
+    epochs."""
     quarantine_epochs: int = 16
-    """A site that flapped or has too many targets is let alone for so long; doubles each time."""
+    """How long a site is left alone that flapped or has too many targets.  It doubles each time."""
     quarantine_epochs_max: int = 4096
     """The longest pause of any kind."""
     calm_epochs: int = 64
-    """A doubling is taken back after a calm time of at least this, and of at least twice the time
+    """One doubling is undone after a calm time of at least this, and of at least twice the time
     over which the site misbehaved."""
 
     def __post_init__(self) -> None:
@@ -130,7 +132,7 @@ class LearningSettings:
 
 @dataclass(frozen=True, slots=True)
 class ContinuousSettings:
-    """Continuous: the numbers of Cree's dynamic calls.
+    """Continuous: the thresholds of Cree's dynamic calls.
 
     :raise SettingError: A value is out of :data:`CONTINUOUS_RANGES`.
     """
@@ -138,15 +140,15 @@ class ContinuousSettings:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     fast_targets: int = 2
-    """Targets that are called directly."""
+    """The most targets that are called directly."""
     candidates: int = 4
-    """Further targets that are counted at a time; all others are misses."""
+    """How many further targets are counted at a time; calls of all others are misses."""
     update_calls: int = 1000
-    """When the candidates have more calls than this, the best are patched in."""
+    """The best are patched in when the candidates have more calls than this."""
     wipe_misses: int = 1000
-    """When there are more misses than this first, other candidates get a chance."""
+    """Other candidates get a chance when there are more misses than this first."""
     patch_calls: int = 250
-    """The best must have more calls than this, or nothing is patched."""
+    """Nothing is patched unless the best target has more calls than this."""
 
     def __post_init__(self) -> None:
         check_ranges(self, CONTINUOUS_RANGES)
@@ -162,15 +164,15 @@ class PeriodicSettings:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     learn_epochs: int = 10
-    """For so long a training lasts at most."""
+    """The longest training."""
     worker_epochs: int = 2
-    """Every so many epochs of a training, the sites that were called are patched."""
+    """The sites that were called are patched every so many epochs of a training."""
     retrain_epochs: int = 240
-    """From the start of one training to that of the next."""
+    """The time from the start of one training to the start of the next."""
     max_targets: int = 1
-    """The most frequent target, or so many of them."""
+    """How many of the most frequent targets a site gets."""
     min_calls: int = 1
-    """A site with fewer calls in a training is not patched."""
+    """A site with fewer calls than this in a training is not patched."""
 
     def __post_init__(self) -> None:
         check_ranges(self, EPOCH_RANGES)

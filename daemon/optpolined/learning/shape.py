@@ -1,9 +1,9 @@
-"""Which form the targets of a site take: chain, tree by target, or tree by key.
+"""Chooses the form of a site's targets: chain, tree by target, or tree by key.
 
-A strategy decides which targets are worth a direct branch, and speaks of them as of a chain.  A
-:class:`Shaper` finds the form that the cost model calls cheapest, or that the settings name; a
-strategy may ask it whether a chain pays at all.  :class:`Shapes` stands between a strategy and the
-text of the guest, and translates both ways.
+A strategy decides which targets are worth a direct branch, and names them as a chain.  A
+:class:`Shaper` finds the form that is the cheapest by the cost model, or that the settings name; a
+strategy may ask it whether a chain pays at all.  :class:`Shapes` translates between the strategy's
+chains and the forms in the text of the guest, both ways.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ from optpolined.learning.strategy import Decision, Share, SiteEpoch
 __all__ = ("SHAPE_RANGES", "FormChoice", "KeyTable", "ShapeSettings", "Shaper", "Shapes")
 
 KeyTable = Mapping[int, GuestVirtual]
-"""The target that each index of a site's key had last; indices that never came are left out."""
+"""The target that each index of a site's key had last; an index that never came is absent."""
 
 
 class FormChoice(StrEnum):
@@ -42,7 +42,7 @@ class FormChoice(StrEnum):
     CHAIN = "chain"
     TREE = "tree"
     KEYED = "keyed"
-    """By key where the site has one and its table is known; elsewhere as ``AUTO``."""
+    """By key if the site has one and its table is known; else as ``AUTO``."""
 
 
 SHAPE_RANGES: dict[str, tuple[float, float]] = {
@@ -69,7 +69,7 @@ class ShapeSettings:
     tree_targets_max: int = 16
     """The most targets of a tree of either kind."""
     min_saving_share: float = 0.08
-    """What a form must save of a retpoline's cycles; where none does, a site is left alone."""
+    """The share of a retpoline's cycles that a form must save; else the site is left alone."""
 
     def __post_init__(self) -> None:
         if self.form not in tuple(FormChoice):
@@ -91,21 +91,21 @@ class Shaper:
         """The most targets that any form may have."""
 
     def saving(self, shares: Sequence[Share]) -> float:
-        """What the cheapest form without a key saves of a retpoline's cycles, as a share of them.
+        """Return the share of a retpoline's cycles that the cheapest form without a key saves.
 
-        Below 0 where it costs more.
+        It is below 0 if the form costs more.
 
-        :param shares: The targets, hottest first, of which there are 1 to :attr:`targets_max`.
+        :param shares: The targets, 1 to :attr:`targets_max`, hottest first.
         """
         return 1.0 - min(self._offers(shares))[0] / self.costs.retpoline_cycles
 
     def pays(self, shares: Sequence[Share], *, keyed: bool = False) -> bool:
-        """Whether these targets, hottest first, are worth a form.
+        """Return whether these targets, hottest first, are worth a form.
 
-        Several targets always are where the settings name a tree that can be had: whoever names it
-        wants to see it.
+        Several targets always are, if the settings name a tree that is possible: the operator who
+        names a tree wants it.
 
-        :param keyed: Whether a tree by key can be had.
+        :param keyed: Whether a tree by key is possible.
         """
         if not 0 < len(shares) <= self.targets_max:
             return False
@@ -119,9 +119,9 @@ class Shaper:
     def shape(
         self, shares: Sequence[Share], key: Key | None = None, table: KeyTable | None = None
     ) -> Form:
-        """The form of these targets: what the settings name where it can be, else the cheapest.
+        """Return the form of these targets: the one that the settings name, else the cheapest.
 
-        Whether it pays is not asked again: whoever named the targets has decided that.
+        It does not check again whether the form pays, because the strategy has decided that.
 
         :param shares: The targets, hottest first; ``ORIGINAL`` for none.
         :param key: What the site declared as its key.
@@ -142,7 +142,7 @@ class Shaper:
         return Tree(targets) if choice is FormChoice.TREE else Chain(targets)
 
     def _offers(self, shares: Sequence[Share]) -> Iterator[tuple[float, FormChoice]]:
-        """Cycles a call in each form that needs no key and may be had; there is at least one."""
+        """Yield the cycles a call in each possible form without a key; there is at least one."""
         s, number = self.settings, len(shares)
         if number == 1 or (number <= s.chain_targets_max and s.form is not FormChoice.TREE):
             yield self.costs.chain([share for _, share in shares]), FormChoice.CHAIN
@@ -159,10 +159,10 @@ class Shaper:
 
 
 class Shapes:
-    """What a strategy asks for, and what is made of it, site by site.
+    """What a strategy asks for, and the form that is made of it, site by site.
 
-    Deterministic, and forgotten with the daemon: it says only how to read the decisions of this
-    run.  The order of an epoch is :meth:`counted`, :meth:`installed`, the strategy's ``decide``,
+    It is deterministic and is not saved, because it only translates the decisions of this run.
+    The order of an epoch is :meth:`counted`, :meth:`installed`, the strategy's ``decide``,
     :meth:`made`.
     """
 
@@ -171,18 +171,18 @@ class Shapes:
         self._keys: dict[GuestVirtual, Key] = {}
         self._tables: dict[GuestVirtual, KeyTable] = {}
         self._pairs: dict[GuestVirtual, tuple[Form, Form]] = {}
-        """What was asked for, and what was made of it, where the two differ."""
+        """What was asked for, and the form that was made of it, if they differ."""
 
     def adopt(self, shaper: Shaper) -> None:
-        """Make forms by another choice from now on; those that were made stay."""
+        """Use another shaper from now on; forms that were made stay."""
         self._shaper = shaper
 
     def declare(self, keys: Mapping[GuestVirtual, Key]) -> None:
-        """Sites that declare a key, before the strategy first hears of them."""
+        """Add sites that declare a key; call it before the strategy gets them."""
         self._keys.update(keys)
 
     def forget(self, sites: Iterable[GuestVirtual]) -> None:
-        """Sites that went with a module."""
+        """Drop sites whose module was unloaded."""
         for site in sites:
             for memory in (self._keys, self._tables, self._pairs):
                 memory.pop(site, None)
@@ -192,7 +192,7 @@ class Shapes:
         counts: Mapping[GuestVirtual, SiteEpoch],
         tables: Mapping[GuestVirtual, KeyTable],
     ) -> dict[GuestVirtual, SiteEpoch]:
-        """The counts for the strategy's snapshot, and a memory of the tables.
+        """Return the counts for the strategy's snapshot, and keep the tables.
 
         :param tables: What stands in the key tables of the sites where ``LearnKeys`` stands; only
             targets that may be called directly.
@@ -205,7 +205,7 @@ class Shapes:
         return filled
 
     def installed(self, forms: Mapping[GuestVirtual, Form]) -> dict[GuestVirtual, Form]:
-        """What stands at each site, in the words of the strategy that asked for it."""
+        """Return what stands at each site, in the terms of the strategy that asked for it."""
         told = dict(forms)
         for site, (asked, made) in self._pairs.items():
             if told.get(site) == made:
@@ -213,7 +213,7 @@ class Shapes:
         return told
 
     def made(self, decision: Decision) -> dict[GuestVirtual, Form]:
-        """The forms that the sites of ``decision.wanted`` are to have."""
+        """Return the forms that the sites of ``decision.wanted`` are to have."""
         forms: dict[GuestVirtual, Form] = {}
         for site, asked in decision.wanted.items():
             forms[site] = self._make(site, asked, decision.shares.get(site))
@@ -233,10 +233,10 @@ class Shapes:
 
 
 def fill_in(seen: SiteEpoch, table: KeyTable) -> SiteEpoch:
-    """Name the calls that found no slot by the key table: a record has 7 slots a CPU, a table 64.
+    """Assign the calls that found no slot by the key table: a record has 7 slots a CPU, a table 64.
 
-    A call writes its target to the table whether it finds a slot or not, so the calls without one
-    went to the targets that only the table has.  Which of them how often nobody counted: all alike.
+    A call writes its target to the table even if it finds no slot, so the calls without a slot went
+    to the targets that only the table has.  Their counts are unknown: each gets the same.
     """
     absent = sorted(set(table.values()) - seen.calls.keys())
     if not absent or seen.other <= 0:

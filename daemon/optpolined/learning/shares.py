@@ -1,4 +1,4 @@
-"""Shares of a site's calls: seen, averaged, chosen.  Lists are hottest first, ties by address."""
+"""Computes and chooses shares of a site's calls.  Lists are hottest first, ties by address."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
@@ -22,7 +22,7 @@ __all__ = (
 )
 
 _COUNT_MAX = 1 << 64
-"""More calls than any epoch has: above it a count is nonsense, and would overflow a float."""
+"""More calls than any epoch has; a greater count is nonsense, and would overflow a float."""
 _TARGETS_KEPT = 16
 """Per site; a record has 7 slots per CPU, so a guest could show hundreds."""
 _SHARE_KEPT = 0.001
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
 
     calls: Mapping[GuestVirtual, int]
     slow: int
-    """Calls that reached the learning stub, by whatever target."""
+    """Calls that reached the learning stub, of all targets."""
     hits: int
     total: int
     """All counted calls."""
@@ -45,10 +45,10 @@ class Seen(NamedTuple):
 
 
 def look(site: SiteEpoch) -> Seen:
-    """Drop what cannot be: negative counts, target 0 (a free slot), absurd numbers."""
+    """Drop impossible counts: negative ones, target 0 (a free slot), absurd numbers."""
     calls, other, hits = site.calls, site.other, site.hits
     slow = sum(calls.values())
-    # Nearly always all is well, and nothing need be copied.
+    # Nearly always all counts are possible, and no copy is needed.
     if calls and (slow > _COUNT_MAX or min(calls.values()) <= 0 or min(calls) <= 0):
         calls = {
             target: min(_COUNT_MAX, count)
@@ -64,7 +64,7 @@ def look(site: SiteEpoch) -> Seen:
 
 
 def blend(old: Sequence[Share], seen: Seen, weight: float) -> tuple[Share, ...]:
-    """The moving average of the shares after one more epoch, which counts for ``weight``."""
+    """Return the moving average of the shares after one more epoch, which has this ``weight``."""
     keep = 1.0 - weight
     scale = weight / seen.total
     shares = {target: share * keep for target, share in old}
@@ -82,12 +82,12 @@ def blend(old: Sequence[Share], seen: Seen, weight: float) -> tuple[Share, ...]:
 
 
 def covers(shares: Iterable[Share], targets: Sequence[GuestVirtual], enough: float) -> bool:
-    """Whether ``targets`` together have a share of ``enough``."""
+    """Return whether ``targets`` together have a share of ``enough``."""
     return sum([share for target, share in shares if target in targets]) >= enough - _ROUNDING
 
 
 def choose(shares: Sequence[Share], enough: float, most: int) -> tuple[GuestVirtual, ...]:
-    """The fewest targets, at most ``most``, with a share of ``enough``; none if they miss it."""
+    """Return the fewest targets with a share of ``enough``; empty if ``most`` of them miss it."""
     chosen: list[GuestVirtual] = []
     total = 0.0
     for target, share in shares[:most]:
@@ -101,7 +101,7 @@ def choose(shares: Sequence[Share], enough: float, most: int) -> tuple[GuestVirt
 def extend(
     shares: Sequence[Share], chosen: Sequence[GuestVirtual], worth: float, most: int
 ) -> tuple[Share, ...]:
-    """``chosen`` and, in its free places, further targets of at least ``worth``."""
+    """Return ``chosen`` and, in its free places, further targets of at least ``worth``."""
     free = most - len(chosen)
     chain = []
     for share in shares:
@@ -114,12 +114,12 @@ def extend(
 
 
 def targets_of(chain: Sequence[Share]) -> tuple[GuestVirtual, ...]:
-    """The targets alone; each stands once."""
+    """Return the targets alone, each once."""
     return next(zip(*chain, strict=True), ())
 
 
 def estimate(chain: Sequence[Share], direct: float) -> tuple[Share, ...]:
-    """The shares of a chain whose hits are known only as a sum: in proportion as before."""
+    """Return the shares of a chain whose hits are known only as a sum: in proportion as before."""
     total = sum(map(_part, chain))
     if total <= 0:
         return tuple([(target, direct / len(chain)) for target, _ in chain])
@@ -127,13 +127,13 @@ def estimate(chain: Sequence[Share], direct: float) -> tuple[Share, ...]:
 
 
 class Contest(NamedTuple):
-    """What became of a chain."""
+    """A chain after its challengers."""
 
     chain: tuple[Share, ...]
     came: int
     """Challengers that are in it now."""
     gone: int
-    """Targets that are not any more."""
+    """Targets that lost their place."""
 
 
 def contest(
@@ -144,13 +144,13 @@ def contest(
     margin: float | None,
     most: int,
 ) -> Contest:
-    """Let those of ``shares`` that are not in the chain have their turn.
+    """Let the targets of ``shares`` that are not in the chain challenge it.
 
     A challenger of at least ``worth`` takes a free place.  In a full chain it takes the place of
-    the weakest target where it beats that by ``margin``; with ``None`` nobody loses his place.
+    the weakest target if it beats that by ``margin``; with ``None`` no target loses its place.
     """
-    # Of equally weak ones the last in the chain goes.  No challenger goes again: the next one is no
-    # hotter.
+    # Of equally weak targets the last in the chain goes.  A challenger that was admitted stays,
+    # because the next one is not hotter.
     kept, names = list(chain), targets_of(chain)
     free = most - len(kept)
     came = []

@@ -1,6 +1,6 @@
-"""What hysteresis remembers: plain immutable values, the same after a way through JSON.
+"""The state of hysteresis: plain immutable values that JSON keeps unchanged.
 
-What stands once for each site is a ``NamedTuple``: with thousands of sites, making a frozen
+What exists once for each site is a ``NamedTuple``.  With thousands of sites, making a frozen
 dataclass for each was a quarter of the time of an epoch.
 """
 
@@ -33,7 +33,7 @@ __all__ = (
 
 
 class SitePhase(StrEnum):
-    """Where a site stands; the package's docstring draws the ways between."""
+    """The state of a site; the package's docstring draws the transitions."""
 
     COLD = "cold"
     LEARNING = "learning"
@@ -45,7 +45,7 @@ class SitePhase(StrEnum):
 
 
 class Window(NamedTuple):
-    """A time in which a site's counts are looked at: a learning window, or an audit of a chain."""
+    """A time in which a site's counts are collected: a learning window, or an audit of a chain."""
 
     since: int
     """The epoch that opened it."""
@@ -79,7 +79,7 @@ class Belief(NamedTuple):
 
 
 class History(NamedTuple):
-    """The troubles of a site, whatever its phase."""
+    """The pauses of a site, in any phase."""
 
     flaps: Backoff
     """Changes of the targets, and windows that failed."""
@@ -120,10 +120,10 @@ class HysteresisState:
 
 
 def stands(site: SiteState, standing: Form) -> bool:
-    """Whether ``standing`` is the wanted form of a site; as ``form_of(site) == standing``.
+    """Return whether ``standing`` is the wanted form of a site, as ``form_of(site) == standing``.
 
-    Asked for every site that counted anything: making a form to compare with takes three times as
-    long.
+    It is called for every site that counted anything, and making a form to compare with takes three
+    times as long.
     """
     belief = site.belief
     if belief is None:
@@ -137,7 +137,7 @@ def stands(site: SiteState, standing: Form) -> bool:
 
 
 def form_of(site: SiteState) -> Form:
-    """The wanted form of a site."""
+    """Return the wanted form of a site."""
     belief = site.belief
     if belief is None:
         return ORIGINAL if site.window is None else LEARNING
@@ -148,14 +148,14 @@ _JSON = TypeAdapter(HysteresisState)
 
 
 def dump(state: HysteresisState) -> str:
-    """The state as JSON."""
+    """Return the state as JSON."""
     return _JSON.dump_json(state).decode()
 
 
 def load(text: str) -> HysteresisState:
-    """What :func:`dump` wrote.
+    """Return the state that :func:`dump` wrote.
 
-    :raise StateError: ``text`` is something else.
+    :raise StateError: ``text`` is not such a state.
     """
     return load_json(_JSON, text, "hysteresis")
 
@@ -164,9 +164,9 @@ StateT = TypeVar("StateT")
 
 
 def load_json(adapter: TypeAdapter[StateT], text: str, whose: str) -> StateT:
-    """A state of the strategy ``whose``, from JSON.
+    """Return a state of the strategy ``whose`` from JSON.
 
-    :raise StateError: ``text`` is something else.
+    :raise StateError: ``text`` is not such a state.
     """
     try:
         return adapter.validate_json(text)

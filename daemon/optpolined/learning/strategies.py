@@ -14,7 +14,7 @@ __all__ = ("StrategyName", "make_strategy")
 
 
 class StrategyName(StrEnum):
-    """What a configuration may name."""
+    """The strategies that a configuration may name."""
 
     HYSTERESIS = "hysteresis"
     CONTINUOUS = "continuous"
@@ -29,7 +29,7 @@ def make_strategy(
     epoch: PeriodicSettings,
     shaper: Shaper,
 ) -> Strategy[Any]:
-    """The strategy ``name`` with its own of the settings; only it knows its states."""
+    """Return the strategy ``name`` with its settings; only the strategy knows its states."""
     match name:
         case StrategyName.HYSTERESIS:
             return Hysteresis(hysteresis, shaper)

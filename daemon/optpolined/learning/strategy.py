@@ -1,10 +1,10 @@
-"""What a strategy sees, and what it says.
+"""The protocol of a strategy: its snapshots and its decisions.
 
-Pure: no I/O, no clock, no randomness.  The same state and the same snapshots give the same
-decisions, so a recorded trace replays exactly.
+A strategy is pure: no I/O, no clock, no randomness.  The same state and the same snapshots give the
+same decisions, so a recorded trace replays exactly.
 
-Strategies decide which targets a site gets and say so as ``Original``, ``LEARNING`` or ``Chain``;
-which form these then take at the site is shape.py's choice, and no strategy need know of it.
+A strategy decides which targets a site gets, and names them as ``Original``, ``LEARNING`` or
+``Chain``.  shape.py chooses the form at the site, and no strategy depends on that.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +21,8 @@ StateT = TypeVar("StateT")
 
 
 Share = tuple[GuestVirtual, float]
-"""A target and its part of the site's calls, 0 to 1.  There are a hundred thousand of them, and the
-garbage collector lets plain tuples of numbers be."""
+"""A target and its part of the site's calls, 0 to 1.  A plain tuple, because there are a hundred
+thousand, and the garbage collector skips tuples of numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Snapshot:
     """One epoch of a guest."""
 
     epoch: int
-    """Rises; a snapshot that is not newer than the last one is ignored."""
+    """It rises; a snapshot that is not newer than the last one is ignored."""
     seconds: float
     """The length of the epoch."""
     sites: Mapping[GuestVirtual, SiteEpoch]
@@ -89,7 +89,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class SiteStatus:
-    """Where a site stands."""
+    """The state of a site."""
 
     state: str
     reason: str
@@ -99,39 +99,39 @@ class SiteStatus:
 class Strategy(Protocol[StateT]):
     """Turns snapshots into wanted forms.
 
-    States are immutable: every method that changes one gives a new one back.  Wanted forms start
-    as ``ORIGINAL``.  No method but :meth:`load` raises, whatever the guest counted.
+    States are immutable: a method that changes a state returns a new one.  Wanted forms start as
+    ``ORIGINAL``.  No method but :meth:`load` raises, whatever the guest counted.
     """
 
     def initial(self, sites: Iterable[GuestVirtual]) -> StateT:
-        """The state before the first epoch.
+        """Return the state before the first epoch.
 
         :param sites: The sites that may be patched.
         """
 
     def add(self, state: StateT, sites: Iterable[GuestVirtual]) -> StateT:
-        """Sites that came with a module; known ones are left as they are."""
+        """Add sites of a loaded module; known sites stay as they are."""
 
     def forget(self, state: StateT, sites: Iterable[GuestVirtual]) -> StateT:
-        """Sites that went with a module, or may not be patched any more; nothing of them stays."""
+        """Drop sites whose module was unloaded, or that may no longer be patched."""
 
     def decide(self, state: StateT, snapshot: Snapshot) -> tuple[StateT, Decision]:
-        """One epoch.
+        """Decide on one epoch.
 
         :return: The state after it, and what changed.
         """
 
     def wanted(self, state: StateT) -> Mapping[GuestVirtual, Form]:
-        """The wanted form of every site; those that want ``ORIGINAL`` are left out."""
+        """Return the wanted form of every site; those that want ``ORIGINAL`` are left out."""
 
     def status(self, state: StateT) -> Mapping[GuestVirtual, SiteStatus]:
-        """Every site, for people."""
+        """Return the state of every site, for the operator."""
 
     def dump(self, state: StateT) -> str:
-        """The state as JSON."""
+        """Return the state as JSON."""
 
     def load(self, text: str) -> StateT:
-        """What :meth:`dump` wrote.
+        """Return the state that :meth:`dump` wrote.
 
         :raise StateError: ``text`` is not a state of this strategy.
         """

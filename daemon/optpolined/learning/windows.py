@@ -1,4 +1,4 @@
-"""Learning windows: every call of the site is counted by target."""
+"""Learning windows, in which every call of the site is counted by target."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ __all__ = ("Now", "close_window", "first_window", "learn", "open_window", "unsee
 
 
 class Now:
-    """The epoch that is being decided, and what follows from it for every site."""
+    """The epoch that is decided, and what follows from the settings for every site."""
 
     __slots__ = (
         "audit_pauses",
@@ -35,7 +35,7 @@ class Now:
         self.settings = settings
         self.shaper = shaper
         self.few_calls = max(1.0, s.min_calls_per_second * seconds)
-        """An epoch with fewer calls says nothing."""
+        """An epoch with fewer calls is ignored."""
         self.places = min(s.max_targets, shaper.targets_max)
         """The targets of a site, unless more are needed and pay."""
         self.flap_pauses = Pauses(s.quarantine_epochs, s.quarantine_epochs_max, s.calm_epochs)
@@ -45,7 +45,7 @@ class Now:
 
 
 def unseen(now: Now) -> SiteState:
-    """A site that nothing is known of, and that a census will notice."""
+    """Return a site about which nothing is known, and which a census will notice."""
     fresh = Backoff(now.epoch)
     return SiteState(
         SitePhase.COLD, "no census has seen it called often", History(fresh, fresh, fresh)
@@ -53,7 +53,7 @@ def unseen(now: Now) -> SiteState:
 
 
 def first_window(now: Now) -> SiteState:
-    """A site that nothing is known of, and that learns by a stub."""
+    """Return a site about which nothing is known, and which learns by a stub."""
     return open_window(unseen(now), now, SitePhase.LEARNING, "first window")
 
 
@@ -64,7 +64,7 @@ def open_window(site: SiteState, now: Now, phase: SitePhase, reason: str) -> Sit
 
 
 def learn(site: SiteState, seen: Seen, now: Now) -> SiteState:
-    """One epoch of a learning window; too few calls neither promote nor reset."""
+    """Decide on one epoch of a learning window; too few calls neither promote nor reset."""
     window = site.window
     total = seen.total
     if window is None or total < now.few_calls:
@@ -86,7 +86,7 @@ def learn(site: SiteState, seen: Seen, now: Now) -> SiteState:
 
 
 def _candidate(shares: Sequence[Share], now: Now, *, keyed: bool) -> tuple[GuestVirtual, ...]:
-    """The targets that are worth a form: the fewest that have the share; none if none pay."""
+    """Return the targets that are worth a form: the fewest with the share; empty if none pay."""
     s = now.settings
     chosen = choose(shares, s.promote_share, now.places)
     if not chosen:
@@ -110,7 +110,7 @@ def _promote(site: SiteState, window: Window, now: Now) -> SiteState:
 
 
 def _ended(site: SiteState, now: Now) -> History:
-    # Whatever a relearning window brings, it was a flap: two ways of failing would double twice.
+    # A relearning window counts as a flap whatever its result, so that a failure doubles only once.
     return _struck(site.history, now) if site.phase is SitePhase.RELEARNING else site.history
 
 
@@ -119,7 +119,7 @@ def _struck(history: History, now: Now) -> History:
 
 
 def close_window(site: SiteState, now: Now) -> SiteState:
-    """The window ends without agreement."""
+    """End the window without agreement."""
     s = now.settings
     window = site.window or Window(now.epoch)
     extended = window.since + s.learn_epochs + s.promote_epochs
@@ -142,7 +142,7 @@ def close_window(site: SiteState, now: Now) -> SiteState:
 
 
 def _too_many(window: Window, now: Now) -> str | None:
-    """Why the targets are too many for any form; ``None`` where they are not."""
+    """Return why the targets are too many for any form; ``None`` if they are not."""
     s = now.settings
     hottest = window.shares[: now.shaper.targets_max]
     chosen = choose(hottest, s.promote_share, len(hottest))

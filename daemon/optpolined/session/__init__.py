@@ -13,6 +13,7 @@ restoring.py      everything put back
 modules.py        the modules it has loaded, and whether one guards its integrity
 survey.py         its symbols, text and sites, and why some sites are left alone
 text.py           its code before and after
+census.py         all of its indirect calls, counted for a moment
 mailbox.py        requests to its module
 key_table.py      what the guest noted of a site's key
 stub_handover.py  the gdbstub, given to a debugger and taken back

@@ -16,6 +16,7 @@ from optpolined.patching.protocol.steps import Protocol
 from optpolined.patching.protocol.transport import Transport
 from optpolined.patching.static_calls import StaticCalls
 from optpolined.session.access import GuestAccess
+from optpolined.session.census import CensusTaker
 from optpolined.session.counting import Counts, SiteCounters
 from optpolined.session.migration import is_migrating
 from optpolined.session.modules import LoadedModules
@@ -54,6 +55,7 @@ class Session:
         self.arena = arena
         self.counters = counters
         self._reclaimer = Reclaimer(access, arena, counters)
+        self.census = CensusTaker(access, survey)
         self._restoring = False
         self._is_over = False
         protocol = access.settings.config.poke.protocol
@@ -152,6 +154,7 @@ class Session:
         modules = self._loaded.read()
         change = self.survey.follow(modules, self._access.entries.originals())
         self.static_calls.replace_calls(self.survey.static_calls)
+        self.census.follow_modules()
         self.patcher.drop_sites(change.went)
         for site in change.went:
             self._reclaimer.retire_records(self.counters.records.release_site(site))
@@ -194,6 +197,7 @@ class Session:
         if running:
             self._catch_up()
         self._restoring = True
+        self.census.stop()
         all_back = put_all_back(self._access, self.patcher, self.static_calls)
         lines = self.text_differences()
         if not running:

@@ -116,6 +116,14 @@ class Survey:
             self.texts[region] = with_originals(text, region.base, built)
         return ModuleChange(came, went)
 
+    def text_at(self, address: GuestVirtual, size: int) -> bytes:
+        """Return original text; nothing where not all of it lies in one region."""
+        for region, text in self.texts.items():
+            start = address - region.base
+            if 0 <= start <= len(text) - size:
+                return text[start : start + size]
+        return b""
+
     def _forget(self, regions: Iterable[TextRegion]) -> list[GuestVirtual]:
         went = []
         for region in regions:
