@@ -78,6 +78,18 @@ class CallRates:
         for address, form in snapshot.installed.items():
             if isinstance(form, Chain):
                 self._count(address, form, snapshot)
+        if snapshot.census:
+            self._take_census(snapshot)
+
+    def _take_census(self, snapshot: Snapshot) -> None:
+        """Measure the covered sites that stood as they were built: a census sees all calls."""
+        for address in snapshot.covered & (snapshot.sites.keys() | self._rates.keys()):
+            if not isinstance(snapshot.installed.get(address), Chain):
+                counts = snapshot.sites.get(address, _NO_CALLS)
+                calls = sum(counts.calls.values()) + counts.other
+                self.counted_calls += calls
+                rate = self._rates.setdefault(address, Rate())
+                _measure(rate, calls / snapshot.seconds, snapshot.epoch)
 
     def _count(self, address: GuestVirtual, form: Chain, snapshot: Snapshot) -> None:
         counts = snapshot.sites.get(address, _NO_CALLS)

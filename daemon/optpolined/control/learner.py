@@ -1,11 +1,13 @@
 """The strategy over one guest, from its counters to the forms that sites are to have."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import Form, Key, LearnKeys
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Form, Key, LearnKeys
 from optpolined.control.gc_pause import collector_rests
 from optpolined.control.recorder import Recorder
+from optpolined.kernel.sites.attribution import Attributed
 from optpolined.learning.config import LearningConfig
 from optpolined.learning.overridden import Override
 from optpolined.learning.runner import StrategyRunner
@@ -26,7 +28,37 @@ class Learner:
         self._session = session
         self._recorder = recorder
         self._runner = StrategyRunner(config)
+        self._config = config
+        self._by_stub: set[GuestVirtual] = set()
+        self._covered = self._cover()
         self._follow(session.survey.inventory.eligible, ())
+
+    @property
+    def covered(self) -> AbstractSet[GuestVirtual]:
+        """The sites that learn by census, and never by a stub of their own."""
+        return self._covered
+
+    def _cover(self) -> frozenset[GuestVirtual]:
+        if not self._config.census.enabled:
+            return frozenset()
+        return frozenset(self._session.census.covered - self._by_stub)
+
+    @property
+    def asks_for_census(self) -> bool:
+        """Whether a site wants to learn that only learns by census."""
+        return any(form == LEARNING for site, form in self.wanted.items() if site in self.covered)
+
+    @property
+    def to_poke(self) -> Mapping[GuestVirtual, Form]:
+        """The form that each site is to have in the guest's text.
+
+        A site that learns by census learns as it was built.
+        """
+        covered = self.covered
+        return {
+            site: ORIGINAL if form == LEARNING and site in covered else form
+            for site, form in self.wanted.items()
+        }
 
     @property
     def wanted(self) -> Mapping[GuestVirtual, Form]:
@@ -54,7 +86,16 @@ class Learner:
 
     def follow_modules(self, change: ModuleChange) -> None:
         """Take in the sites of loaded modules, and drop those of unloaded ones."""
+        self._by_stub.difference_update(change.went)
+        self._covered = self._cover()
         self._follow(change.came, change.went)
+
+    def _learn_by_stub(self, sites: Iterable[GuestVirtual]) -> None:
+        """Let sites that no census can be certain of begin anew, each with a stub of its own."""
+        new = [site for site in sites if site in self.covered and self.states.get(site) == "cold"]
+        self._by_stub.update(new)
+        self._covered = self._cover()
+        self._follow(new, new)
 
     def _follow(self, came: Iterable[GuestVirtual], went: Iterable[GuestVirtual]) -> None:
         eligible = self._session.survey.inventory.eligible
@@ -71,6 +112,8 @@ class Learner:
 
     def reload(self, config: LearningConfig) -> None:
         """Use other settings from the next epoch on."""
+        self._config = config
+        self._covered = self._cover()
         self._runner.adopt(config)
         if self._recorder is not None:
             self._recorder.note_settings(config)
@@ -83,11 +126,17 @@ class Learner:
         """Return the forms of the sites as the strategy decided them, without foreign bytes."""
         return self._runner.told(_settled(forms))
 
-    def snapshot(self, epoch: int, seconds: float, forms: Mapping[GuestVirtual, Found]) -> Snapshot:
+    def snapshot(
+        self,
+        epoch: int,
+        seconds: float,
+        forms: Mapping[GuestVirtual, Found],
+        census: Attributed | None = None,
+    ) -> Snapshot:
         """Read the counters, and return the epoch as the strategy is to see it.
 
         :param forms: The forms that the sites had for all of the epoch.
-
+        :param census: What a census counted that was taken for all of the epoch.
         :raise TranslationError: the counters are not mapped any more.
         """
         by_cpu: dict[int, dict[GuestVirtual, SiteEpoch]] = {}
@@ -98,9 +147,38 @@ class Learner:
             if isinstance(form, LearnKeys)
         }
         settled = _settled(forms)
+        if census is not None:
+            self._learn_by_stub(self._uncertain(census))
+            counted = self._of_census(census, settled)
+            counts = {**counts, **counted}
+            by_cpu.setdefault(0, {}).update(counted)
+        covered = self.covered
         if self._recorder is not None:
             self._recorder.note_counts(epoch, seconds, by_cpu, tables, settled)
-        return self._runner.snapshot(epoch, seconds, counts, tables, settled)
+        return self._runner.snapshot(
+            epoch, seconds, counts, tables, settled, covered=covered, census=census is not None
+        )
+
+    def _uncertain(self, census: Attributed) -> list[GuestVirtual]:
+        """Return the sites that were called often, but of which a census says too little."""
+        least = self._config.hysteresis.census_min_calls
+        calls = {**census.nominated, **census.suspects}
+        return sorted(site for site, count in calls.items() if count >= least)
+
+    def _of_census(
+        self, census: Attributed, forms: Mapping[GuestVirtual, Form]
+    ) -> dict[GuestVirtual, SiteEpoch]:
+        """Return the calls of the covered sites that stood as they were built.
+
+        The misses of a promoted site pass the thunks too, and its record counts them.
+        """
+        is_target = self._session.counters.is_target
+        counts = {}
+        for site, calls in census.sites.items():
+            if site in self.covered and forms.get(site, ORIGINAL) == ORIGINAL:
+                known = {target: count for target, count in calls.items() if is_target(target)}
+                counts[site] = SiteEpoch(known, sum(calls.values()) - sum(known.values()))
+        return counts
 
     def decide(self, snapshot: Snapshot) -> None:
         """Let the strategy decide; ``wanted`` and ``states`` follow."""

@@ -12,6 +12,7 @@ from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Original
 from optpolined.config import GuestConfig
 from optpolined.control.arena_budget import ArenaBudget, fit
 from optpolined.control.call_rates import CallRates
+from optpolined.control.census_schedule import CensusSchedule
 from optpolined.control.event_log import EventLog
 from optpolined.control.learner import Learner
 from optpolined.control.names import Names
@@ -22,6 +23,7 @@ from optpolined.daemon.change_log import log_changes
 from optpolined.daemon.job import Job
 from optpolined.daemon.reload import compare
 from optpolined.daemon.request_handler import RequestHandler
+from optpolined.kernel.sites.attribution import Attributed
 from optpolined.learning.audit import audit
 from optpolined.learning.strategy import Snapshot
 from optpolined.learning.trace.model import TraceHeader
@@ -43,6 +45,9 @@ _log = logging.getLogger(__name__)
 
 _MIGRATION_SECONDS = 0.1
 """Between two looks at whether a migration has ended."""
+
+_DISARM_ATTEMPTS = 3
+"""The guest may be resumed from outside in the middle of a stop."""
 
 _RETRY_EPOCHS = 20
 """A site that held somebody else's bytes is looked at again after so many epochs."""
@@ -88,6 +93,7 @@ class ReconcileLoop:
                 forms=lambda: self._forms,
             ),
         )
+        self._census_schedule = CensusSchedule()
         self._status_view = StatusView(
             guest=job.guest,
             config=job.config,
@@ -147,6 +153,8 @@ class ReconcileLoop:
             phase = DaemonPhase.FROZEN
         elif phase is None:
             self._reconcile()
+            if self._census_schedule.is_due(self._config.learning.census, time.monotonic()):
+                self._take_census()
         elif phase is DaemonPhase.RELEASED:
             self._rates.update(self._snapshot())
         self._session.tally.epochs.add(time.monotonic() - began)
@@ -262,11 +270,44 @@ class ReconcileLoop:
         """What this run did; complete after :meth:`detach` or :meth:`leave`."""
         return self._report
 
-    def _reconcile(self) -> None:
-        """One epoch: what stands there, what was counted, what should stand there, make it so."""
+    def _take_census(self) -> None:
+        """Count all calls for some short epochs: one, or as many as sites learn in them."""
+        config, schedule = self._config.learning.census, self._census_schedule
+        census = self._session.census
+        started = time.monotonic()
+        try:
+            if not census.start():
+                return
+            self._epoch_began = time.monotonic()
+            for _ in range(config.epochs_max):
+                self._job.rest(schedule.epoch_seconds(config))
+                if self._job.is_over or self._pause() is not None:
+                    return
+                self._reconcile(census.read())
+                census.start_anew()
+                if not self._learner.asks_for_census:
+                    return
+        except ResumedError as error:
+            _log.warning("%s: the census is taken another time", error)
+        finally:
+            self._end_census()
+            schedule.note(config, started, time.monotonic())
+
+    def _end_census(self) -> None:
+        for _ in range(_DISARM_ATTEMPTS):
+            with suppress(ResumedError):
+                self._session.census.stop()
+                return
+        self._session.census.stop()
+
+    def _reconcile(self, census: Attributed | None = None) -> None:
+        """One epoch: what stands there, what was counted, what should stand there, make it so.
+
+        :param census: What a census counted that was taken for all of the epoch.
+        """
         self._epoch += 1
         self._follow_modules()
-        snapshot = self._snapshot()
+        snapshot = self._snapshot(census)
         self._rates.update(snapshot)
         self._learner.decide(snapshot)
         self._event_log.add_decision(self._epoch, self._learner.decision, self._learner.wanted)
@@ -274,7 +315,7 @@ class ReconcileLoop:
         changes = {
             site: form
             for site, form in self._arena_budget.share(
-                self._learner.wanted,
+                self._learner.to_poke,
                 self._forms,
                 patcher.room_bytes,
                 self._epoch,
@@ -311,10 +352,10 @@ class ReconcileLoop:
             self._forms.pop(site, None)
             self._shunned.pop(site, None)
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self, census: Attributed | None = None) -> Snapshot:
         now = time.monotonic()
         seconds, self._epoch_began = now - self._epoch_began, now
-        return self._learner.snapshot(self._epoch, seconds, self._forms)
+        return self._learner.snapshot(self._epoch, seconds, self._forms, census)
 
     def _poke(self, wanted: Mapping[GuestVirtual, Form]) -> None:
         if not wanted:
@@ -337,8 +378,10 @@ class ReconcileLoop:
 
     def _audit(self) -> None:
         """Let every eligible site count all its calls for a while, and see how many are direct."""
+        census = self._session.census
+        covered = self._learner.covered if self._config.learning.census.enabled else frozenset()
         forms: dict[GuestVirtual, Form] = dict.fromkeys(
-            self._session.survey.inventory.eligible, LEARNING
+            self._session.survey.inventory.eligible.keys() - covered, LEARNING
         )
         for site, chain in self._promoted().items():
             forms[site] = Chain(chain.targets, counts_hits=True)
@@ -347,10 +390,20 @@ class ReconcileLoop:
             _log.warning("not audited: the arena has no room for counting at all sites at once")
             return
         self._poke(forms)
-        end = time.monotonic() + self._config.learning.audit_milliseconds / 1e3
-        while (left := end - time.monotonic()) > 0 and not self._job.stop.is_set():
-            self._job.rest(left)
-        coverage = audit(self._snapshot())
+        counted = None
+        try:
+            if covered and not census.start():
+                _log.warning("not audited: %s", census.refusal or "no census can be taken now")
+                return
+            self._epoch_began = time.monotonic()
+            end = self._epoch_began + self._config.learning.audit_milliseconds / 1e3
+            while (left := end - time.monotonic()) > 0 and not self._job.stop.is_set():
+                self._job.rest(left)
+            counted = census.read() if covered else None
+        finally:
+            if covered:
+                self._end_census()
+        coverage = audit(self._snapshot(counted))
         self._report.coverage = coverage.share
         self._report.audited_calls = {
             "direct": coverage.direct,

@@ -110,7 +110,8 @@ class ThunkHeads:
 
         :raise QemuError: the transport failed; :meth:`states` tells what stands there.
         """
-        self._change(HeadState.ORIGINAL)
+        if HeadState.ARMED in self.states().values():
+            self._change(HeadState.ORIGINAL)
         return all(state is HeadState.ORIGINAL for state in self.states().values())
 
     def _change(self, wanted: HeadState) -> list[Outcome]:
