@@ -24,7 +24,7 @@ from optpolined.kernel.errors import TranslationError
 from optpolined.qemu.errors import OutOfRamError
 from optpolined.qemu.memory import PhysicalMemory
 
-__all__ = ("ADDRESS_MASK", "PAGE_SIZE", "AddressSpace", "PageRange", "is_canonical")
+__all__ = ("ADDRESS_MASK", "PAGE_SIZE", "AddressSpace", "PageRange", "Snapshot", "is_canonical")
 
 PAGE_SIZE: Final = 4096
 ADDRESS_MASK: Final = 0x000F_FFFF_FFFF_F000
@@ -39,6 +39,8 @@ _WRITABLE = 1 << 1
 _PAGE = 1 << 7  # this entry maps a page, at levels 2 (2 MiB) and 3 (1 GiB)
 _NO_EXECUTE = 1 << 63
 _LARGEST_LEAF = 3
+_WALKED = np.uint64(~(1 << 5 | 1 << 6) & 0xFFFF_FFFF_FFFF_FFFF)
+"""The bits of an entry without those in which the CPU notes accesses and writes."""
 
 _Entries = npt.NDArray[np.uint64]
 
@@ -149,13 +151,13 @@ class AddressSpace:
             yield from self._walk(self._root, self._levels, start, end, _WRITABLE)
 
     @contextmanager
-    def snapshot(self) -> Iterator["AddressSpace"]:
+    def snapshot(self) -> Iterator["Snapshot"]:
         """The same address space with every table and translation remembered until the block ends.
 
         For a stop, or for a scan that bears to see one state of the tables: a page may be gone, or
         be somebody else's, as soon as the guest runs.
         """
-        snapshot = _Snapshot(self._memory, self._root, self._levels)
+        snapshot = Snapshot(self._memory, self._root, self._levels)
         try:
             yield snapshot
         finally:
@@ -225,7 +227,7 @@ _LARGE_SHIFT = _shift(2)
 _LARGE_MASK = (1 << _LARGE_SHIFT) - 1
 
 
-class _Snapshot(AddressSpace):
+class Snapshot(AddressSpace):
     """An address space that remembers; made and ended by :meth:`AddressSpace.snapshot`."""
 
     def __init__(self, memory: PhysicalMemory, root: GuestPhysical, levels: int) -> None:
@@ -235,6 +237,34 @@ class _Snapshot(AddressSpace):
         self._large: dict[int, GuestPhysical] = {}
         self._leaves = {_LARGE_SHIFT: self._large, _shift(1): {}, _shift(3): {}}
         self._over = False
+        self._used: dict[GuestPhysical, dict[int, int]] = {}
+        self._frozen: list[tuple[GuestPhysical, npt.NDArray[np.intp], _Entries]] = []
+
+    def freeze(self) -> None:
+        """Get ready for :meth:`is_current`: what was translated until now is what it looks at."""
+        self._frozen = [
+            (
+                table,
+                np.fromiter(used, dtype=np.intp),
+                np.fromiter(used.values(), dtype=np.uint64) & _WALKED,
+            )
+            for table, used in self._used.items()
+        ]
+
+    def is_current(self) -> bool:
+        """Whether every translation that was made before :meth:`freeze` would be the same now.
+
+        Reads each table once; the bits in which the CPU notes accesses do not count.
+
+        :raise QemuError: the guest's memory cannot be read at all.
+        """
+        try:
+            return all(
+                np.array_equal(super(Snapshot, self)._table(table)[indices] & _WALKED, entries)
+                for table, indices, entries in self._frozen
+            )
+        except OutOfRamError:
+            return False
 
     def forget(self) -> None:
         self._over = True
@@ -259,7 +289,9 @@ class _Snapshot(AddressSpace):
         return page, shift
 
     def _entry(self, table: GuestPhysical, index: int) -> int:
-        return int(self._table(table)[index])
+        entry = int(self._table(table)[index])
+        self._used.setdefault(table, {})[index] = entry
+        return entry
 
     def _table(self, table: GuestPhysical) -> _Entries:
         assert not self._over, "a snapshot is used after its block"

@@ -147,3 +147,63 @@ def test_a_write_that_does_not_read_back_counts_as_refused(
     tables.write(KERNEL_TEXT, OLD)
     monkeypatch.setattr(stub, "write", lambda _writes: None)
     assert over(stub, tables).write([write_at(KERNEL_TEXT)]) == [Differs(OLD)]
+
+
+class Remapping(Stub):
+    """Lets the guest move a page to other memory at each of the first stops."""
+
+    def __init__(self, tables: PageTables, address: int, places: Sequence[int]) -> None:
+        super().__init__(tables.memory)
+        self._tables = tables
+        self._address = address
+        self._places = list(places)
+
+    def stop(self) -> bool:
+        if self._places:
+            self._tables.map(self._address, self._places.pop(0), flags=0)
+        return super().stop()
+
+
+@pytest.mark.parametrize("times", [1, 2, 10])
+def test_a_page_that_is_remapped_after_preparing_is_not_written_where_it_was(
+    tables: PageTables, times: int
+) -> None:
+    place = [0x300_0000 + 0x1000 * number for number in range(times)]
+    for start in (0x200_0000, *place):
+        tables.memory.write(GuestPhysical(start + 100), OLD)
+    stub = Remapping(tables, KERNEL_TEXT, place)
+    assert over(stub, tables).write([write_at(KERNEL_TEXT + 100)]) == [WRITTEN]
+    assert tables.space.read(GuestVirtual(KERNEL_TEXT + 100), 5) == NEW
+    assert tables.memory.read(GuestPhysical(0x200_0000 + 100), 5) == OLD
+    assert len(stub.writes) == 1
+
+
+def test_a_page_that_goes_after_preparing_is_reported(tables: PageTables) -> None:
+    tables.write(KERNEL_TEXT + 100, OLD)
+    entry = tables.entry(KERNEL_TEXT)
+
+    class Unmapping(Stub):
+        def stop(self) -> bool:
+            tables.memory.write(entry, bytes(8))
+            return super().stop()
+
+    stub = Unmapping(tables.memory)
+    assert over(stub, tables).write([write_at(KERNEL_TEXT + 100)]) == [UNMAPPED]
+    assert tables.memory.read(GuestPhysical(0x200_0000 + 100), 5) == OLD
+
+
+def test_bytes_that_change_after_preparing_are_left_alone(tables: PageTables) -> None:
+    for offset in (100, 110):
+        tables.write(KERNEL_TEXT + offset, OLD)
+
+    class Meddling(Stub):
+        def stop(self) -> bool:
+            tables.write(KERNEL_TEXT + 100, b"\xcc")
+            return super().stop()
+
+    outcomes = over(Meddling(tables.memory), tables).write(
+        [write_at(KERNEL_TEXT + 100), write_at(KERNEL_TEXT + 110)]
+    )
+    assert outcomes == [Differs(b"\xcc" + OLD[1:]), WRITTEN]
+    assert tables.space.read(GuestVirtual(KERNEL_TEXT + 100), 5) == b"\xcc" + OLD[1:]
+    assert tables.space.read(GuestVirtual(KERNEL_TEXT + 110), 5) == NEW

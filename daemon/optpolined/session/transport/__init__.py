@@ -1,5 +1,6 @@
 """How bytes get into the guest.
 
-stopped.py  over the gdbstub, in short stops
-stops.py    the stops, counted
+stopped.py   over the gdbstub, in short stops
+prepared.py  what is prepared before a stop
+stops.py     the stops, counted
 """

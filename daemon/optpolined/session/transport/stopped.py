@@ -5,7 +5,7 @@ from typing import Protocol
 
 from optpolined.addresses import GuestPhysical
 from optpolined.kernel.errors import TranslationError
-from optpolined.kernel.paging import AddressSpace
+from optpolined.kernel.paging import AddressSpace, Snapshot
 from optpolined.patching.protocol.steps import Write
 from optpolined.patching.protocol.transport import (
     UNMAPPED,
@@ -15,18 +15,17 @@ from optpolined.patching.protocol.transport import (
     Transport,
     TransportKind,
 )
-from optpolined.qemu.errors import OutOfRamError
 from optpolined.qemu.memory import PhysicalMemory
+from optpolined.session.transport.prepared import Packet, Unit, prepare
 from optpolined.session.transport.stops import Stopper
 
 __all__ = ("StoppedTransport",)
 
-_GROUP = 24
-"""Writes between two looks at the clock."""
+_GROUP = 32
+"""Units between two looks at the clock."""
 
-_GAP_BYTES = 64
-_SPAN_BYTES = 1024
-"""Writes at most this far apart go into one packet of at most this size, gap included."""
+_STALE_TRIES = 3
+"""So often the page tables may change between step 1 and step 2; then one stop does both."""
 
 
 class PhysicalWriter(Protocol):
@@ -38,8 +37,14 @@ class PhysicalWriter(Protocol):
 class StoppedTransport(Transport):
     """Compares, writes and verifies; each write is made within one stop of at most the budget.
 
-    Addresses are translated within the stop: by the time of the next one a module's page may be
-    gone, or may belong to something else.
+    A stop costs the guest time on every vCPU, so it holds only what must be in it:
+
+    1. The guest runs: translate the addresses, read what stands there, lay out the packets
+       (`prepared.py`).
+    2. The guest stops: see that the page-table entries used in step 1 still stand, because by now a
+       module's page may be gone, or may belong to something else.
+    3. Compare, and send the packets of what is as expected.
+    4. The guest runs: read back.
     """
 
     kind = TransportKind.STOPPED
@@ -70,50 +75,68 @@ class StoppedTransport(Transport):
         :raise QemuError: the stub failed; which of the writes were made is then unknown.
         """
         outcomes: list[Outcome] = []
+        stale = 0
         while len(outcomes) < len(writes):
-            of_stop = self._one_stop(writes, len(outcomes))
-            self._verify(writes[len(outcomes) : len(outcomes) + len(of_stop)], of_stop)
-            outcomes += of_stop
+            start = len(outcomes)
+            if stale == _STALE_TRIES:
+                outcomes.append(self._all_in_stop(writes[start]))
+            else:
+                self._make(writes[start:], outcomes)
+            stale = 0 if len(outcomes) > start else stale + 1
+            self._verify(writes[start : len(outcomes)], outcomes, start)
         return outcomes
+
+    def _make(self, writes: Sequence[Write], outcomes: list[Outcome]) -> None:
+        """Prepare ``writes`` once, and make them in stops until the page tables change."""
+        with self._space.snapshot() as tables:
+            units = prepare(writes, tables, self._memory)
+            tables.freeze()
+            while units and (done := self._one_stop(units, tables, outcomes)):
+                del units[:done]
 
     def sync(self) -> None:
         """Do nothing: a vCPU that enters the guest after a stop has been serialised."""
 
-    def _one_stop(self, writes: Sequence[Write], start: int) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        with self.stopper.stopped() as stopped_at, self._space.snapshot() as pages:
+    def _one_stop(self, units: Sequence[Unit], tables: Snapshot, outcomes: list[Outcome]) -> int:
+        """Make as many of ``units`` as the budget allows; return how many.
+
+        None is made where the page tables have changed since ``tables`` was taken.
+        """
+        done = 0
+        with self.stopper.stopped() as stopped_at:
+            if not tables.is_current():
+                return 0
             deadline = stopped_at + self._budget_seconds
             now = self._clock()
-            while start + len(outcomes) < len(writes):
-                if outcomes and now + self._group_seconds > deadline:
-                    break
-                position = start + len(outcomes)
-                spans = _Spans(self._memory)
-                group = writes[position : position + _GROUP]
-                outcomes.extend(self._compare(write, pages, spans) for write in group)
-                self._writer.write(spans.packets())
+            while done < len(units) and not (done and now + self._group_seconds > deadline):
+                packets: list[Packet] = []
+                for unit in units[done : done + _GROUP]:
+                    of_unit, its_packets = unit.compare(self._memory)
+                    outcomes += of_unit
+                    packets += its_packets
+                    done += 1
+                if packets:
+                    self._writer.write(packets)
                 before, now = now, self._clock()
                 self._group_seconds = (self._group_seconds + now - before) / 2
-        return outcomes
+        return done
 
-    def _compare(self, write: Write, pages: AddressSpace, spans: "_Spans") -> Outcome:
-        try:
-            pieces = pages.pieces(write.address, len(write.data))
-            found = b"".join(self._memory.read(address, size) for address, size in pieces)
-        except (TranslationError, OutOfRamError):
-            return UNMAPPED
-        if found != write.expect:
-            return Differs(found)
-        done = 0
-        for address, size in pieces:
-            spans.add(address, write.data[done : done + size])
-            done += size
-        return WRITTEN
+    def _all_in_stop(self, write: Write) -> Outcome:
+        """Translate, compare and write within one stop: right however often the tables change."""
+        with self.stopper.stopped(), self._space.snapshot() as tables:
+            (unit,) = prepare([write], tables, self._memory)
+            (outcome,), packets = unit.compare(self._memory)
+            if packets:
+                self._writer.write(packets)
+        return outcome
 
-    def _verify(self, writes: Sequence[Write], outcomes: list[Outcome]) -> None:
-        """Read back what was written; what is not there counts as not written."""
+    def _verify(self, writes: Sequence[Write], outcomes: list[Outcome], start: int) -> None:
+        """Read back what was written; what is not there counts as not written.
+
+        ``outcomes[start]`` is that of the first of ``writes``.
+        """
         with self._space.snapshot() as pages:
-            for number, write in enumerate(writes):
+            for number, write in enumerate(writes, start):
                 if outcomes[number] is not WRITTEN:
                     continue
                 try:
@@ -123,25 +146,3 @@ class StoppedTransport(Transport):
                     continue
                 if now != write.data:
                     outcomes[number] = Differs(now)
-
-
-class _Spans:
-    """Collects writes and joins close ones, with what stands between them, into one packet."""
-
-    def __init__(self, memory: PhysicalMemory) -> None:
-        self._memory = memory
-        self._spans: list[tuple[GuestPhysical, bytearray]] = []
-
-    def add(self, address: GuestPhysical, data: bytes) -> None:
-        if self._spans:
-            start, span = self._spans[-1]
-            gap = address - (start + len(span))
-            if 0 <= gap <= _GAP_BYTES and len(span) + gap + len(data) <= _SPAN_BYTES:
-                if gap:
-                    span += self._memory.read(GuestPhysical(start + len(span)), gap)
-                span += data
-                return
-        self._spans.append((address, bytearray(data)))
-
-    def packets(self) -> list[tuple[GuestPhysical, bytes]]:
-        return [(address, bytes(data)) for address, data in self._spans]
