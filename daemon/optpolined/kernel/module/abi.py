@@ -21,9 +21,9 @@ __all__ = (
     "STRUCTS",
     "CounterRecord",
     "CpuStats",
-    "Header",
-    "Module",
-    "PokeEntry",
+    "HeaderLayout",
+    "ModuleLayout",
+    "PokeEntryLayout",
     "PokeState",
     "RequestOp",
     "SiteKind",
@@ -94,7 +94,7 @@ class CounterRecord(ctypes.LittleEndianStructure):
     )
 
 
-class PokeEntry(ctypes.LittleEndianStructure):
+class PokeEntryLayout(ctypes.LittleEndianStructure):
     """``struct optp_poke_entry``: a site that was ever patched."""
 
     _fields_ = (
@@ -117,7 +117,7 @@ class CpuStats(ctypes.LittleEndianStructure):
     )
 
 
-class Module(ctypes.LittleEndianStructure):
+class ModuleLayout(ctypes.LittleEndianStructure):
     """``struct optp_module``: a loaded module."""
 
     _fields_ = (
@@ -131,7 +131,7 @@ class Module(ctypes.LittleEndianStructure):
     )
 
 
-class Header(ctypes.LittleEndianStructure):
+class HeaderLayout(ctypes.LittleEndianStructure):
     """``struct optp_header``: where everything else is."""
 
     _fields_ = (
@@ -173,10 +173,10 @@ class Header(ctypes.LittleEndianStructure):
 STRUCTS: dict[str, type[ctypes.LittleEndianStructure]] = {
     "optp_slot": Slot,
     "optp_record": CounterRecord,
-    "optp_poke_entry": PokeEntry,
+    "optp_poke_entry": PokeEntryLayout,
     "optp_cpu_stats": CpuStats,
-    "optp_module": Module,
-    "optp_header": Header,
+    "optp_module": ModuleLayout,
+    "optp_header": HeaderLayout,
 }
 
 
@@ -187,6 +187,6 @@ def offset_of(struct: type[ctypes.LittleEndianStructure], field: str) -> int:
 
 
 assert ctypes.sizeof(CounterRecord) == 64
-assert ctypes.sizeof(PokeEntry) == 32
-assert ctypes.sizeof(Module) == 96
-assert ctypes.sizeof(Header) == 440
+assert ctypes.sizeof(PokeEntryLayout) == 32
+assert ctypes.sizeof(ModuleLayout) == 96
+assert ctypes.sizeof(HeaderLayout) == 440
