@@ -26,7 +26,7 @@ from optpolined.errors import OptpolinedError
 from optpolined.lab.command import main as replay
 from optpolined.lab.errors import LabError
 from optpolined.learning.trace.errors import TraceError
-from optpolined.patching.protocol.steps import Protocol
+from optpolined.patching.protocol.choice import ProtocolChoice
 from optpolined.session.link import AttachRefusedError, NothingToGainError
 from optpolined.session.recover_only import recover_only
 from optpolined.telemetry.live import LiveView
@@ -89,9 +89,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--protocol",
-        type=Protocol,
-        choices=list(Protocol),
-        metavar="{breakpoint,stopped}",
+        type=ProtocolChoice,
+        choices=list(ProtocolChoice),
+        metavar="{auto,breakpoint,stopped}",
         help="how sites are changed (default: as configured)",
     )
     parser.add_argument(

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from optpolined.api.refusal import Refusal
 from optpolined.errors import OptpolinedError
 from optpolined.learning.config import LearningConfig, Section
-from optpolined.patching.protocol.steps import Protocol
+from optpolined.patching.protocol.choice import ProtocolChoice
 
 __all__ = (
     "ConfigError",
@@ -55,7 +55,8 @@ class QemuConfig(Section):
 class PokeConfig(Section):
     """How sites are changed."""
 
-    protocol: Protocol = Protocol.BREAKPOINT
+    protocol: ProtocolChoice = ProtocolChoice.AUTO
+    """How instructions are replaced: in one stop, or behind a breakpoint."""
     stop_budget_microseconds: Annotated[int, Field(ge=100, le=100_000)] = 1000
     batch_sites: Annotated[int, Field(ge=1, le=16_384)] = 512
     """Sites that may hold a 0xCC at the same time."""

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Chain, Form
 from optpolined.control.gc_pause import collector_rests
-from optpolined.kernel.module.counters import RECORD, Records, difference, full_address
+from optpolined.kernel.module.counters import RECORD_DTYPE, Records, difference, full_address
 from optpolined.learning.hysteresis import Hysteresis
 from optpolined.learning.strategy import SiteEpoch, Snapshot, Strategy
 
@@ -65,7 +65,7 @@ class Guest:
         self._targets = targets
         slots = np.tile(np.arange(_SLOTS, dtype=np.uint8), (cpus, sites, 1))
         self._order = chance.permuted(slots, axis=2)
-        self._records: Records = np.zeros((cpus, sites), RECORD)
+        self._records: Records = np.zeros((cpus, sites), RECORD_DTYPE)
         for records, order in zip(self._records, self._order, strict=True):
             records["slots"]["target"] = np.take_along_axis(targets, order, axis=1)
         self.installed: dict[GuestVirtual, Form] = {}

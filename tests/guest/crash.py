@@ -22,7 +22,7 @@ from guest.image.boot import Guest
 from optpolined.config import GuestConfig, Settings
 from optpolined.kernel.module.header import read_status
 from optpolined.patching.poke_entries import PokeEntries
-from optpolined.patching.protocol.steps import Protocol
+from optpolined.patching.protocol.choice import ProtocolChoice
 from optpolined.qemu.stopnote import noted_pids
 from optpolined.session.attach import attach
 from optpolined.session.link import connect
@@ -145,7 +145,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th packet only")
     parser.add_argument("--random", type=int, default=300, metavar="N", help="then N random cuts")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--protocol", type=Protocol, default=Protocol.BREAKPOINT)
+    parser.add_argument("--protocol", type=ProtocolChoice, default=ProtocolChoice.BREAKPOINT)
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # each recovery warns of what it restores
     with Guest() as guest:

@@ -126,7 +126,8 @@ def _patcher(link: Link, config: GuestConfig, plan: Plan) -> Patcher:
         arena=Arena(header.arena, header.arena_size),
         records=RecordAllocator(range(counters.capacity)),
         record_offset=counters.offset,
-        protocol=config.poke.protocol,
+        protocol=config.poke.protocol.for_sites(transport.kind),
+        inline_protocol=config.poke.protocol.for_pairs(),
         batch_sites=config.poke.batch_sites,
     )
 

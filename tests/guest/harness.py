@@ -70,10 +70,13 @@ def wait_until(
 
 
 def config_of(guest: Guest, **poke: object) -> GuestConfig:
-    """The settings with which a test attaches to ``guest``."""
+    """The settings with which a test attaches to ``guest``.
+
+    The poke protocol is `breakpoint` unless given, because that is the one that can go wrong.
+    """
     return GuestConfig(
         qemu=QemuConfig(qmp_socket=guest.qmp),
-        poke=PokeConfig.model_validate(poke),
+        poke=PokeConfig.model_validate({"protocol": "breakpoint", **poke}),
         runtime_directory=guest.directory / "run",
     )
 

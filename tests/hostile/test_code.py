@@ -13,7 +13,7 @@ from optpolined.codegen.decode import BLOCK_BYTES_MAX, Decoder
 from optpolined.codegen.errors import DecodeError
 from optpolined.codegen.forms import Chain, Key, Keyed, LearnKeys, Tree
 from optpolined.kernel.sites import scan as scanner
-from optpolined.kernel.sites.scan import Rejection, scan, with_originals
+from optpolined.kernel.sites.scan import RejectionCause, scan, with_originals
 from optpolined.kernel.sites.thunks import Thunks
 from optpolined.x86 import THUNK_REGISTERS, Register
 from tests.hostile.corruptions import WORDS, words
@@ -149,7 +149,7 @@ def test_any_text_gives_whole_sites_in_linear_time(text: bytes, functions: list[
         rel32 = int.from_bytes(site.original[-4:], "little", signed=True)
         went = GuestVirtual(site.address + site.length + rel32)
         assert THUNKS.register_at(went, site.kind) is site.register
-    assert all(rejected.reason in Rejection for rejected in found.rejected)
+    assert all(rejected.reason in RejectionCause for rejected in found.rejected)
     addresses = [site.address for site in found.sites]
     assert addresses == sorted(set(addresses))
 

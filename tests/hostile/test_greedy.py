@@ -135,17 +135,17 @@ def test_a_million_symbols(token: bytes, name: bytes, says: str) -> None:
         load_kallsyms(memory.space, note)
 
 
-def modules_of(*modules: abi.Module) -> tuple[Endless, int]:
+def modules_of(*modules: abi.ModuleLayout) -> tuple[Endless, int]:
     """A guest whose table of modules holds these over and over, and how many those are."""
     count = 65536 // len(modules) * len(modules)
-    raw = abi.Header.from_buffer_copy(bytes(GUEST.raw))
+    raw = abi.HeaderLayout.from_buffer_copy(bytes(GUEST.raw))
     raw.modules_capacity = raw.modules_count = count
     table = b"".join(map(bytes, modules)) * (count // len(modules))
     return Endless(places={raw.modules % GIB: table, HEADER % GIB: bytes(raw)}), count
 
 
 def test_modules_with_more_text_than_fits_the_host() -> None:
-    module = abi.Module(text=MODULE_TEXT, text_size=512 * MIB)
+    module = abi.ModuleLayout(text=MODULE_TEXT, text_size=512 * MIB)
     memory, count = modules_of(module)
     header = replace(GUEST.header, modules_capacity=count)
     with at_most(128), pytest.raises(ModuleListError, match="bytes of text"):

@@ -14,6 +14,7 @@ from optpolined.kernel.module.header import Header, parse_header
 from optpolined.kernel.paging import AddressSpace
 from optpolined.kernel.symbols.kallsyms import load_kallsyms
 from optpolined.kernel.vmcoreinfo import parse_vmcoreinfo, read_vmcoreinfo
+from optpolined.qemu.errors import HmpFormatError
 from tests.hostile.corruptions import WORDS, corruptions, words
 from tests.hostile.daemon_work import attached_work, named
 from tests.hostile.examples import attack
@@ -25,8 +26,8 @@ ATTACH_READS_MAX = 300_000
 """For each of the two roots: the module area has 258,048 pages."""
 
 FIELDS = [
-    (getattr(abi.Header, name).offset + place, 4 if kind is ctypes.c_uint32 else 8)
-    for name, kind in abi.Header._fields_
+    (getattr(abi.HeaderLayout, name).offset + place, 4 if kind is ctypes.c_uint32 else 8)
+    for name, kind in abi.HeaderLayout._fields_
     if name != "magic"
     for place in range(0, ctypes.sizeof(kind), 8)
 ]
@@ -171,8 +172,11 @@ registers = st.lists(
 
 @given(text=registers)
 @attack("registers")
-def test_any_answer_to_info_registers_gives_few_roots(text: str) -> None:
-    found = roots(text)
+def test_any_answer_to_info_registers_gives_few_roots_or_is_refused(text: str) -> None:
+    try:
+        found = roots(text)
+    except HmpFormatError:
+        return
     assert len(found) <= 32
     for root in found:
         assert root.address % 4096 == 0

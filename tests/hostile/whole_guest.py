@@ -176,7 +176,7 @@ class WholeGuest:
         self.raw = raw
         physical = self.regions["header"].physical
         self.memory.write(physical, bytes(raw))
-        changing = abi.offset_of(abi.Header, "modules_count")
+        changing = abi.offset_of(abi.HeaderLayout, "modules_count")
         self._name("status", physical + changing, ctypes.sizeof(raw) - changing)
 
     def _put_text(self) -> None:
@@ -246,7 +246,7 @@ class WholeGuest:
             (b"veth", _VETH, 0x1000, len(rows)),
         )
         for number, (name, start, size, nr_symbols) in enumerate(modules):
-            entry = abi.Module(
+            entry = abi.ModuleLayout(
                 name=(ctypes.c_uint8 * abi.MODULE_NAME_LEN)(*name),
                 text=start,
                 text_size=size,
@@ -255,7 +255,7 @@ class WholeGuest:
                 nr_symbols=nr_symbols,
             )
             self.tables.write(self.raw.modules + number * ctypes.sizeof(entry), bytes(entry))
-        self._used("modules", self.raw.modules, len(modules) * ctypes.sizeof(abi.Module))
+        self._used("modules", self.raw.modules, len(modules) * ctypes.sizeof(abi.ModuleLayout))
 
     @staticmethod
     def _elf_symbol(name: int, value: int, size: int) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING
-from optpolined.kernel.module.counters import RECORD, Records, each_cpu, forget
+from optpolined.kernel.module.counters import RECORD_DTYPE, Records, each_cpu, forget
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.model import ByCpu, Trace, TraceEpoch, TraceHeader
 
@@ -216,7 +216,7 @@ def one_cpu_differs() -> Trace:
 def wrap_and_reset() -> Trace:
     """Make counters that are about to wrap, and records that are cleared twice during a read."""
     sites, noise = 3, _Noise()
-    raw = np.zeros((CPUS, sites), RECORD)
+    raw = np.zeros((CPUS, sites), RECORD_DTYPE)
     for number in range(sites):
         raw["slots"]["target"][:, number, :2] = [target(4 * number) & 0xFFFFFFFF, 0]
         raw["slots"]["count"][:, number, 0] = 0xFFFFFFFF - 20_000 * (number + 1)

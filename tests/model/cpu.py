@@ -212,7 +212,7 @@ class Cpu:
             return task._replace(trap=_TRAPPED)
         raise Violation(Kind.UNHANDLED, f"0xCC at {describe(task.at)}, and its entry says IDLE")
 
-    def _emulate(self, task: Task, entry: abi.PokeEntry, moment: Moment) -> Task:
+    def _emulate(self, task: Task, entry: abi.PokeEntryLayout, moment: Moment) -> Task:
         if entry.kind == abi.SiteKind.BRANCH:
             raise Violation(Kind.UNHANDLED, f"0xCC at {describe(task.at)}, an inline branch")
         if entry.kind in _PUSHING and self._handler.pushes:
@@ -226,12 +226,12 @@ def _shown(*functions: GuestVirtual | None) -> str:
     )
 
 
-def _find(image: bytes, site: int) -> abi.PokeEntry | None:
+def _find(image: bytes, site: int) -> abi.PokeEntryLayout | None:
     """The entry of ``site``, as optp_poke_find() in int3.c searches for it."""
     place = home(GuestVirtual(site), POKE_ORDER)
     for _ in range(1 << POKE_ORDER):
         offset = TABLE_OFFSET + place * ENTRY_SIZE
-        entry = abi.PokeEntry.from_buffer_copy(image, offset)
+        entry = abi.PokeEntryLayout.from_buffer_copy(image, offset)
         if entry.site == site:
             return entry
         if not entry.site:

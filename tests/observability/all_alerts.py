@@ -110,7 +110,7 @@ def test_an_arena_that_is_too_small(scene: Scene) -> None:
     with_arena(scene.guest, 4096)
     scene.daemon.start(FAST + FEW_SITES)
     alert = scene.prometheus.wait_fires("OptpolinedArenaFull", 120)
-    assert " hot sites find no room" in alert["annotations"]["description"]
+    assert " hot sites get no space" in alert["annotations"]["description"]
 
 
 def test_a_guest_whose_memory_makes_no_sense(scene: Scene) -> None:

@@ -46,7 +46,7 @@ def test_a_daemon_that_was_killed_is_missed_and_the_next_tells_what_it_put_back(
 ) -> None:
     scene.daemon.kill()
     alert = scene.prometheus.wait_fires("OptpolinedDown")
-    assert alert["annotations"]["summary"] == f"Nobody manages the guest of {GUEST}."
+    assert alert["annotations"]["summary"] == f"No daemon manages the guest of {GUEST}."
     scene.daemon.start(FAST)
     alert = scene.prometheus.wait_fires("OptpolinedRecovered")
     status = scene.daemon.status()

@@ -1,9 +1,9 @@
-"""What can be wrong with what is asked of the daemon.
+"""Errors of requests to the daemon.
 
 TelemetryError
-+-- BadRequestError   what came is no request
-+-- NoAnswerError     nobody answers a request, or not in time
-+-- NotServedError    what was asked for over HTTP is not there, or not now
++-- BadRequestError   the client's fault: it sent something that is not a request
++-- NoAnswerError     no daemon answers a request, or not in time
++-- NotServedError    an HTTP request has no answer, or not now
 """
 
 from http import HTTPStatus
@@ -18,21 +18,21 @@ _COMPLAINT_MAX = 160
 
 
 class TelemetryError(OptpolinedError):
-    """Something about the daemon's socket."""
+    """The root of this package's errors."""
 
 
 class BadRequestError(TelemetryError):
-    """What came is no request; nothing was done."""
+    """The client sent something that is not a request; nothing was done."""
 
 
 class NoAnswerError(TelemetryError):
-    """Nobody answers, or not in time."""
+    """No daemon answers, or not in time."""
 
 
 class NotServedError(TelemetryError):
-    """No answer to what was asked for over HTTP; the message is its one line.
+    """An HTTP request has no answer; the message is the one line of the reply.
 
-    :param headers: What the reply has besides.
+    :param headers: Further headers of the reply.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class NotServedError(TelemetryError):
 
 
 def complaint(error: ValidationError) -> str:
-    """The first thing that is wrong with what somebody sent, in one printable line."""
+    """Return the first thing that is wrong with a message, in one printable line."""
     details = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in details["loc"])
     said = " ".join(f"{place} {details['msg']}".split())[:_COMPLAINT_MAX]

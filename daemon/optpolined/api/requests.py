@@ -61,7 +61,7 @@ class _Message(BaseModel):
 
 
 class ReleaseStub(_Message):
-    """Give the gdbstub up to a debugger; observe only, until it is taken back."""
+    """Give the gdbstub to a debugger; only observe until :class:`TakeStub`."""
 
     request: Literal["release-stub"] = "release-stub"
 
@@ -73,13 +73,13 @@ class TakeStub(_Message):
 
 
 class ListStaticCalls(_Message):
-    """Tell the static calls of the guest, a row for each key."""
+    """List the static calls of the guest, a row for each key."""
 
     request: Literal["static-call-list"] = "static-call-list"
 
 
 class SetStaticCall(_Message):
-    """Point a static call at a function; at none where there is no ``function``."""
+    """Point a static call at a function; without ``function`` its calls do nothing."""
 
     request: Literal["static-call-set"] = "static-call-set"
     key: Annotated[str, Field(max_length=_NAME_MAX)]
@@ -110,33 +110,33 @@ class Explain(_Message):
 
 
 class Relearn(_Message):
-    """Forget what was learned of a site, or that it was reverted, and begin anew."""
+    """Drop what was learned of a site, or that it was reverted, and learn again."""
 
     request: Literal["relearn"] = "relearn"
     site: _Name
 
 
 class Freeze(_Message):
-    """Change nothing until :class:`Thaw`; what is patched stays, and is counted."""
+    """Change no site until :class:`Thaw`; patched sites stay patched, and are counted."""
 
     request: Literal["freeze"] = "freeze"
 
 
 class Thaw(_Message):
-    """Go on after :class:`Freeze`."""
+    """Change sites again, after :class:`Freeze` or a :class:`Revert` of all sites."""
 
     request: Literal["thaw"] = "thaw"
 
 
 class Revert(_Message):
-    """Put a site back to what it was, until :class:`Relearn`; all of them, and freeze, if none."""
+    """Put a site back until :class:`Relearn`; without ``site`` put all back, and freeze."""
 
     request: Literal["revert"] = "revert"
     site: _Name | None = None
 
 
 class Pin(_Message):
-    """Give a site one target, whatever is learned."""
+    """Give a site one target, whatever the strategy learns."""
 
     request: Literal["pin"] = "pin"
     site: _Name
@@ -151,14 +151,14 @@ class Unpin(_Message):
 
 
 class Ban(_Message):
-    """Put a site, or those of the functions that match, back to what they were; they stay so."""
+    """Put a site, or all sites of the functions that match, back, and keep them so."""
 
     request: Literal["ban"] = "ban"
     what: _Name
 
 
 class Unban(_Message):
-    """Take back a ban, named as it was."""
+    """Lift a ban, given as it was given to :class:`Ban`."""
 
     request: Literal["unban"] = "unban"
     what: _Name
@@ -183,13 +183,13 @@ Request = Annotated[
 ]
 
 Question = ListSites | Explain | ListStaticCalls
-"""What changes nothing, and may be asked by whoever may read."""
+"""Requests that change nothing; clients that may only read may send them."""
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
 
 
 class Answer(_Message):
-    """What has become of a request."""
+    """The answer to a request."""
 
     outcome: Literal["done", "refused", "failed"]
     says: str
@@ -202,9 +202,9 @@ class Answer(_Message):
 
 
 def parse_request(line: bytes) -> Request:
-    """Read one line.
+    """Parse one line.
 
-    :raise BadRequestError: it is no request; one line says why.
+    :raise BadRequestError: it is not a request; the message says why in one line.
     """
     try:
         return _REQUEST.validate_json(line)

@@ -1,4 +1,4 @@
-"""Sites as people see them: rows of a table, and one of them explained."""
+"""Sites in answers: rows of a table, and one site explained."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ __all__ = (
 )
 
 DOCUMENTED = ConfigDict(use_attribute_docstrings=True)
-"""The schema says of each field what the code says."""
+"""The JSON schema takes its descriptions from the docstrings of the fields."""
 
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
@@ -29,27 +29,27 @@ class Target:
     address: str
     """In hexadecimal."""
     share: float | None = None
-    """Its part of the site's calls when it was chosen, 0 to 1; none where nothing was counted."""
+    """Its part of the site's calls when it was chosen, 0 to 1; null where nothing was counted."""
 
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
 class SiteRow:
-    """Where one site stands, and why."""
+    """One site, its state, and why."""
 
     site: str
-    """As function+0x1f, with its module if it has one: what the commands take."""
+    """As function+0x1f, with its module if it has one, as the commands take it."""
     address: str
     """In hexadecimal."""
     state: str
-    """The strategy's; or pinned, banned (also until it is relearned), or skipped."""
+    """The state that the strategy gives it; or pinned, banned (reverted too), or skipped."""
     reason: str
     form: str
-    """What stands there: original, learning stub, chain, chain that counts its hits, tree, keyed
+    """Its code now: original, learning stub, chain, chain that counts its hits, tree, keyed
     tree, key learning stub, between two forms, somebody else's."""
     targets: tuple[Target, ...] = ()
-    """Called directly, or to be so with the next change; in the order of the chain."""
+    """The direct targets of now, or of the next change; in the order of the chain."""
     calls_per_second: float = 0.0
-    """As last counted."""
+    """The moving average of the epochs that counted all calls of the site."""
     misses_per_second: float = 0.0
     """In the last epoch, where the site is promoted."""
 
@@ -61,15 +61,15 @@ class StaticCallRow:
     key: str
     module: str | None
     target: str | None
-    """None: calls do nothing."""
+    """Null: calls do nothing."""
     built: str | None
-    """Where it went when it was built."""
+    """The target that it was built with."""
     sites: int
 
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
 class Event:
-    """Something that was decided about a site, or done to it."""
+    """A decision about a site, or a change of it."""
 
     at: float
     """Unix time in seconds."""
@@ -77,17 +77,17 @@ class Event:
     site: str
     kind: Literal["decided", "changed", "refused"]
     state: str = ""
-    """That the site came to, where it was decided."""
+    """The state that was decided."""
     reason: str = ""
-    """Why it was decided, or refused."""
+    """Why it was decided, or why the change was refused."""
     form: str = ""
-    """That it is to have, or has."""
+    """The form that the site is to have, or has."""
     targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
 class Instruction:
-    """One line of a disassembly; addresses in it are given as symbols too."""
+    """One line of a disassembly; its addresses have their symbols beside them."""
 
     address: str
     code: str
@@ -97,7 +97,7 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
 class Listing:
-    """Machine code that stands together."""
+    """Machine code at consecutive addresses."""
 
     address: str
     size: int
@@ -111,21 +111,21 @@ class Part:
 
     name: str
     original: Listing
-    """As it was built."""
+    """The code that was built."""
     standing: Listing
-    """As it is now."""
+    """The code of now."""
 
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
 class Explanation:
-    """Why a site is as it is."""
+    """One site in depth."""
 
     row: SiteRow
     register: str
-    """That names the target of the call."""
+    """The register that holds the target of the call."""
     kind: Literal["call", "jmp"]
     parts: tuple[Part, ...]
     block: Listing | None
     """The code in the arena that the site leads to."""
     history: tuple[Event, ...]
-    """What was decided about it and done to it, the newest first; the oldest are forgotten."""
+    """The last decisions about it and changes of it, the newest first."""

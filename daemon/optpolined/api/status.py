@@ -1,4 +1,4 @@
-"""One guest at one moment, as the views and the metrics show it.
+"""One guest at one moment, as views and metrics show it.
 
 The status API gives a :class:`Status` as JSON; ``STATUS.json_schema()`` is its schema.
 """
@@ -34,7 +34,7 @@ GRACE_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 
 
 class DaemonPhase(Enum):
-    """What the daemon is doing."""
+    """The phase that the daemon is in."""
 
     ATTACHING = "attaching"
     LEARNING = "learning"
@@ -50,7 +50,7 @@ class DaemonPhase(Enum):
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
 class Versions:
-    """What works together here."""
+    """The versions of the parts that work together."""
 
     optpolined: str = ""
     module_abi: int = 0
@@ -60,7 +60,7 @@ class Versions:
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
 class HotSite:
-    """A promoted site: where it is, what it calls, and how often in calls per second."""
+    """A promoted site, its targets, and its rates in calls per second."""
 
     site: str
     targets: tuple[str, ...]
@@ -70,7 +70,7 @@ class HotSite:
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
 class OverriddenSite:
-    """A site that somebody has decided about: pinned to a target, or banned."""
+    """A site that the operator has decided about: pinned to a target, or banned."""
 
     site: str
     state: str
@@ -81,8 +81,8 @@ class OverriddenSite:
 class ArenaUse:
     """The arena's bytes; the rest is free.
 
-    ``degraded``: not all blocks that were wanted lately could be held together.  ``denied`` sites
-    would be promoted, and ``waiting`` ones would learn, if there were room.
+    ``degraded``: the blocks that were wanted lately did not all fit at the same time.  ``denied``
+    sites would be promoted, and ``waiting`` sites would learn, if there were space.
     """
 
     total_bytes: int = 0
@@ -97,12 +97,12 @@ class ArenaUse:
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
 class Durations:
-    """How long something took, each time."""
+    """How long something took each time."""
 
     count: int = 0
     sum_seconds: float = 0.0
     buckets: tuple[int, ...] = ()
-    """How many were in each bucket, one more than there are bounds; empty where there were none."""
+    """The count of each bucket, one more than there are bounds; empty before the first time."""
 
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
@@ -116,12 +116,12 @@ class StopSummary(Durations):
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
 class Status:
-    """All that is known; counts are since the daemon started, through all its attachments."""
+    """All that is known; counts are since the start of the daemon, over all its attachments."""
 
     guest: str
     phase: DaemonPhase = DaemonPhase.ATTACHING
     trouble: str = ""
-    """Why the guest is not attached to, where it is not; one line."""
+    """Why the daemon is not attached to the guest, in one line; empty where it is."""
     versions: Versions = Versions()
     kernel: str = ""
     accelerator: str = ""
@@ -129,14 +129,14 @@ class Status:
     seconds: float = 0.0
     """Since this attachment began."""
     attachments: int = 0
-    """A guest that is reset is attached to anew."""
+    """The daemon attaches again after each reset of the guest."""
     epoch: int = 0
     epochs: Durations = Durations()
     """The daemon's work in each epoch, without the wait for the next; by EPOCH_BUCKETS_SECONDS."""
     stub_released: bool = False
-    """The gdbstub is a debugger's: nothing is changed until it is taken back."""
+    """A debugger has the gdbstub: no site is changed until it is taken back."""
     frozen: bool = False
-    """Somebody asked to change nothing."""
+    """The operator asked to change no site."""
     found: int = 0
     eligible: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
@@ -157,8 +157,8 @@ class Status:
     """Estimated from the rates seen while learning, less the misses."""
     missed_per_second: float = 0.0
     coverage: float | None = None
-    """The share of the calls at eligible sites that are direct, estimated likewise; none where no
-    call was counted yet."""
+    """The share of the calls at eligible sites that are direct, estimated in the same way; null
+    before the first counted call."""
     learning_overhead_share: float = 0.0
     """What learning stubs cost in the last epoch beyond a retpoline, as a share of what all calls
     would cost by retpolines; by the cost model."""
@@ -169,7 +169,7 @@ class Status:
     pokes: int = 0
     """Sites changed."""
     refused: Mapping[str, int] = field(default_factory=dict)
-    """Changes given up because of what stood there, by reason."""
+    """Changes that were given up, by reason."""
     int3_hits: int = 0
     poke_table_defects: int = 0
     """Entries of the guest's poke table that make no sense and are ignored: something else wrote to
@@ -178,18 +178,18 @@ class Status:
     stops: StopSummary = StopSummary()
     """By STOP_BUCKETS_SECONDS."""
     stop_budget_seconds: float = 0.0
-    """What the daemon's own work in one stop may take, as configured."""
+    """The limit of the daemon's own work in one stop, as configured."""
     graces: Durations = Durations()
     """Grace periods that the guest was asked for, by GRACE_BUCKETS_SECONDS."""
     recoveries: int = 0
-    """Sites put back that nobody looked after: a daemon that died had left them changed, or this
-    one when it lost the guest, or a snapshot held them."""
+    """Sites that were put back after a daemon died, after this one lost the guest, or after a
+    snapshot was loaded that held them."""
     rescues: int = 0
-    """How often the guest was resumed after a daemon that died had left it stopped."""
+    """How often the guest was resumed after a dead daemon had left it stopped."""
     read_errors: int = 0
     """Attachments that ended because the guest's memory could not be read, or made no sense."""
     journal: tuple[Event, ...] = ()
-    """What was decided and changed last, the newest first; at most 64."""
+    """The last decisions and changes, the newest first; at most 64."""
 
     @property
     def promoted(self) -> int:

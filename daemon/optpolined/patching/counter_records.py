@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Chain, Code, Form, Key, LearnKeys
-from optpolined.kernel.module.counters import RECORD
+from optpolined.kernel.module.counters import RECORD_DTYPE
 
 __all__ = ("RecordAllocator", "counts_all", "key_table_records")
 
@@ -20,7 +20,7 @@ _SLOT_BYTES = 4
 
 def key_table_records(key: Key) -> int:
     """Return how many records the key table of ``key`` takes: a power of two."""
-    return max(1, (_SLOT_BYTES << key.bits) // RECORD.itemsize)
+    return max(1, (_SLOT_BYTES << key.bits) // RECORD_DTYPE.itemsize)
 
 
 def counts_all(form: Form) -> bool:

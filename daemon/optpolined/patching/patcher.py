@@ -79,6 +79,7 @@ class Patcher:
     """Gives sites their forms while the guest runs.
 
     ``record_offset`` turns a record's index into its percpu offset (optpoline_abi.h).
+    ``inline_protocol`` changes the inline parts, ``protocol`` all else.
     ``is_held_up`` is asked before each batch and returns whether none may begin now.  A batch that
     has begun is finished.
     """
@@ -96,6 +97,7 @@ class Patcher:
         records: RecordAllocator,
         record_offset: Callable[[int], int],
         protocol: Protocol,
+        inline_protocol: Protocol | None = None,
         batch_sites: int,
         is_held_up: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -109,6 +111,7 @@ class Patcher:
         self._records = records
         self._record_offset = record_offset
         self._protocol = protocol
+        self._inline_protocol = inline_protocol or protocol
         self._batch_sites = batch_sites
         self._is_held_up = is_held_up
         self._assembler = Assembler()
@@ -237,7 +240,9 @@ class Patcher:
                 site = self._sites[address]
                 assert site.inline is not None
                 try:
-                    change = head_change(site.inline, head, self._entries, pages, self._protocol)
+                    change = head_change(
+                        site.inline, head, self._entries, pages, self._inline_protocol
+                    )
                 except SiteRefusedError as error:
                     report.refuse(address, error.reason)
                     continue
@@ -245,7 +250,7 @@ class Patcher:
                     changes.append(change)
                     sites.append(site)
                     self._touched.add(address)
-        result = walk(inline_steps(changes, self._protocol), self._transport, self._grace)
+        result = walk(inline_steps(changes, self._inline_protocol), self._transport, self._grace)
         self._take_refusals(result, sites, report)
 
     def _take_refusals(

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from optpolined.addresses import GuestVirtual
-from optpolined.kernel.module.abi import PokeEntry as PokeEntryLayout
-from optpolined.kernel.module.abi import PokeState
+from optpolined.kernel.module.abi import PokeEntryLayout, PokeState
 from optpolined.kernel.module.header import Header
 from optpolined.kernel.module.poke_table import ENTRY_SIZE, Defect, PokeEntry, PokeTable, encode
 from optpolined.kernel.paging import AddressSpace

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from optpolined.kernel.module.counters import RECORD, Counters
+from optpolined.kernel.module.counters import RECORD_DTYPE, Counters
 from optpolined.kernel.paging import AddressSpace
 from optpolined.patching.protocol.steps import Write
 from optpolined.patching.protocol.transport import Transport, Written
@@ -23,9 +23,9 @@ def clear(
     with space.snapshot() as pages:
         for record in records:
             for address in counters.copies(record):
-                found = pages.read(address, RECORD.itemsize)
+                found = pages.read(address, RECORD_DTYPE.itemsize)
                 if any(found):
-                    writes.append(Write(address, found, bytes(RECORD.itemsize)))
+                    writes.append(Write(address, found, bytes(RECORD_DTYPE.itemsize)))
                     owners.append(record)
     outcomes = transport.write(writes) if writes else []
     busy = {

@@ -7,7 +7,7 @@ import numpy as np
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Key
-from optpolined.kernel.module.counters import RECORD, Counters, full_address
+from optpolined.kernel.module.counters import RECORD_DTYPE, Counters, full_address
 from optpolined.kernel.paging import AddressSpace
 
 __all__ = ("read_key_table",)
@@ -29,7 +29,7 @@ def read_key_table(
     with space.snapshot() as pages:
         for place, record in enumerate(records):
             for address in counters.copies(record):
-                slots = np.frombuffer(pages.read(address, RECORD.itemsize), "<u4").tolist()
+                slots = np.frombuffer(pages.read(address, RECORD_DTYPE.itemsize), "<u4").tolist()
                 for index, low_half in enumerate(slots, place * len(slots)):
                     target = full_address(low_half)
                     if index < 1 << key.bits and is_target(target):

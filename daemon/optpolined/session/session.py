@@ -58,14 +58,16 @@ class Session:
         self.census = CensusTaker(access, survey)
         self._restoring = False
         self._is_over = False
-        protocol = access.settings.config.poke.protocol
-        self.patcher = self.make_patcher(protocol)
+        choice = access.settings.config.poke.protocol
+        self.patcher = self.make_patcher(
+            choice.for_sites(access.transport.kind), inline_protocol=choice.for_pairs()
+        )
         self.static_calls = StaticCalls(
             transport=access.transport,
             space=access.space,
             symbols=survey.symbols,
             entries=access.entries,
-            protocol=protocol,
+            protocol=choice.for_pairs(),
             calls=survey.static_calls,
         )
 
@@ -89,8 +91,17 @@ class Session:
         """What is counted through all attachments."""
         return self._access.tally
 
-    def make_patcher(self, protocol: Protocol, transport: Transport | None = None) -> Patcher:
-        """Make a patcher of this guest's sites by ``protocol``; ``transport`` is for tests."""
+    def make_patcher(
+        self,
+        protocol: Protocol,
+        transport: Transport | None = None,
+        *,
+        inline_protocol: Protocol | None = None,
+    ) -> Patcher:
+        """Make a patcher of this guest's sites by ``protocol``; ``transport`` is for tests.
+
+        :param inline_protocol: Changes the inline parts, if ``protocol`` does not.
+        """
         return Patcher(
             transport=transport or self._access.transport,
             grace=self._access.pass_grace,
@@ -102,6 +113,7 @@ class Session:
             records=self.counters.records,
             record_offset=self.counters.counters.offset,
             protocol=protocol,
+            inline_protocol=inline_protocol,
             batch_sites=self._access.settings.config.poke.batch_sites,
             is_held_up=self._is_held_up,
         )

@@ -17,7 +17,7 @@ _SAMPLES_MAX = 360
 
 @dataclass(frozen=True, slots=True, config=DOCUMENTED)
 class Sample:
-    """What a status said at one time."""
+    """A part of the status at one time."""
 
     at: float
     """Unix time in seconds."""
@@ -36,15 +36,15 @@ HISTORY: TypeAdapter[Sequence[Sample]] = TypeAdapter(Sequence[Sample])
 
 
 class History:
-    """A moment in ten seconds, for an hour; may be read from any thread."""
+    """One sample every ten seconds, for an hour; any thread may read it."""
 
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES_MAX)
 
     def add(self, status: Status, at: float) -> None:
-        """Remember ``status``, unless a moment that is as young as an interval is there.
+        """Add a sample of ``status``, unless the last one is younger than the interval.
 
-        :param at: Unix time in seconds; where the clock went back, the moment counts as due.
+        :param at: Unix time in seconds.  Where the clock was set back, the sample is due.
         """
         if self._samples and 0 <= at - self._samples[-1].at < INTERVAL_SECONDS:
             return
@@ -62,5 +62,5 @@ class History:
         )
 
     def samples(self) -> Sequence[Sample]:
-        """The oldest first."""
+        """Return the samples, the oldest first."""
         return tuple(self._samples)

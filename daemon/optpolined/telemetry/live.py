@@ -1,4 +1,4 @@
-"""The status on a terminal, redrawn in place; on anything else, a line where the phase changes."""
+"""The status on a terminal, redrawn in place; elsewhere a line where the phase changes."""
 
 from types import TracebackType
 from typing import Self
@@ -16,7 +16,7 @@ _PLAIN_INTERVAL_SECONDS = 10.0
 
 
 class LiveView:
-    """Shows each status that it is given while the ``with`` block runs."""
+    """Shows each status that it receives while the ``with`` block runs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -85,7 +85,7 @@ def _screen(status: Status) -> Group:
         figures.add_row(
             "arena",
             f"too small: {status.arena.denied} sites with "
-            f"{status.arena.denied_per_second:,.0f} calls/s find no room",
+            f"{status.arena.denied_per_second:,.0f} calls/s get no space",
         )
     return Group(head, figures, _hottest(status))
 

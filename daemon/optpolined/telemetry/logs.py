@@ -1,12 +1,12 @@
-"""Where the log goes: to the journal with fields, to a terminal, or as plain lines.
+"""The log: to the journal with fields, to a terminal, or as plain lines.
 
-An event is one line, whatever names the guest has put into it.  A call that is about a site, or
-that has a reason, gives them as ``extra={"site": f"{address:#x}", "reason": "foreign_bytes"}``; in
-the journal these are the fields SITE and REASON, beside GUEST:
+An event is one line, even where a name from the guest holds a newline.  A call that is about a
+site, or that has a reason, passes ``extra={"site": f"{address:#x}", "reason": "foreign_bytes"}``.
+In the journal these are the fields SITE and REASON, beside GUEST:
 
     journalctl GUEST=vm1 REASON=foreign_breakpoint
 
-Nothing is repeated in a storm (:class:`RateLimitHandler`).
+Events that repeat are counted instead of logged (:class:`RateLimitHandler`).
 """
 
 import logging
@@ -25,21 +25,21 @@ __all__ = ("JournalHandler", "RateLimitHandler", "configure_logging", "goes_to_j
 
 _INTERVAL_SECONDS = 60.0
 _OF_A_KIND_MAX = 10
-"""Lines of one call, about different sites, within that time."""
+"""Lines of one logging call, about different sites, within the interval."""
 
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 """The levels of syslog(3): err, warning, info; below them debug."""
 
 
 def configure_logging(guest: str, console: Console, *, verbose: bool) -> None:
-    """Send the log of this process to where its standard error goes."""
+    """Send the log of this process to its standard error, or to the journal behind it."""
     handler = RateLimitHandler(_handler(guest, console))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("optpolined").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 def goes_to_journal() -> bool:
-    """Whether our standard error is the journal's: JOURNAL_STREAM in systemd.exec(5)."""
+    """Return whether stderr is connected to the journal: JOURNAL_STREAM in systemd.exec(5)."""
     return bool(check_journal_stream())
 
 
@@ -54,17 +54,17 @@ def _handler(guest: str, console: Console) -> logging.Handler:
 
 
 class _OneLine(logging.Formatter):
-    """Escapes what would break the line; a traceback keeps its lines."""
+    """Escapes characters that would break the line; a traceback keeps its lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
         return one_line(super().formatMessage(record))
 
 
 class JournalHandler(logging.Handler):
-    """Sends each record as fields; systemd.journal-fields(7) says what most of them are."""
+    """Sends each record as fields; systemd.journal-fields(7) describes most of them."""
 
     def __init__(self, send: Callable[[list[tuple[str, str]]], None], guest: str) -> None:
-        """:param send: Gets the fields of one entry, in the native protocol of the journal."""
+        """:param send: Sends the fields of one entry by the native protocol of the journal."""
         super().__init__()
         self._send = send
         self._guest = guest
@@ -101,13 +101,13 @@ def _priority(level: int) -> int:
 
 
 def _subject(record: logging.LogRecord) -> tuple[str, str]:
-    """The site and the reason that the call gave, empty where it gave none."""
+    """Return the site and the reason that the call passed; empty where it passed none."""
     return str(getattr(record, "site", "")), str(getattr(record, "reason", ""))
 
 
 @dataclass(slots=True)
 class _Repeated:
-    """An event, and how often it came again."""
+    """An event, and how often it was repeated."""
 
     record: logging.LogRecord
     again: int = 0
@@ -115,7 +115,7 @@ class _Repeated:
 
 @dataclass(slots=True)
 class _CallSite:
-    """What one call has logged lately: by subject, and those for whom there was no line left."""
+    """The events of one logging call within the interval: shown ones, and those over the limit."""
 
     until: float
     shown: dict[tuple[str, ...], _Repeated] = field(default_factory=dict)
@@ -123,12 +123,11 @@ class _CallSite:
 
 
 class RateLimitHandler(logging.Handler):
-    """Passes records on, but not the same twice within a minute, nor many of a kind.
+    """Passes on each record once a minute, and at most ten records of one logging call.
 
-    Of a kind are the records of one call; the same are those about the same site and reason, or
-    with the same text where the call gave none.  How many were held back is said at the end of the
-    minute, as soon as anything is logged, or when the program ends.  Who asks for records of level
-    debug gets all of them.
+    Two records of one call are the same where they are about the same site and reason.  Without
+    these, they are the same where their text is.  After the minute, the next record, or the end of
+    the program, logs how many were held back.  Records of level debug are not limited.
     """
 
     def __init__(
@@ -138,7 +137,7 @@ class RateLimitHandler(logging.Handler):
         clock: Callable[[], float] = time.monotonic,
         seconds: float = _INTERVAL_SECONDS,
     ) -> None:
-        """Take over ``inner``, which is closed with this."""
+        """Pass records on to ``inner``, which is closed with this handler."""
         super().__init__()
         self._inner = inner
         self._clock = clock
@@ -168,13 +167,13 @@ class RateLimitHandler(logging.Handler):
             kind.others.again += 1
 
     def close(self) -> None:
-        """Say what was held back."""
+        """Log how many records were held back."""
         self._sum_up(float("inf"))
         self._inner.close()
         super().close()
 
     def _sum_up(self, now: float) -> None:
-        """Say what was held back of the kinds whose time is over."""
+        """Log how many records were held back in the intervals that have ended."""
         for call, kind in list(self._call_sites.items()):
             if kind.until > now:
                 continue

@@ -1,16 +1,16 @@
-"""Tells a service manager how the daemon is, by the protocol of sd_notify(3).
+"""Sends the state of the daemon to a service manager, by the protocol of sd_notify(3).
 
 A message is a datagram of NAME=value lines to the socket that ``NOTIFY_SOCKET`` names:
 
     READY=1                         the guest is attached to, or a reload has ended
     STATUS=running: 7,865 sites...  for `systemctl status`
     WATCHDOG=1                      the reconcile loop makes progress
-    EXTEND_TIMEOUT_USEC=60000000    so does the way in, or the way out
+    EXTEND_TIMEOUT_USEC=60000000    the start or the stop makes progress
     RELOADING=1, STOPPING=1
 
-Ours, for the libraries are worse than these lines: cysystemd brings copies of libsystemd, libgcrypt
-and others for a datagram, systemd-python is compiled against libsystemd, systemd-watchdog measures
-its intervals by the wall clock and knows neither reloads nor deadlines, sdnotify is from 2017.
+No library does better than these lines.  cysystemd bundles copies of libsystemd, libgcrypt and
+others for one datagram.  systemd-python is compiled against libsystemd.  systemd-watchdog measures
+its intervals by the wall clock, and knows neither reloads nor deadlines.  sdnotify is from 2017.
 """
 
 import logging
@@ -28,15 +28,15 @@ __all__ = ("Notifier", "one_line", "summary")
 _log = logging.getLogger(__name__)
 
 _EXTENSION_SECONDS = 60.0
-"""On the way in and out, so long without progress is too long."""
+"""A start or a stop that makes no progress for this long has failed."""
 
 _SEND_SECONDS = 5.0
 
 
 class Notifier:
-    """The manager at a socket; without an address nobody is told anything.
+    """The service manager at a socket; without an address nothing is sent.
 
-    To be used from the thread of the reconcile loop only: a ping says that this one is well.
+    Only the thread of the reconcile loop may use it, because a ping says that this thread works.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Notifier:
     ) -> None:
         """:param watchdog_seconds: How long the manager waits for a ping; ``None``: for ever."""
         self.is_watched = bool(address) and watchdog_seconds is not None
-        """Whether a loop that hangs is ended, by a signal."""
+        """Whether the manager ends a loop that hangs, by a signal."""
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._clock = clock
         self._interval_seconds = min(watchdog_seconds or _EXTENSION_SECONDS, _EXTENSION_SECONDS) / 2
@@ -58,9 +58,9 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str]) -> Self:
-        """The manager that ``environment`` names.
+        """Return the manager that ``environment`` names.
 
-        The variables are taken out of it: they are for us, not for processes that we start.
+        The variables are removed from it, because they are not for the processes that we start.
         """
         address = environment.pop("NOTIFY_SOCKET", "")
         period = environment.pop("WATCHDOG_USEC", "")
@@ -69,10 +69,10 @@ class Notifier:
         return cls(address, watchdog_seconds=int(period) / 1e6 if is_watched else None)
 
     def alive(self) -> None:
-        """Say that there is progress; to be called often, it costs a look at the clock.
+        """Report progress.  Callers may call it often: most calls only read the clock.
 
-        Before :meth:`ready`, and from :meth:`stopping` on, this moves the deadline of the start, or
-        of the stop.  It is no ping then: with the first one systemd begins to wait for the next.
+        Before :meth:`ready`, and after :meth:`stopping`, it extends the deadline of the start or of
+        the stop instead of a ping: after its first ping systemd expects the next one.
         """
         now = self._clock()
         if now < self._due:
@@ -82,12 +82,12 @@ class Notifier:
         self._send("WATCHDOG=1" if self._is_up else extension)
 
     def ready(self) -> None:
-        """Say that the start is over."""
+        """Report that the start is complete."""
         self._is_up = True
         self._send("READY=1")
 
     def send_status(self, text: str) -> None:
-        """Say what the daemon is doing, where that is not what was said last."""
+        """Send a line about what the daemon does, unless it was sent last."""
         text = one_line(text)
         if text != self._said:
             self._said = text
@@ -95,7 +95,7 @@ class Notifier:
 
     @contextmanager
     def reloading(self) -> Iterator[None]:
-        """Say that settings are read again, until the block ends."""
+        """Report a reload of the settings for as long as the block runs."""
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
         try:
@@ -104,7 +104,7 @@ class Notifier:
             self._send("READY=1")
 
     def stopping(self) -> None:
-        """Say that the daemon is on its way out."""
+        """Report that the daemon stops."""
         self._is_up = False
         self._due = self._clock()
         self._send("STOPPING=1")
@@ -117,11 +117,13 @@ class Notifier:
                 manager.settimeout(_SEND_SECONDS)
                 manager.sendto(message.encode(errors="replace"), self._address)
         except OSError as error:
-            _log.warning("the service manager is not told how we are: %s", error)
+            _log.warning(
+                "the service manager cannot be reached, and may restart the daemon: %s", error
+            )
 
 
 def one_line(text: str) -> str:
-    """``text`` with everything escaped that would not stay on a line, or not be seen on it."""
+    """Return ``text`` with an escape for each character that is not printable."""
     if text.isprintable():
         return text
     return "".join(
@@ -130,7 +132,7 @@ def one_line(text: str) -> str:
 
 
 def summary(status: Status) -> str:
-    """The status in a line."""
+    """Return the status in one line."""
     said = f"{status.phase.value}: {status.eligible:,} sites, {status.promoted:,} promoted"
     if status.coverage is None:
         return said

@@ -1,4 +1,4 @@
-"""How long things take: counted, summed up, and sorted into buckets."""
+"""Durations: their number, their sum, and how many are in each bucket."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ __all__ = ("Timings",)
 
 @dataclass(slots=True)
 class Timings:
-    """Durations in seconds; ``bounds`` are the buckets' upper ones, rising, without infinity."""
+    """Durations in seconds; ``bounds`` are the upper bounds of the buckets, without infinity."""
 
     bounds: Sequence[float]
     count: int = 0
@@ -22,11 +22,11 @@ class Timings:
         self.buckets = [0] * (len(self.bounds) + 1)
 
     def add(self, seconds: float) -> None:
-        """Count one."""
+        """Add one duration."""
         self.count += 1
         self.sum_seconds += seconds
         self.buckets[bisect_left(self.bounds, seconds)] += 1
 
     def summary(self) -> Durations:
-        """All of them, for the status."""
+        """Return all of them for the status."""
         return Durations(self.count, self.sum_seconds, tuple(self.buckets))

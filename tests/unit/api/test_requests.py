@@ -1,4 +1,4 @@
-"""Requests over the status socket, by clients that behave and by others."""
+"""Requests over the status socket, by clients that follow the rules and by others."""
 
 import json
 import socket
@@ -56,7 +56,7 @@ def requests() -> RequestQueue:
 
 @pytest.fixture
 def path(tmp_path: Path, requests: RequestQueue) -> Iterator[Path]:
-    """A socket that is served, with nobody yet who carries requests out."""
+    """A served socket, without a loop that carries out requests."""
     path = status_socket(tmp_path, "vm1")
     with serve_status(path, lambda: Status("vm1"), requests):
         yield path
@@ -71,7 +71,7 @@ def client(path: Path) -> Iterator[socket.socket]:
 
 
 def told(connection: socket.socket, count: int = 1) -> list[dict[str, str]]:
-    """So many lines."""
+    """Receive ``count`` lines."""
     data = b""
     while data.count(b"\n") < count:
         piece = connection.recv(4096)
@@ -200,7 +200,9 @@ def test_a_client_that_is_slow_to_end_its_line_does_not_wait_for_ever(path: Path
         assert "no newline" in told(connection)[0]["says"]
 
 
-def test_who_closes_his_sending_side_gets_his_answer(path: Path, requests: RequestQueue) -> None:
+def test_a_client_that_closes_its_sending_side_gets_its_answer(
+    path: Path, requests: RequestQueue
+) -> None:
     with client(path) as connection:
         connection.sendall(TAKE)
         connection.shutdown(socket.SHUT_WR)
@@ -210,7 +212,7 @@ def test_who_closes_his_sending_side_gets_his_answer(path: Path, requests: Reque
             assert has_ended(connection)
 
 
-def test_a_request_whose_client_has_gone_is_dropped(path: Path, requests: RequestQueue) -> None:
+def test_a_request_whose_client_has_hung_up_is_dropped(path: Path, requests: RequestQueue) -> None:
     with client(path) as connection:
         connection.sendall(TAKE)
         until(lambda: waiting(requests) == 1)

@@ -1,4 +1,4 @@
-"""Who gets the arena's room, by example and over time, with real learning and a real arena."""
+"""Which sites get the arena's space, by example and over time, with real learning and arena."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -34,14 +34,14 @@ def site(number: int) -> GuestVirtual:
 
 
 def size_of(_: GuestVirtual, form: Form) -> int:
-    """As codegen/assemble.py has it, to within a few bytes."""
+    """Return about the size that codegen/assemble.py gives."""
     if not isinstance(form, Chain):
         return 0
     return rounded(17 + len(form.targets) * (37 if form.counts_hits else 13))
 
 
 def counted(rates: Mapping[GuestVirtual, float], epoch: int, form: Form = LEARNING) -> Snapshot:
-    """One epoch in which all the sites counted everything."""
+    """Return an epoch in which all the sites counted all their calls."""
     counts = {site: SiteEpoch({TARGET: int(rate * SECONDS)}) for site, rate in rates.items()}
     return Snapshot(epoch, SECONDS, counts, dict.fromkeys(rates, form))
 
@@ -64,14 +64,14 @@ def hottest(count: int) -> set[GuestVirtual]:
     return set(sorted(RATES, key=lambda site: -RATES[site])[:count])
 
 
-def test_where_there_is_room_everybody_gets_what_he_wants() -> None:
+def test_where_there_is_space_every_site_gets_what_it_wants() -> None:
     room = room_with(RATES)
     assert room.share(WANTED, {}, 2 << 20, 1) is WANTED
     assert not room.degraded
     assert (room.denied, room.waiting) == ((), 0)
 
 
-def test_the_hottest_get_the_room_and_the_hottest_first() -> None:
+def test_the_hottest_sites_get_the_space_in_order() -> None:
     room = room_with(RATES)
     shared = room.share(WANTED, {}, 32 * UNIT, 1)
     assert room.degraded
@@ -81,7 +81,7 @@ def test_the_hottest_get_the_room_and_the_hottest_first() -> None:
     assert room.rates.calls_per_second(room.denied) == sum(RATES[site] for site in room.denied)
 
 
-def test_who_learns_has_a_quarter_and_whoever_waited_longest_goes_first() -> None:
+def test_learning_sites_get_a_quarter_and_the_longest_wait_goes_first() -> None:
     room = room_with(RATES)
     learners = [site(number) for number in range(100, 110)]
     room.rates.update(counted(dict.fromkeys(learners[:5], 1000.0), 1))
@@ -92,7 +92,7 @@ def test_who_learns_has_a_quarter_and_whoever_waited_longest_goes_first() -> Non
     assert promoted(shared) == hottest(21)
 
 
-def test_who_learns_already_is_not_displaced_by_who_would_like_to() -> None:
+def test_a_learning_site_is_not_displaced_by_a_waiting_one() -> None:
     room = ArenaBudget(size_of, CallRates())
     learners = [site(number) for number in range(100)]
     wanted: dict[GuestVirtual, Form] = dict.fromkeys(learners, LEARNING)
@@ -102,7 +102,7 @@ def test_who_learns_already_is_not_displaced_by_who_would_like_to() -> None:
     assert set(learners[50:60]) <= {site for site in learners if shared[site] == LEARNING}
 
 
-def test_who_is_silent_makes_room_for_who_was_not_looked_at() -> None:
+def test_a_silent_site_makes_space_for_one_that_was_not_measured() -> None:
     room = ArenaBudget(size_of, CallRates())
     learners = [site(number) for number in range(100)]
     wanted: dict[GuestVirtual, Form] = dict.fromkeys(learners, LEARNING)
@@ -124,7 +124,7 @@ def test_who_is_silent_makes_room_for_who_was_not_looked_at() -> None:
 
 
 @pytest.mark.parametrize(("hotter", "displaces"), [(1.1, False), (1.5, True)])
-def test_who_stands_is_displaced_by_a_margin_only(hotter: float, displaces: bool) -> None:
+def test_a_site_with_a_block_is_displaced_by_a_margin_only(hotter: float, displaces: bool) -> None:
     standing: dict[GuestVirtual, Form | None] = dict.fromkeys(hottest(21), ONE)
     coldest = min(hottest(21), key=lambda site: RATES[site])
     newcomer = site(100)
@@ -135,7 +135,7 @@ def test_who_stands_is_displaced_by_a_margin_only(hotter: float, displaces: bool
     assert len(promoted(shared)) == 21
 
 
-def test_nobody_overtakes_who_is_hotter_by_being_smaller() -> None:
+def test_a_smaller_block_does_not_go_before_a_hotter_one() -> None:
     long = Chain(tuple(GuestVirtual(TARGET + 16 * number) for number in range(4)))
     room = room_with(RATES)
     shared = room.share({**WANTED, site(19): long}, {}, 32 * UNIT, 1)
@@ -160,7 +160,7 @@ def test_rates_that_are_old_are_measured_again() -> None:
     assert not [site for site in measured if again[site] not in (ORIGINAL, ONE)]
 
 
-def test_it_says_so_once_when_it_begins_and_once_when_it_ends(
+def test_the_degraded_mode_is_logged_once_at_its_begin_and_once_at_its_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -178,7 +178,7 @@ def test_it_says_so_once_when_it_begins_and_once_when_it_ends(
     ]
 
 
-def test_sites_that_are_not_ours_ask_for_nothing() -> None:
+def test_sites_with_foreign_bytes_take_no_space() -> None:
     room = room_with(RATES)
     shared = room.share(WANTED, dict.fromkeys(RATES), 32 * UNIT, 1)
     assert not room.degraded
@@ -190,7 +190,7 @@ def test_sites_that_are_not_ours_ask_for_nothing() -> None:
     sizes=st.data(),
     units=st.integers(0, 300),
 )
-def test_what_is_shared_out_fits_and_is_the_hottest(
+def test_what_is_granted_fits_and_is_the_hottest(
     rates: dict[GuestVirtual, float], sizes: st.DataObject, units: int
 ) -> None:
     forms = st.builds(Chain, st.integers(0, 4).map(lambda count: (TARGET,) * count), st.booleans())
@@ -207,7 +207,7 @@ def test_what_is_shared_out_fits_and_is_the_hottest(
         assert room.degraded or shared is wanted
 
 
-def test_changes_wait_for_room_and_nobody_overtakes() -> None:
+def test_changes_wait_for_space_in_order() -> None:
     long = Chain((TARGET,) * 4)
     changes: dict[GuestVirtual, Form] = {
         site(0): ONE,
@@ -238,7 +238,7 @@ class Guest:
         self.state = self.strategy.initial(self.rates)
 
     def run(self, epochs: int) -> int:
-        """Let so many epochs pass; answer how many sites were changed."""
+        """Run some epochs; return how many sites were changed."""
         before = self.pokes
         for _ in range(epochs):
             self.epoch += 1
@@ -308,7 +308,7 @@ def test_in_time_the_hottest_are_promoted_and_then_there_is_peace(small: Guest) 
     small.run(600)
     assert small.room.degraded
     assert len(small.promoted()) == 42
-    # Within the margin the order is whoever came first.
+    # Within the margin the site that came first stays.
     assert set(small.coldest_first(small.rates)[-37:]) <= small.promoted()
     stays = set(small.promoted())
     for _ in range(200):

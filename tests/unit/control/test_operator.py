@@ -1,4 +1,4 @@
-"""The rules over a learner: what is asked for while it runs, another policy, the table of sites."""
+"""Commands over a learner: overrides, another policy, the table of sites."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +49,7 @@ def test_a_pin_and_a_ban_hold_from_the_next_epoch_on(guest: Guest) -> None:
     assert guest.learner.wanted[at(0x10)] == LEARNING
 
 
-def test_what_cannot_be_changes_nothing(guest: Guest) -> None:
+def test_a_refused_command_changes_nothing(guest: Guest) -> None:
     said = guest.ask(Pin(site="alpha", target="beta"))
     assert said.outcome == "refused"
     assert "may be any of 2 sites" in said.says
@@ -66,7 +66,7 @@ def test_another_policy_lets_sites_in_and_puts_others_back(guest: Guest) -> None
     assert guest.wanted() == {}
 
 
-def test_the_table_tells_every_site_and_why(guest: Guest) -> None:
+def test_the_table_has_every_site_and_why(guest: Guest) -> None:
     guest.ask(Pin(site="alpha+0x10", target="beta"))
     guest.wanted()
     said = guest.ask(ListSites(pattern="al*"))
@@ -87,7 +87,7 @@ def names_of(row: SiteRow) -> list[str]:
     return [target.name for target in row.targets]
 
 
-def test_a_long_table_is_cut_and_says_so(guest: Guest) -> None:
+def test_a_long_table_is_cut_and_the_answer_says_so(guest: Guest) -> None:
     said = guest.ask(ListSites(top=2))
     assert said.says == "7 sites; 2 shown"
     assert len(said.sites) == 2
@@ -111,7 +111,7 @@ def test_a_reverted_site_stays_so_until_it_is_relearned(guest: Guest) -> None:
 
 
 def test_a_site_that_is_relearned_begins_anew(guest: Guest) -> None:
-    for _ in range(20):  # nobody calls it: its window ends
+    for _ in range(20):  # no calls, so that its window ends
         guest.wanted()
     assert guest.learner.states[at(0x20)] == "cold"
     assert guest.ask(Relearn(site="alpha+0x20")).outcome == "done"
@@ -120,7 +120,7 @@ def test_a_site_that_is_relearned_begins_anew(guest: Guest) -> None:
     assert guest.learner.wanted[at(0x20)] == LEARNING
 
 
-def test_a_standstill_holds_until_it_is_taken_back(guest: Guest) -> None:
+def test_a_standstill_holds_until_thaw(guest: Guest) -> None:
     assert guest.ask(Thaw()).says == "nothing is frozen"
     found = []
     for order in (Freeze(), Revert(), Thaw()):
@@ -164,7 +164,7 @@ def test_the_command_asks_for_all_of_it(
     assert err == "optpolinectl: alpha+0x10 is not pinned\n"
 
 
-def test_the_status_names_who_is_ruled_on(
+def test_the_status_names_the_overridden_sites(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     guest = Guest(PolicyConfig(pins={"alpha+0x10": "beta"}))

@@ -1,4 +1,4 @@
-"""Pins and bans by name: what they mean in a guest, and what is refused."""
+"""Pins and bans by name: what they mean in a guest, and which are refused."""
 
 import logging
 
@@ -127,7 +127,7 @@ def test_a_banned_site_cannot_be_pinned_and_a_ban_goes_before_a_pin(operator: Op
     assert operator.by_site[at(0x10)].form == Chain((at(0x100),))
 
 
-def test_rules_of_the_configuration(caplog: pytest.LogCaptureFixture) -> None:
+def test_overrides_of_the_configuration(caplog: pytest.LogCaptureFixture) -> None:
     policy = PolicyConfig(
         exclude=("beta",),
         pins={"alpha+0x10": "beta", "gone+0x10": "beta"},

@@ -157,7 +157,7 @@ def served(
     answers: Callable[[Request], Answer] = answer,
     status: Callable[[], Status] = lambda: STATUS_NOW,
 ) -> Iterator[list[Request]]:
-    """A daemon for vm1 whose socket is in ``directory``; gives the list of what it was asked."""
+    """Serve as the daemon of vm1 in ``directory``; yield the requests that it receives."""
     requests, end = RequestQueue(), threading.Event()
     asked_for: list[Request] = []
 

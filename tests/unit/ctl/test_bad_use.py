@@ -120,7 +120,7 @@ def test_a_configuration_that_one_may_not_read_says_so(
 
 @contextmanager
 def somebody_else() -> Iterator[None]:
-    """Be one whom the modes of files concern; root is nobody meanwhile."""
+    """Run as a user that file modes apply to; root becomes nobody for this time."""
     if os.geteuid() != 0:
         yield
         return
@@ -161,7 +161,7 @@ def test_what_the_daemon_says_of_a_site_is_handed_on(
         (["static-call", "set", "k", "f" * 600], "function: String should have at most"),
     ],
 )
-def test_a_name_that_cannot_be_one_is_refused_before_anybody_is_asked(
+def test_an_impossible_name_is_refused_before_the_daemon_is_asked(
     command: Command, directory: Path, arguments: list[str], complaint: str
 ) -> None:
     with served(directory) as asked:

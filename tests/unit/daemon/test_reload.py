@@ -10,7 +10,7 @@ import pytest
 from optpolined.cli import _reread
 from optpolined.config import GuestConfig, PolicyConfig
 from optpolined.daemon.reload import compare
-from optpolined.patching.protocol.steps import Protocol
+from optpolined.patching.protocol.choice import ProtocolChoice
 
 OLD = GuestConfig.model_validate(
     {"qemu": {"qmp_socket": "/run/qmp"}, "policy": {"pins": {"vfs_read+0x9e": "pipe_read"}}}
@@ -59,7 +59,7 @@ def test_a_hang_up_reads_the_file_once_and_a_wrong_one_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file, hung_up = tmp_path / "vm1.toml", threading.Event()
-    options = Namespace(guest="vm1", config_dir=tmp_path, protocol=Protocol.STOPPED)
+    options = Namespace(guest="vm1", config_dir=tmp_path, protocol=ProtocolChoice.STOPPED)
     head = '[qemu]\nqmp_socket = "/run/qmp"\n[policy]\n'
     file.write_text(head + 'bans = ["vfs_*"]\n', encoding="utf-8")
     assert _reread(options, hung_up) is None
@@ -67,7 +67,7 @@ def test_a_hang_up_reads_the_file_once_and_a_wrong_one_changes_nothing(
     config = _reread(options, hung_up)
     assert config is not None
     assert config.policy == PolicyConfig(bans=("vfs_*",))
-    assert config.poke.protocol is Protocol.STOPPED  # the command line goes before the file
+    assert config.poke.protocol is ProtocolChoice.STOPPED  # the command line goes before the file
     assert _reread(options, hung_up) is None
     file.write_text(head + "bans = 7\n", encoding="utf-8")
     hung_up.set()

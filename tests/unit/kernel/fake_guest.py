@@ -105,12 +105,12 @@ def registers(*roots: int, cr4: int = 0x6F0, cr0: int = 0x8005_0033, efer: int =
     )
 
 
-def raw_header(address: int = HEADER) -> abi.Header:
+def raw_header(address: int = HEADER) -> abi.HeaderLayout:
     """A header with nothing wrong."""
-    raw = abi.Header(
+    raw = abi.HeaderLayout(
         magic=(ctypes.c_uint8 * 16)(*abi.MAGIC),
         abi_version=abi.ABI_VERSION,
-        header_size=ctypes.sizeof(abi.Header),
+        header_size=ctypes.sizeof(abi.HeaderLayout),
         self=address,
         boot_nonce=0x1122_3344_5566_7788,
         vmcoreinfo_paddr=0x8000,

@@ -56,6 +56,6 @@ def test_the_constants_are_those_of_the_header(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("struct", abi.STRUCTS.values())
-def test_fields_have_addresses(struct: type[abi.Header]) -> None:
+def test_fields_have_addresses(struct: type[abi.HeaderLayout]) -> None:
     first = struct._fields_[0][0]
     assert abi.offset_of(struct, first) == 0

@@ -193,7 +193,7 @@ def test_a_garbled_header_is_refused_or_bounded(changes: list[tuple[int, int]]) 
 
 def test_fields_by_address() -> None:
     header = parse_header(bytes(raw_header()), HEADER)
-    assert header.field("request_op") == HEADER + ctypes.sizeof(abi.Header) - 16
+    assert header.field("request_op") == HEADER + ctypes.sizeof(abi.HeaderLayout) - 16
 
 
 def test_status_is_read_anew_and_tells_when_the_module_has_gone() -> None:

@@ -15,7 +15,7 @@ from optpolined.addresses import GuestPhysical, GuestVirtual
 from optpolined.kernel.errors import CountersError
 from optpolined.kernel.module.abi import RECORD_SLOTS, CounterRecord
 from optpolined.kernel.module.counters import (
-    RECORD,
+    RECORD_DTYPE,
     Counters,
     Int3Stats,
     RecordGain,
@@ -53,7 +53,7 @@ class Memory:
 
 
 def records(cpus: int, count: int) -> Records:
-    return np.zeros((cpus, count), RECORD)
+    return np.zeros((cpus, count), RECORD_DTYPE)
 
 
 def put(
@@ -70,7 +70,7 @@ def counters(memory: Memory) -> Counters:
 def test_the_layout_is_that_of_the_abi() -> None:
     raw = CounterRecord()
     raw.slots[6].target, raw.slots[6].count, raw.other, raw.hits = 1, 2, 3, 4
-    (record,) = np.frombuffer(bytes(raw), RECORD)
+    (record,) = np.frombuffer(bytes(raw), RECORD_DTYPE)
     assert record["slots"][6].tolist() == (1, 2)
     assert (record["other"], record["hits"]) == (3, 4)
 
@@ -280,7 +280,7 @@ _ANY = arrays.arrays(np.uint32, (2, 3, 16), elements=st.integers(0, (1 << 32) - 
 
 @given(_ANY, _ANY)
 def test_hostile_records_never_raise(before: np.ndarray, now: np.ndarray) -> None:
-    snapshots = [words.view(RECORD)[:, :, 0] for words in (before, now)]
+    snapshots = [words.view(RECORD_DTYPE)[:, :, 0] for words in (before, now)]
     gained = difference(snapshots[0], snapshots[1])
     assert (gained.targets >> np.uint64(31) == (1 << 33) - 1).all()
     assert (gained.calls > 0).all()
@@ -329,7 +329,7 @@ def busy(cpus: int, count: int, share: float) -> tuple[Records, Records]:
         gaining = chance.random(count) < share
         now[cpu, gaining, 1] += 5
         now[cpu, gaining, 3] += 1
-    return before.view(RECORD)[:, :, 0], now.view(RECORD)[:, :, 0]
+    return before.view(RECORD_DTYPE)[:, :, 0], now.view(RECORD_DTYPE)[:, :, 0]
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,15 @@ from optpolined.kernel.module.module_list import (
 )
 from tests.unit.kernel.fake_guest import HEADER, MODULE_TEXT, FakeGuest, FakeMemory
 
-SIZE = ctypes.sizeof(abi.Module)
+SIZE = ctypes.sizeof(abi.ModuleLayout)
 TEXT = 0xFFFF_FFFF_C050_0000
 
 
 def entry(
     name: bytes = b"veth", text: int = TEXT, size: int = 0x4000, symbols: int = 69
-) -> abi.Module:
+) -> abi.ModuleLayout:
     raw = (ctypes.c_uint8 * abi.MODULE_NAME_LEN)(*name)
-    return abi.Module(
+    return abi.ModuleLayout(
         name=raw,
         text=text,
         text_size=size,
@@ -34,7 +34,7 @@ def entry(
     )
 
 
-def guest_with(*entries: abi.Module, count: int | None = None) -> FakeGuest:
+def guest_with(*entries: abi.ModuleLayout, count: int | None = None) -> FakeGuest:
     guest = FakeGuest()
     guest.raw.modules_count = len(entries) if count is None else count
     guest.publish()
@@ -42,7 +42,7 @@ def guest_with(*entries: abi.Module, count: int | None = None) -> FakeGuest:
     return guest
 
 
-def read(*entries: abi.Module, count: int | None = None) -> list[GuestModule]:
+def read(*entries: abi.ModuleLayout, count: int | None = None) -> list[GuestModule]:
     guest = guest_with(*entries, count=count)
     return read_modules(guest.space, read_header(guest.space, HEADER))
 
@@ -109,7 +109,7 @@ class ChangingMemory(FakeMemory):
     def read(self, address: GuestPhysical, size: int) -> bytes:
         data = super().read(address, size)
         if address == 0x40_0000:
-            raw = abi.Header.from_buffer_copy(data)
+            raw = abi.HeaderLayout.from_buffer_copy(data)
             raw.modules_generation += 1
             self.write(address, bytes(raw))
         return data
@@ -135,7 +135,7 @@ def test_a_module_that_was_unloaded() -> None:
 @given(garbage=st.binary(max_size=4 * SIZE), count=st.integers(0, 64) | st.integers(0, 2**32 - 1))
 def test_any_table_is_refused_or_bounded(garbage: bytes, count: int) -> None:
     entries = [
-        abi.Module.from_buffer_copy(garbage, start)
+        abi.ModuleLayout.from_buffer_copy(garbage, start)
         for start in range(0, len(garbage) - SIZE + 1, SIZE)
     ]
     try:

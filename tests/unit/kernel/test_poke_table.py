@@ -64,7 +64,7 @@ def search(table: bytes, site: int) -> int | None:
 
 
 def test_the_layout_is_that_of_the_abi() -> None:
-    raw = abi.PokeEntry(
+    raw = abi.PokeEntryLayout(
         site=TEXT + 5, slow_path=THUNK, kind=2, state=1, length=5, original=(0xE9, 1, 2, 3, 4)
     )
     made = PokeEntry(GuestVirtual(TEXT + 5), THUNK, SiteKind.JMP, PokeState.ARMED, b"\xe9\1\2\3\4")
@@ -88,7 +88,7 @@ def test_the_layout_is_that_of_the_abi() -> None:
     ],
 )
 def test_entries_that_make_no_sense(field: str, value: int, message: str) -> None:
-    raw = abi.PokeEntry.from_buffer_copy(encode(entry(TEXT)))
+    raw = abi.PokeEntryLayout.from_buffer_copy(encode(entry(TEXT)))
     setattr(raw, field, value)
     with pytest.raises(PokeEntryError, match=message):
         decode(bytes(raw))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
 from optpolined.kernel.module.abi import SiteKind
-from optpolined.kernel.sites.scan import Rejection, Scan, scan, with_originals
+from optpolined.kernel.sites.scan import RejectionCause, Scan, scan, with_originals
 from optpolined.kernel.sites.thunks import Thunks
 from optpolined.x86 import Register
 
@@ -105,7 +105,7 @@ def whole(text: bytes) -> list[Function]:
     return [Function(BASE, len(text))]
 
 
-def reasons(result: Scan) -> list[Rejection]:
+def reasons(result: Scan) -> list[RejectionCause]:
     return [rejected.reason for rejected in result.rejected]
 
 
@@ -158,7 +158,7 @@ def test_a_pattern_inside_a_constant_is_no_site() -> None:
     text = b"\x48\xb8" + branch(Register.RAX, 2) + b"\0\0\0" + b"\xc3"
     result = scan(text, BASE, THUNKS, whole(text))
     assert result.sites == []
-    assert reasons(result) == [Rejection.OFF_BOUNDARY]
+    assert reasons(result) == [RejectionCause.OFF_BOUNDARY]
     assert result.rejected[0].address == BASE + 2
 
 
@@ -172,14 +172,14 @@ def test_a_pattern_that_ends_an_instruction_is_no_site() -> None:
 
 def test_another_prefix_is_no_site() -> None:
     text = b"\x3e" + branch(Register.RAX, 1)
-    assert reasons(scan(text, BASE, THUNKS, whole(text))) == [Rejection.PREFIX]
+    assert reasons(scan(text, BASE, THUNKS, whole(text))) == [RejectionCause.PREFIX]
     two = b"\x2e\x2e" + branch(Register.RAX, 2)
-    assert reasons(scan(two, BASE, THUNKS, whole(two))) == [Rejection.PREFIX]
+    assert reasons(scan(two, BASE, THUNKS, whole(two))) == [RejectionCause.PREFIX]
 
 
 def test_what_follows_bytes_that_are_no_instruction_is_no_site() -> None:
     text = b"\x06" + branch(Register.RAX, 1)
-    assert reasons(scan(text, BASE, THUNKS, whole(text))) == [Rejection.UNDECODABLE]
+    assert reasons(scan(text, BASE, THUNKS, whole(text))) == [RejectionCause.UNDECODABLE]
 
 
 def test_outside_every_function() -> None:
@@ -187,8 +187,8 @@ def test_outside_every_function() -> None:
     functions = [Function(BASE, 5), Function(GuestVirtual(BASE - 64), 1 << 20)]
     result = scan(text, BASE, THUNKS, functions)
     assert [site.register for site in result.sites] == [Register.RAX]
-    assert reasons(result) == [Rejection.NO_FUNCTION]
-    assert reasons(scan(text, BASE, THUNKS, [])) == [Rejection.NO_FUNCTION] * 2
+    assert reasons(result) == [RejectionCause.NO_FUNCTION]
+    assert reasons(scan(text, BASE, THUNKS, [])) == [RejectionCause.NO_FUNCTION] * 2
 
 
 def test_aliases_and_inner_labels() -> None:

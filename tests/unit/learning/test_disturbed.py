@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Chain, Form
-from optpolined.kernel.module.counters import RECORD, Records, difference, forget
+from optpolined.kernel.module.counters import RECORD_DTYPE, Records, difference, forget
 from optpolined.learning.hysteresis import Hysteresis
 from optpolined.learning.state import HysteresisState
 from optpolined.learning.strategy import Decision, SiteEpoch, Snapshot
@@ -61,7 +61,7 @@ class Disturbed:
     forms: dict[GuestVirtual, Form] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.raw: Records = np.zeros((CPUS, len(SITES)), RECORD)
+        self.raw: Records = np.zeros((CPUS, len(SITES)), RECORD_DTYPE)
         tail = slice(2, len(RATES))
         self.raw["slots"]["target"][:, :, : len(RATES)] = [called & 0xFFFFFFFF for called in RATES]
         self.raw["slots"]["count"][:, 0, tail] = 5000
@@ -76,9 +76,9 @@ class Disturbed:
         """An epoch: what it decided."""
         self.epoch += 1
         if trouble is Trouble.RESET:
-            self.raw[self.epoch % CPUS] = np.zeros((), RECORD)
+            self.raw[self.epoch % CPUS] = np.zeros((), RECORD_DTYPE)
         if trouble is Trouble.CLEARED:
-            self.raw[:] = np.zeros((), RECORD)
+            self.raw[:] = np.zeros((), RECORD_DTYPE)
             forget(self.read, range(len(SITES)))
         if trouble is not Trouble.EMPTY:
             self._call(CPUS - 1 if trouble is Trouble.HALF else CPUS)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Key
 from optpolined.kernel.module.abi import RECORDS_PER_CHUNK
-from optpolined.kernel.module.counters import RECORD
+from optpolined.kernel.module.counters import RECORD_DTYPE
 from optpolined.patching.counter_records import RecordAllocator, key_table_records
 from optpolined.x86 import Register
 
@@ -83,7 +83,7 @@ def test_a_key_table_counts_for_no_site_and_needs_no_window() -> None:
 @pytest.mark.parametrize(("bits", "count"), [(1, 1), (3, 1), (4, 1), (5, 2), (6, 4)])
 def test_a_key_table_has_a_slot_for_each_index(bits: int, count: int) -> None:
     assert key_table_records(Key(Register.RDI, 0, bits)) == count
-    assert count * RECORD.itemsize >= 4 << bits
+    assert count * RECORD_DTYPE.itemsize >= 4 << bits
 
 
 @given(

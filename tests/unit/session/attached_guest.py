@@ -44,7 +44,7 @@ _SYMBOLS = (
     *((LOCKED_DOWN + 0x100, name) for name in _EMPTY),
 )
 _HEADER_AT = 0x40_0000
-_HEADER_SIZE = ctypes.sizeof(abi.Header)
+_HEADER_SIZE = ctypes.sizeof(abi.HeaderLayout)
 _CPU = GuestVirtual(TABLES + 0x4_0000)
 _STATS = 0x8000
 
@@ -80,10 +80,10 @@ class AttachedGuest(PatchedGuest):
         return bytes(text)
 
     @property
-    def raw(self) -> abi.Header:
+    def raw(self) -> abi.HeaderLayout:
         """The header as it stands in memory."""
         data = self.space.read(HEADER, _HEADER_SIZE)
-        return abi.Header.from_buffer_copy(data)
+        return abi.HeaderLayout.from_buffer_copy(data)
 
     @property
     def is_held(self) -> bool:

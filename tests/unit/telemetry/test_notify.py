@@ -131,7 +131,7 @@ def test_a_manager_that_is_gone_is_said_and_no_more(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Notifier(str(tmp_path / "nobody")).ready()
-    assert "the service manager is not told how we are" in caplog.text
+    assert "the service manager cannot be reached" in caplog.text
 
 
 def test_an_abstract_address() -> None:

@@ -60,7 +60,7 @@ def test_without_a_daemon_the_command_says_so_in_one_line(
     assert ctl.main(config(tmp_path)) == 1
     complaint = capsys.readouterr().err
     assert complaint.count("\n") == 1
-    assert "start `optpolined --guest vm1`" in complaint
+    assert "start it with `optpolined --guest vm1`" in complaint
 
 
 def test_an_unknown_guest_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

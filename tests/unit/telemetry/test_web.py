@@ -200,7 +200,7 @@ def test_head_tells_what_get_would(port: int, path: str) -> None:
 def test_nothing_can_be_written(port: int, path: str, method: str) -> None:
     reply = get(port, path, method)
     assert (reply.code, reply.headers["Allow"]) == (405, "GET, HEAD")
-    assert "read only" in reply.line
+    assert "read-only" in reply.line
 
 
 @pytest.mark.parametrize("path", [*ROUTES, "/nothing", "/api/explain?site=x"])
@@ -381,7 +381,7 @@ def test_a_loop_that_hangs_hides_no_metrics() -> None:
             thread.start()
         for _ in threads:
             assert waiting.acquire(timeout=PATIENCE_SECONDS)
-        assert "others wait" in get(port, "/api/sites").line
+        assert "other clients wait" in get(port, "/api/sites").line
         assert get(port, "/metrics").code == 200
         assert told(port, "/api/status")
         hang.set()

@@ -23,9 +23,9 @@ __all__ = (
     "CensusSlot",
     "CounterRecord",
     "CpuStats",
-    "Header",
-    "Module",
-    "PokeEntry",
+    "HeaderLayout",
+    "ModuleLayout",
+    "PokeEntryLayout",
     "PokeState",
     "RequestOp",
     "SiteKind",
@@ -99,7 +99,7 @@ class CounterRecord(ctypes.LittleEndianStructure):
     )
 
 
-class PokeEntry(ctypes.LittleEndianStructure):
+class PokeEntryLayout(ctypes.LittleEndianStructure):
     """``struct optp_poke_entry``: a site that was ever patched."""
 
     _fields_ = (
@@ -128,7 +128,7 @@ class CensusSlot(ctypes.LittleEndianStructure):
     _fields_ = (("key", ctypes.c_uint64), ("count", ctypes.c_uint64))
 
 
-class Module(ctypes.LittleEndianStructure):
+class ModuleLayout(ctypes.LittleEndianStructure):
     """``struct optp_module``: a loaded module."""
 
     _fields_ = (
@@ -142,7 +142,7 @@ class Module(ctypes.LittleEndianStructure):
     )
 
 
-class Header(ctypes.LittleEndianStructure):
+class HeaderLayout(ctypes.LittleEndianStructure):
     """``struct optp_header``: where everything else is."""
 
     _fields_ = (
@@ -191,10 +191,10 @@ STRUCTS: dict[str, type[ctypes.LittleEndianStructure]] = {
     "optp_slot": Slot,
     "optp_record": CounterRecord,
     "optp_census_slot": CensusSlot,
-    "optp_poke_entry": PokeEntry,
+    "optp_poke_entry": PokeEntryLayout,
     "optp_cpu_stats": CpuStats,
-    "optp_module": Module,
-    "optp_header": Header,
+    "optp_module": ModuleLayout,
+    "optp_header": HeaderLayout,
 }
 
 
@@ -205,6 +205,6 @@ def offset_of(struct: type[ctypes.LittleEndianStructure], field: str) -> int:
 
 
 assert ctypes.sizeof(CounterRecord) == 64
-assert ctypes.sizeof(PokeEntry) == 32
-assert ctypes.sizeof(Module) == 96
-assert ctypes.sizeof(Header) == 720
+assert ctypes.sizeof(PokeEntryLayout) == 32
+assert ctypes.sizeof(ModuleLayout) == 96
+assert ctypes.sizeof(HeaderLayout) == 720

@@ -51,7 +51,7 @@ _USER_ROOT = 1 << 12  # PTI_USER_PGTABLE_BIT
 
 _ROOTS_MAX = 32  # the first or second one does, unless the guest wants to waste our time
 _PAGES_MAX = 400_000  # in all; the whole area has 258,048, and a guest with all modules 40,000
-_PREFIX_SIZE = abi.offset_of(abi.Header, "self") + 8
+_PREFIX_SIZE = abi.offset_of(abi.HeaderLayout, "self") + 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from optpolined.kernel.module.abi import RECORD_SLOTS, RECORDS_PER_CHUNK
 from optpolined.kernel.module.header import Header
 
 __all__ = (
-    "RECORD",
+    "RECORD_DTYPE",
     "Counters",
     "Difference",
     "Int3Stats",
@@ -39,7 +39,7 @@ __all__ = (
     "full_address",
 )
 
-RECORD: Final = np.dtype(
+RECORD_DTYPE: Final = np.dtype(
     [
         ("slots", [("target", "<u4"), ("count", "<u4")], (RECORD_SLOTS,)),
         ("other", "<u4"),
@@ -49,9 +49,9 @@ RECORD: Final = np.dtype(
 """``struct optp_record``."""
 
 Records = npt.NDArray[np.void]
-"""A snapshot: ``RECORD`` by CPU and record."""
+"""A snapshot: ``RECORD_DTYPE`` by CPU and record."""
 
-_WORDS: Final = RECORD.itemsize // 4
+_WORDS: Final = RECORD_DTYPE.itemsize // 4
 _TARGETS: Final = slice(0, 2 * RECORD_SLOTS, 2)
 _COUNTS: Final = slice(1, 2 * RECORD_SLOTS, 2)
 _OTHER: Final = 2 * RECORD_SLOTS
@@ -168,7 +168,7 @@ class Counters:
     def offset(self, record: int) -> int:
         """The percpu offset of a record, as code refers to it."""
         chunk, place = divmod(record, RECORDS_PER_CHUNK)
-        return (self._chunks[chunk] + place * RECORD.itemsize) % _TOP
+        return (self._chunks[chunk] + place * RECORD_DTYPE.itemsize) % _TOP
 
     def copies(self, record: int) -> list[GuestVirtual]:
         """Where each CPU's copy of a record is."""
@@ -183,7 +183,7 @@ class Counters:
         if not 0 <= count <= self.capacity:
             raise CountersError(f"the guest has {self.capacity} records, not {count}")
         cpus = len(self._per_cpu_offsets)
-        size = count * RECORD.itemsize
+        size = count * RECORD_DTYPE.itemsize
         if cpus * size > _SNAPSHOT_MAX:
             raise CountersError(
                 f"{count} records on {cpus} CPUs are more than {_SNAPSHOT_MAX >> 20} MiB"
@@ -193,7 +193,7 @@ class Counters:
             for place, chunk, length in self._pieces(size):
                 data = self._read(self._address(cpu, chunk), length)
                 row[place : place + length] = np.frombuffer(data, np.uint8)
-        return octets.view(RECORD)
+        return octets.view(RECORD_DTYPE)
 
     def int3(self) -> Int3Stats:
         """Read what the int3 handler has counted.
@@ -210,7 +210,7 @@ class Counters:
 
     def _pieces(self, size: int) -> Iterator[tuple[int, int, int]]:
         """Cut ``size`` bytes of records: place in the whole, chunk, bytes in that chunk."""
-        chunk_size = RECORDS_PER_CHUNK * RECORD.itemsize
+        chunk_size = RECORDS_PER_CHUNK * RECORD_DTYPE.itemsize
         for place, chunk in zip(range(0, size, chunk_size), self._chunks, strict=False):
             yield place, chunk, min(chunk_size, size - place)
 
@@ -270,7 +270,7 @@ def forget(snapshot: Records, records: Iterable[int]) -> None:
 
     Without it, a target that claims its old slot again would seem to have counted almost 2**32.
     """
-    snapshot[:, list(records)] = np.zeros((), RECORD)
+    snapshot[:, list(records)] = np.zeros((), RECORD_DTYPE)
 
 
 def clean(snapshot: Records) -> list[int]:
@@ -284,7 +284,7 @@ def _resized(snapshot: Records, count: int) -> Records:
     cpus, have = snapshot.shape
     if have >= count:
         return snapshot[:, :count]
-    resized = np.zeros((cpus, count), RECORD)
+    resized = np.zeros((cpus, count), RECORD_DTYPE)
     resized[:, :have] = snapshot
     return resized
 

@@ -20,7 +20,7 @@ from optpolined.x86 import THUNK_REGISTERS, Register
 
 __all__ = ("HEADER_SIZE", "Header", "HeaderStatus", "parse_header", "read_header", "read_status")
 
-HEADER_SIZE: Final = ctypes.sizeof(abi.Header)
+HEADER_SIZE: Final = ctypes.sizeof(abi.HeaderLayout)
 
 _TOP = 1 << 64
 _KERNEL = (0xFF00_0000_0000_0000, _TOP)  # the upper half with 5 levels; 4 levels have less of it
@@ -72,7 +72,7 @@ class Header:
 
     def field(self, name: str) -> GuestVirtual:
         """The address of a field of ``struct optp_header`` in the guest."""
-        return GuestVirtual(self.address + abi.offset_of(abi.Header, name))
+        return GuestVirtual(self.address + abi.offset_of(abi.HeaderLayout, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +106,14 @@ def parse_header(data: bytes, address: GuestVirtual) -> Header:
     :raise AbiMismatchError: they are of another version.
     :raise HeaderError: a field makes no sense.
     """
-    raw = abi.Header.from_buffer_copy(data)
+    raw = abi.HeaderLayout.from_buffer_copy(data)
     if bytes(raw.magic) != abi.MAGIC:
         raise HeaderError("magic", bytes(raw.magic), repr(abi.MAGIC))
     _equal("self", raw.self, address)
     if raw.abi_version != abi.ABI_VERSION:
         raise AbiMismatchError(raw.abi_version, abi.ABI_VERSION)
     _equal("header_size", raw.header_size, HEADER_SIZE)
-    _equal("poke_entry_size", raw.poke_entry_size, ctypes.sizeof(abi.PokeEntry))
+    _equal("poke_entry_size", raw.poke_entry_size, ctypes.sizeof(abi.PokeEntryLayout))
     _equal("record_size", raw.record_size, ctypes.sizeof(abi.CounterRecord))
     _equal("records_per_chunk", raw.records_per_chunk, abi.RECORDS_PER_CHUNK)
     _between("vmcoreinfo_size", raw.vmcoreinfo_size, (1, NOTE_SIZE_MAX))
@@ -162,7 +162,7 @@ def read_status(space: AddressSpace, header: Header) -> HeaderStatus:
     :raise HeaderError: it claims more modules than its table holds.
     """
     try:
-        raw = abi.Header.from_buffer_copy(space.read(header.address, HEADER_SIZE))
+        raw = abi.HeaderLayout.from_buffer_copy(space.read(header.address, HEADER_SIZE))
     except TranslationError as error:
         raise ModuleGoneError from error
     found = (bytes(raw.magic), raw.self, raw.boot_nonce)
@@ -180,7 +180,7 @@ def read_status(space: AddressSpace, header: Header) -> HeaderStatus:
     )
 
 
-def _check_text(raw: abi.Header) -> None:
+def _check_text(raw: abi.HeaderLayout) -> None:
     """Code must be where a rel32 reaches it, and ours must be in our module."""
     _between("module_text_size", raw.module_text_size, _TEXT_SIZE)
     _range("module_text", raw.module_text, raw.module_text_size, _TEXT)
@@ -194,7 +194,7 @@ def _check_text(raw: abi.Header) -> None:
         _range(f"census_stub[{name}]", raw.census_stub[register], 1, own)
 
 
-def _check_tables(raw: abi.Header) -> None:
+def _check_tables(raw: abi.HeaderLayout) -> None:
     """Data may be anywhere in the kernel's half, but must be of a bounded size."""
     _between("poke_order", raw.poke_order, _POKE_ORDER)
     _between("nr_cpu_ids", raw.nr_cpu_ids, _CPU_IDS)
@@ -207,7 +207,7 @@ def _check_tables(raw: abi.Header) -> None:
         ("per_cpu_offset", raw.nr_cpu_ids, 8),
         ("record_chunks", raw.nr_record_chunks, 8),
         ("census_chunks", raw.nr_census_chunks, 8),
-        ("modules", raw.modules_capacity, ctypes.sizeof(abi.Module)),
+        ("modules", raw.modules_capacity, ctypes.sizeof(abi.ModuleLayout)),
     ):
         _range(name, getattr(raw, name), count * size, _KERNEL, 8)
     for name in ("cpu_stats", "census_other"):

@@ -56,9 +56,9 @@ def read_module_names(space: AddressSpace, header: Header) -> list[str]:
     return [_name(bytes(raw.name)) for raw in _table(space, header)]
 
 
-def _table(space: AddressSpace, header: Header) -> list[abi.Module]:
+def _table(space: AddressSpace, header: Header) -> list[abi.ModuleLayout]:
     before = read_status(space, header)
-    size = ctypes.sizeof(abi.Module)
+    size = ctypes.sizeof(abi.ModuleLayout)
     try:
         data = space.read(header.modules, before.modules_count * size)
     except TranslationError as error:
@@ -66,7 +66,7 @@ def _table(space: AddressSpace, header: Header) -> list[abi.Module]:
     after = read_status(space, header)
     if after != before:
         raise ModuleListError("the guest's table of modules changed while it was read")
-    return [abi.Module.from_buffer_copy(data, start) for start in range(0, len(data), size)]
+    return [abi.ModuleLayout.from_buffer_copy(data, start) for start in range(0, len(data), size)]
 
 
 def _text_size(module: GuestModule, header: Header) -> int:
@@ -74,7 +74,7 @@ def _text_size(module: GuestModule, header: Header) -> int:
     return header.arena - module.text if own else module.size
 
 
-def _module(raw: abi.Module) -> GuestModule | None:
+def _module(raw: abi.ModuleLayout) -> GuestModule | None:
     if not 0 < raw.text_size <= _TEXT_SIZE_MAX:
         return None
     if not _TEXT_START <= raw.text <= (1 << 64) - raw.text_size:

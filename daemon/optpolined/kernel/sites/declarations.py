@@ -33,7 +33,7 @@ TRAMPOLINE_PREFIX: Final = "__optp_tramp_"
 _MAGIC: Final = 0x5354504F
 _VERSION: Final = 1
 _RUN: Final = struct.Struct("<IHHII")
-_RECORD: Final = struct.Struct("<iiBBBBB3x")
+_DECLARATION: Final = struct.Struct("<iiBBBBB3x")
 _OTHER_OFFSET: Final = 4
 _RUNS_MAX: Final = 1 << 15
 _RECORDS_MAX: Final = 1 << 17
@@ -98,7 +98,7 @@ def _count(space: AddressSpace, run: GuestVirtual, left: int, declared: Declarat
     magic, version, record_size, count, _ = _RUN.unpack(space.read(run, _RUN.size))
     if magic != _MAGIC:
         declared.refused.append(f"what stands at {run:#x} are no site records")
-    elif version != _VERSION or record_size != _RECORD.size:
+    elif version != _VERSION or record_size != _DECLARATION.size:
         declared.refused.append(
             f"the site records at {run:#x} are of version {version}, and version {_VERSION} is "
             "known here: rebuild that code with this optpolined's gcc plugin"
@@ -111,13 +111,13 @@ def _count(space: AddressSpace, run: GuestVirtual, left: int, declared: Declarat
 
 
 def _read_run(space: AddressSpace, start: GuestVirtual, count: int, declared: Declarations) -> None:
-    data = space.read(start, count * _RECORD.size)
-    for offset in range(0, len(data), _RECORD.size):
-        _take(GuestVirtual(start + offset), data[offset : offset + _RECORD.size], declared)
+    data = space.read(start, count * _DECLARATION.size)
+    for offset in range(0, len(data), _DECLARATION.size):
+        _take(GuestVirtual(start + offset), data[offset : offset + _DECLARATION.size], declared)
 
 
 def _take(at: GuestVirtual, data: bytes, declared: Declarations) -> None:
-    site, other, kind, register, key_register, shift, bits = _RECORD.unpack(data)
+    site, other, kind, register, key_register, shift, bits = _DECLARATION.unpack(data)
     key = None
     reason = None
     if kind not in _KINDS:

@@ -33,8 +33,8 @@ from optpolined.x86 import Register
 __all__ = (
     "SITES_MAX",
     "FunctionRange",
-    "Rejected",
-    "Rejection",
+    "RejectedBytes",
+    "RejectionCause",
     "Scan",
     "Site",
     "scan",
@@ -109,7 +109,7 @@ class Site:
         return SiteName(self.module, self.function)
 
 
-class Rejection(StrEnum):
+class RejectionCause(StrEnum):
     """Why bytes that would branch to a thunk are not a site."""
 
     NO_FUNCTION = "outside every function"
@@ -119,11 +119,11 @@ class Rejection(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class RejectedBytes:
     """Bytes that look like a site; ``address`` is that of the ``e8`` or ``e9``."""
 
     address: GuestVirtual
-    reason: Rejection
+    reason: RejectionCause
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class Scan:
     """What ``scan`` found, both in the order of addresses."""
 
     sites: list[Site]
-    rejected: list[Rejected]
+    rejected: list[RejectedBytes]
 
 
 def scan(
@@ -154,13 +154,14 @@ def scan(
     for function, offsets in table.group(targets):
         if function is None:
             result.rejected.extend(
-                Rejected(GuestVirtual(base + offset), Rejection.NO_FUNCTION) for offset in offsets
+                RejectedBytes(GuestVirtual(base + offset), RejectionCause.NO_FUNCTION)
+                for offset in offsets
             )
             continue
         confirmed = _confirm(decoder, text, function.start - base, offsets)
         for offset, outcome in zip(offsets, confirmed, strict=True):
-            if isinstance(outcome, Rejection):
-                result.rejected.append(Rejected(GuestVirtual(base + offset), outcome))
+            if isinstance(outcome, RejectionCause):
+                result.rejected.append(RejectedBytes(GuestVirtual(base + offset), outcome))
                 continue
             start, live_flags = outcome
             thunk, register = targets[offset]
@@ -270,7 +271,7 @@ class _Functions:
 
 def _confirm(
     decoder: capstone.Cs, text: bytes, start: int, offsets: Sequence[int]
-) -> Iterator[tuple[int, bool] | Rejection]:
+) -> Iterator[tuple[int, bool] | RejectionCause]:
     """Decode from ``start``, a function's, to the last of ``offsets``.
 
     Yields, for each: where its instruction starts and whether the flags are live there, or why it
@@ -293,11 +294,11 @@ def _confirm(
         if size == _BRANCH_SIZE or (size == _BRANCH_SIZE + 1 and text[site] == _CS_PREFIX):
             yield site, any(0 <= site - loaded <= _FLAGS_REACH for loaded in flags_loaded)
         elif size > _BRANCH_SIZE:
-            yield Rejection.PREFIX
+            yield RejectionCause.PREFIX
         elif decoded < end:
-            yield Rejection.UNDECODABLE
+            yield RejectionCause.UNDECODABLE
         else:
-            yield Rejection.OFF_BOUNDARY
+            yield RejectionCause.OFF_BOUNDARY
 
 
 def _instructions(

@@ -19,9 +19,9 @@ from optpolined.addresses import GuestVirtual
 from optpolined.kernel.errors import SymbolsError
 from optpolined.kernel.module.module_list import GuestModule
 from optpolined.kernel.paging import AddressSpace
-from optpolined.kernel.symbols.kallsyms import load_kallsyms
 from optpolined.kernel.symbols.module_symbols import RUN_SYMBOL, module_symbols
 from optpolined.kernel.symbols.site_name import SiteName
+from optpolined.kernel.symbols.sources import read_kernel_symbols
 from optpolined.kernel.vmcoreinfo import Vmcoreinfo
 
 __all__ = ("Function", "Symbols")
@@ -67,10 +67,10 @@ class Symbols:
     def load(cls, space: AddressSpace, vmcoreinfo: Vmcoreinfo) -> "Symbols":
         """Read the kernel's symbols from the guest.
 
-        :raise SymbolsError: its kallsyms cannot be used.
+        :raise SymbolsError: no source of symbols can be used, or they do not say where the text is.
         :raise QemuError: the guest's memory cannot be read at all.
         """
-        return cls(load_kallsyms(space, vmcoreinfo))
+        return cls(read_kernel_symbols(space, vmcoreinfo))
 
     def set_modules(self, space: AddressSpace, modules: Iterable[GuestModule]) -> None:
         """Replace the modules' functions by those of ``modules``.

@@ -10,6 +10,8 @@ another program touched; `standing.py` reads what a dead daemon left at a site. 
 a transport may lead to a guest or to a model of one, and tests/model explores every interleaving of
 the very same plans with such a model.
 
+`choice.py` says which protocol the operator's setting means for what.
+
 Errors:
 
     PokeError

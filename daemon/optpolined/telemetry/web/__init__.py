@@ -1,8 +1,8 @@
 """Status, sites and metrics over HTTP, read-only, and a page that shows them.
 
-sources.py   where it comes from
-rest.py      questions and their answers, in JSON
-app.py       requests to replies: routes, hosts, headers
+sources.py   where the data comes from
+rest.py      the JSON API
+app.py       from a request to a reply: routes, hosts, headers
 server.py    sockets and threads
 static/      the page
 """

@@ -1,9 +1,9 @@
-"""Requests to replies: a table of routes, and what holds for all of them.
+"""From a request to a reply: a table of routes, and rules for all of them.
 
-- GET and HEAD only; what goes wrong gets one line of text.
-- A browser can be made to ask a daemon that listens on loopback on behalf of a page from anywhere
-  (DNS rebinding): there a request must call the host ``localhost`` or by a loopback address.
-- The page takes scripts, styles and data from here and nowhere else; nobody may frame or embed it.
+- Only GET and HEAD are allowed.  An error is one line of text.
+- Any page can make a browser ask a daemon that listens on loopback (DNS rebinding).  So such a
+  daemon answers only requests whose Host is ``localhost`` or a loopback address.
+- The page loads scripts, styles and data from this server only.  No other page may frame it.
 """
 
 import ipaddress
@@ -46,7 +46,7 @@ _PAGE = "page.html"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a client gets; the headers that all replies have come on top."""
+    """A reply, without the headers that all replies have."""
 
     status: HTTPStatus
     body: bytes
@@ -57,7 +57,7 @@ Route = Callable[[WSGIEnvironment], Reply]
 
 
 class App:
-    """The WSGI application; ``on_loopback``: nobody but this host is to reach it."""
+    """The WSGI application; with ``on_loopback`` only this host may reach it."""
 
     def __init__(self, sources: Sources, *, on_loopback: bool) -> None:
         self._on_loopback = on_loopback
@@ -87,15 +87,16 @@ class App:
     def _route(self, environ: WSGIEnvironment) -> Route:
         if self._on_loopback and not _is_loopback(environ.get("HTTP_HOST", "")):
             raise NotServedError(
-                HTTPStatus.FORBIDDEN, "ask for localhost or 127.0.0.1: this is served there only"
+                HTTPStatus.FORBIDDEN,
+                "open http://localhost or http://127.0.0.1: other host names are refused",
             )
         route = self._routes.get(environ["PATH_INFO"])
         if route is None:
-            raise NotServedError(HTTPStatus.NOT_FOUND, f"nothing here; there are {self._named}")
+            raise NotServedError(HTTPStatus.NOT_FOUND, f"no such page; these exist: {self._named}")
         if environ["REQUEST_METHOD"] not in _METHODS:
             raise NotServedError(
                 HTTPStatus.METHOD_NOT_ALLOWED,
-                "to be read only: GET or HEAD",
+                "read-only: use GET or HEAD",
                 (("Allow", ", ".join(_METHODS)),),
             )
         return route
@@ -105,7 +106,7 @@ _NOT_KEPT = ("Cache-Control", "no-store")
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a Host header names this host, and by a name that no DNS server can give away."""
+    """Return whether a Host header names this host by a name that no DNS server decides."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
@@ -119,19 +120,19 @@ def _tell(endpoint: Endpoint[Any, Any], environ: WSGIEnvironment) -> Reply:
 
 
 def _metrics(registry: CollectorRegistry, environ: WSGIEnvironment) -> Reply:
-    """What prometheus_client tells, in the format that the client asks for."""
+    """Return the metrics in the format that the client asks for."""
     told: list[tuple[str, str]] = []
 
     def start_response(_status: str, headers: list[tuple[str, str]]) -> None:
         told.extend(headers)
 
-    # It knows no HEAD.
+    # make_wsgi_app() has no HEAD.
     body = b"".join(make_wsgi_app(registry)(environ | {"REQUEST_METHOD": "GET"}, start_response))
     return Reply(HTTPStatus.OK, body, (*told, _NOT_KEPT))
 
 
 def _static() -> Mapping[str, Route]:
-    """The files of the page, by path; read once."""
+    """Return the files of the page, by path; they are read once."""
     found = {}
     for file in files(__package__).joinpath("static").iterdir():
         kind = (("Content-Type", _TYPES[PurePath(file.name).suffix]), ("Cache-Control", "no-cache"))

@@ -1,8 +1,8 @@
-"""The JSON API: what can be asked by GET, and what is told.
+"""The JSON API: queries by GET, and their answers.
 
-``/api/schema`` has the JSON Schema of each query and answer.  What has no answer gets one line of
-text: 400 the query is wrong, 404 no site is called so, 409 not as things are, 502 the guest or
-QEMU failed, 503 the reconcile loop did not answer in time.
+``/api/schema`` has the JSON Schema of each query and answer.  A query without an answer gets one
+line of text and a status: 400 the query is wrong, 404 no site has this name, 409 not possible now,
+502 the guest or QEMU failed, 503 the reconcile loop did not answer in time.
 """
 
 import threading
@@ -31,8 +31,10 @@ from optpolined.telemetry.web.sources import Sources
 __all__ = ("ASKING_MAX", "TOP_MAX", "Api")
 
 ASKING_MAX = 4
-"""Clients that may wait for the reconcile loop at a time; there must be more threads than that, for
-metrics and status are told even where the loop hangs."""
+"""The most clients that wait for the reconcile loop at a time.
+
+The server has more threads, because it serves metrics and status even where the loop hangs.
+"""
 TOP_MAX = 1000
 """The most rows of one answer."""
 
@@ -47,7 +49,7 @@ class _Model(BaseModel):
 
 
 class NoQuery(_Model):
-    """There is nothing to choose."""
+    """A query without parameters."""
 
 
 class SitesQuery(_Model):
@@ -58,7 +60,7 @@ class SitesQuery(_Model):
     state: Annotated[
         tuple[_Name, ...], BeforeValidator(lambda one: (one,) if isinstance(one, str) else one)
     ] = ()
-    """Only sites in this state; may be given more than once."""
+    """Only sites in this state; the parameter may be repeated."""
     order: Literal["address", "calls", "misses"] = "address"
     """By rising address, or by falling calls or misses per second."""
     top: Annotated[int, Field(ge=1, le=TOP_MAX)] = 200
@@ -72,7 +74,7 @@ class ExplainQuery(_Model):
 
 
 class Sites(_Model):
-    """Where sites stand."""
+    """Sites and their states."""
 
     says: str
     """How many there are."""
@@ -80,7 +82,7 @@ class Sites(_Model):
 
 
 class StaticCalls(_Model):
-    """Where static calls go."""
+    """Static calls and their targets."""
 
     says: str
     static_calls: tuple[StaticCallRow, ...]
@@ -100,22 +102,22 @@ AnswerT = TypeVar("AnswerT")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint(Generic[QueryT, AnswerT]):
-    """One thing that can be asked."""
+    """One kind of query."""
 
     query: type[QueryT]
     answer: TypeAdapter[AnswerT]
-    tell: Callable[[QueryT], AnswerT]
+    find: Callable[[QueryT], AnswerT]
 
     def reply(self, query: str) -> bytes:
-        """The answer, in JSON.
+        """Return the answer, in JSON.
 
-        :param query: The part of the URL behind the question mark.
-        :raise NotServedError: there is none.
+        :param query: The part of the URL after the question mark.
+        :raise NotServedError: the query has no answer.
         """
-        return self.answer.dump_json(self.tell(_parse(self.query, query)))
+        return self.answer.dump_json(self.find(_parse(self.query, query)))
 
     def schema(self) -> dict[str, object]:
-        """What it takes and what it tells."""
+        """Return the schemas of the query and of the answer."""
         return {
             "query": self.query.model_json_schema(),
             "answer": self.answer.json_schema(mode="serialization"),
@@ -169,12 +171,12 @@ class Api:
 
     @cached_property
     def _schemas(self) -> dict[str, Any]:
-        """Made once, and only where somebody asks."""
+        """The schemas, made at the first request."""
         return {path: endpoint.schema() for path, endpoint in self.endpoints.items()}
 
     def _ask(self, question: Question, refused: HTTPStatus) -> Answer:
         if not self._places.acquire(blocking=False):
-            raise _not_now(f"{ASKING_MAX} others wait for the daemon's answer already")
+            raise _not_now(f"{ASKING_MAX} other clients wait for the daemon's answer")
         try:
             answer = self._sources.ask(question)
         finally:

@@ -1,4 +1,4 @@
-"""Sockets and threads: waitress, with bounds on all that a client can make it hold."""
+"""Sockets and threads: waitress, with limits on all that a client can make it hold."""
 
 import ipaddress
 import logging
@@ -22,17 +22,17 @@ _SILENCE_SECONDS = 20
 _HEADER_MAX = 8 << 10
 _BODY_MAX = 1 << 10
 _REPLY_MAX = 64 << 20
-"""More than any: a thread never waits for a client that does not read."""
+"""More than any reply, so that a thread never waits for a client that does not read."""
 
-# A client that asks faster than we answer waits: nobody need be told.
+# A client that asks faster than we answer has to wait, which is no reason for a warning.
 logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
 
 @contextmanager
 def serve_web(address: str, port: int, sources: Sources) -> Iterator[int]:
-    """Serve over HTTP until the block ends; gives the port, which 0 lets the system choose.
+    """Serve over HTTP until the block ends; yield the port, which the system chooses for 0.
 
-    Whoever reaches it may read all of it: where ``address`` is not loopback, that is the network.
+    Any client may read all of it: where ``address`` is not loopback, the whole network.
 
     :raise OSError: the address cannot be bound.
     """
@@ -68,7 +68,7 @@ def _running(listener: socket.socket, app: App) -> Iterator[None]:
     try:
         yield
     finally:
-        # The loop ends when it has no socket left; they are its own to close.
+        # The loop ends when it has no socket left; only its own thread may close them.
         server.task_dispatcher.shutdown()
         server.trigger.pull_trigger(lambda: wasyncore.close_all(connections))
         thread.join()

@@ -1,4 +1,4 @@
-"""Where what is served comes from."""
+"""Where the data of the web server comes from."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ __all__ = ("Sources",)
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """All are called from the server's threads."""
+    """The sources; the server's threads call them."""
 
     status: Callable[[], Status]
     history: Callable[[], Sequence[Sample]]
     ask: Callable[[Question], Answer | None]
-    """Puts a question to the reconcile loop, and waits some seconds; ``None``: no answer came."""
+    """Asks the reconcile loop, and waits some seconds; ``None`` where no answer comes."""
     registry: CollectorRegistry

@@ -1,6 +1,6 @@
-// Asks the daemon, over and over while somebody looks.
+// Asks the daemon at intervals while the page is visible.
 
-const PATIENCE_MS = 15000; // the daemon itself gives up sooner
+const PATIENCE_MS = 15000; // longer than the daemon itself waits
 
 export class NoAnswer extends Error {}
 

@@ -35,7 +35,7 @@ const facts = (told) => {
 };
 
 const past = (events) => element("div",
-  { class: "scroll", tabindex: 0, role: "region", "aria-label": "What happened to it" },
+  { class: "scroll", tabindex: 0, role: "region", "aria-label": "Decisions and changes" },
   element("table", { class: "past" },
     element("thead", {}, element("tr", {}, ...["Time", "Epoch", "What", "Form", "Why"].map((name) =>
       element("th", { scope: "col" }, name)))),
@@ -56,7 +56,7 @@ const show = (told) => {
         listing("As it is now", part.standing)))),
     element("section", { class: "block" }, element("h3", {}, "The block behind it"),
       told.block ? listing("In the arena", told.block) : element("p", {}, "none: it has no block")),
-    element("section", {}, element("h3", {}, "What happened to it"),
+    element("section", {}, element("h3", {}, "Decisions and changes"),
       told.history.length ? past(told.history) : element("p", {}, "nothing that is remembered")));
 };
 
@@ -87,7 +87,7 @@ export const showExplain = async () => {
 byId("explain-close").addEventListener("click", () => dialog.close());
 byId("explain-again").addEventListener("click", showExplain);
 dialog.addEventListener("click", (event) => {
-  if (event.target === dialog) dialog.close(); // beside it
+  if (event.target === dialog) dialog.close(); // a click outside of it
 });
 dialog.addEventListener("close", () => {
   if (chosen() !== null) history.replaceState(null, "", location.pathname);

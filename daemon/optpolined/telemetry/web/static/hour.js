@@ -4,7 +4,7 @@ import { byId, drawn, say } from "/dom.js";
 import { percent, rate, short, time, timeOfDay } from "/format.js";
 
 const SPAN_SECONDS = { least: 600, most: 3600 };
-const GAP_SECONDS = 25; // more than two moments: nobody was there
+const GAP_SECONDS = 25; // more than two samples: the daemon did not run
 const TICK_SECONDS = [60, 120, 300, 600, 1200];
 const TICK_WIDTH = 70; // at least
 const SPACE = { left: 46, right: 12, top: 22, between: 36, bottom: 22 };
@@ -12,7 +12,7 @@ const HEIGHT = 290;
 
 const place = byId("hour");
 let moments = [];
-let cursor = null; // which moment, or none
+let cursor = null; // the selected sample, or null
 
 const niceCeiling = (value) => {
   const step = 10 ** Math.floor(Math.log10(Math.max(value, 1)));
@@ -122,7 +122,7 @@ const told = (moment) => [
 ].join(" · ");
 
 const chart = drawn("svg", {
-  role: "slider", tabindex: 0, "aria-label": "Coverage and misses, by moments of the last hour",
+  role: "slider", tabindex: 0, "aria-label": "Coverage and misses, over the last hour",
   "aria-valuemin": 0, height: HEIGHT,
 });
 
@@ -134,7 +134,7 @@ const draw = () => {
     ...drawPanel(all, all.coverage, "coverage", "Coverage: calls that are direct"),
     ...drawPanel(all, all.misses, "misses", "Misses a second"),
     ...drawTimes(all), ...drawCursor(all));
-  const text = moments.length ? told(moments[cursor ?? moments.length - 1]) : "nothing is known yet";
+  const text = moments.length ? told(moments[cursor ?? moments.length - 1]) : "no data yet";
   say("readout", text);
   chart.setAttribute("aria-valuemax", Math.max(0, moments.length - 1));
   chart.setAttribute("aria-valuenow", cursor ?? Math.max(0, moments.length - 1));
@@ -181,7 +181,7 @@ new ResizeObserver(draw).observe(place);
 
 // Show these moments, the oldest first.
 export const showHour = (found) => {
-  // The cursor stays at its moment while moments come and go.
+  // The cursor stays at its sample while others are added and dropped.
   const at = cursor === null ? null : moments[cursor].at;
   moments = found;
   cursor = at === null ? null : moments.findIndex((moment) => moment.at >= at);

@@ -57,7 +57,7 @@ const showFigures = (status) => {
   say("promoted-note", `of ${count(status.eligible)} sites`);
   const { stops } = status;
   say("p99", stops.count ? seconds(stops.p99_seconds) : "–");
-  say("p99-note", stops.count ? `of late; p50 ${seconds(stops.p50_seconds)}` : "none yet");
+  say("p99-note", stops.count ? `recent; p50 ${seconds(stops.p50_seconds)}` : "none yet");
   say("overhead", percent(status.learning_overhead_share, 2));
   say("pokes", count(status.pokes));
   say("pokes-note", `${plural(status.int3_hits, "int3 hit")}`);
@@ -95,7 +95,7 @@ const showArena = ({ arena }) => {
   bars("arena", parts.map(([name, size]) => [name, size, bytes(size)]), arena.total_bytes || 1);
   say("arena-note", arena.degraded
     ? `too small: ${plural(arena.denied, "site")} denied, ${count(arena.waiting)} waiting`
-    : `${bytes(arena.total_bytes)}, room for all`);
+    : `${bytes(arena.total_bytes)}, space for all`);
 };
 
 let journal = "";
@@ -123,7 +123,7 @@ const showStatus = (status) => {
 
 const link = (answers, text) => {
   const at = byId("link");
-  // A screen reader need not tell the time every other second.
+  // A screen reader must not read the time every other second.
   if (answers) at.removeAttribute("role");
   else at.setAttribute("role", "alert");
   at.className = answers ? "" : "lost";
@@ -144,7 +144,7 @@ poll(STATUS_MS, async () => {
   } catch (error) {
     if (!(error instanceof NoAnswer)) throw error;
     attended = false;
-    link(false, heard === null ? error.message : `${error.message}; all below is of ${time(heard)}`);
+    link(false, heard === null ? error.message : `${error.message}; the data below is from ${time(heard)}`);
   }
 });
 
@@ -152,7 +152,7 @@ poll(HISTORY_MS, async () => {
   try {
     showHour(await ask("/api/history"));
   } catch (error) {
-    if (!(error instanceof NoAnswer)) throw error; // the status says that it is silent
+    if (!(error instanceof NoAnswer)) throw error; // poll() of the status shows that the daemon is silent
   }
 });
 

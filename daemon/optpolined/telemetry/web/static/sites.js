@@ -17,10 +17,10 @@ const COLUMNS = {
 
 const table = byId("sites");
 const body = table.tBodies[0];
-const shown = new Map(); // by address: the row of the table, and what it tells
+const shown = new Map(); // by address: the row of the table, and its data
 let sort = { key: "calls", falling: true };
 let rows = [];
-let total = "\u00a0"; // as the daemon says it
+let total = "\u00a0"; // as the daemon sends it
 
 // The daemon looks at "function" or "module:function": no offset, no module behind the name.
 const pattern = () => {
@@ -37,7 +37,7 @@ const matcher = (glob) => {
   try {
     return new RegExp(`^${source}$`, "su");
   } catch {
-    return /(?:)/; // half a character class, as yet
+    return /(?:)/; // an incomplete character class
   }
 };
 
@@ -96,7 +96,7 @@ const show = () => {
     const at = shown.get(row.address) ?? makeRow(row);
     shown.set(row.address, at);
     fillRow(at, row);
-    // A row that stands where it belongs is not moved: it may have the focus.
+    // A row that is in its place is not moved, because it may have the focus.
     if (body.rows[place] !== at) body.insertBefore(at, body.rows[place] ?? null);
   });
   for (const head of table.tHead.rows[0].cells) {
@@ -107,7 +107,7 @@ const show = () => {
   say("count", total);
 };
 
-// Ask for the rows that are wanted now, and show them.
+// Ask for the rows that the filter selects, and show them.
 export const refreshSites = async () => {
   show();
   const query = { order: sort.key === "misses" ? "misses" : "calls", top: TOP, pattern: pattern() };
@@ -119,7 +119,7 @@ export const refreshSites = async () => {
     show();
   } catch (error) {
     if (!(error instanceof NoAnswer)) throw error;
-    if (error.status) say("count", error.message); // else the head of the page says it
+    if (error.status) say("count", error.message); // otherwise the head of the page shows it
   }
 };
 

@@ -1,4 +1,5 @@
-// Light, dark, or as the system has it; before anything is drawn, for a page must not flash.
+// Light, dark, or the system's choice; it runs before anything is drawn, so that the page does not
+// flash.
 "use strict";
 
 {
@@ -10,7 +11,7 @@
       const theme = localStorage.getItem(KEY);
       return THEMES.includes(theme) ? theme : "auto";
     } catch {
-      return "auto"; // storage may be forbidden
+      return "auto"; // storage may be disabled
     }
   };
 
@@ -30,7 +31,7 @@
       try {
         localStorage.setItem(KEY, next);
       } catch {
-        // then it holds until the page is left
+        // then the choice lasts as long as the page
       }
     });
   });
