@@ -124,6 +124,7 @@ def _tell_of_trouble(job: Job, trouble: str) -> None:
         graces=tally.graces.summary(),
         recoveries=tally.recoveries,
         rescues=tally.rescues,
+        guardian_restarts=tally.guardian_restarts,
         read_errors=tally.read_errors,
     )
     job.endpoints.tell(status)

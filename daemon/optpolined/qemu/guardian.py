@@ -51,10 +51,13 @@ class Guardian:
     :meth:`stopping` and :meth:`resumed` write one byte of memory and cost nothing.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], note: StopNote, pipe: int) -> None:
+    def __init__(
+        self, qmp_path: Path, note: StopNote, process: subprocess.Popen[bytes], pipe: int
+    ) -> None:
         """Take over what :meth:`start` has made."""
-        self._process = process
+        self._qmp_path = qmp_path
         self._note = note
+        self._process = process
         self._pipe = pipe
 
     @classmethod
@@ -65,27 +68,28 @@ class Guardian:
 
         :raise GuardianError: it did not start.
         """
-        end, pipe = os.pipe2(os.O_CLOEXEC)
         try:
-            root = str(Path(__file__).resolve().parents[2])
-            arguments = [root, str(qmp_path), str(note.descriptor), str(end)]
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                pass_fds=(note.descriptor, end),
-                start_new_session=True,
-            )
-        except OSError as error:
-            os.close(pipe)
-            note.remove()
+            process, pipe = _spawn(qmp_path, note)
+        except GuardianError:
+            if not note.is_set:
+                note.remove()
             note.close()
-            raise GuardianError(f"the guardian cannot be started: {error.strerror}") from error
-        finally:
-            os.close(end)
-        guardian = cls(process, note, pipe)
-        guardian._await_ready()
-        return guardian
+            raise
+        return cls(qmp_path, note, process, pipe)
+
+    def restart_if_dead(self) -> bool:
+        """Start another process where the last one died; return whether that was needed.
+
+        The new process reads the same note.  To ask costs one system call.
+
+        :raise GuardianError: it did not start: nothing resumes the guest if the daemon dies now.
+        """
+        if self.is_alive():
+            return False
+        process, pipe = _spawn(self._qmp_path, self._note)
+        os.close(self._pipe)
+        self._process, self._pipe = process, pipe
+        return True
 
     def __enter__(self) -> Self:
         return self
@@ -129,18 +133,42 @@ class Guardian:
             self._note.remove()
         self._note.close()
 
-    def _await_ready(self) -> None:
-        output = self._process.stdout
-        assert output is not None
-        with output:
-            os.set_blocking(output.fileno(), False)
-            deadline = time.monotonic() + _START_SECONDS
-            while (said := output.read(1)) is None and time.monotonic() < deadline:
-                time.sleep(_RETRY_SECONDS)
-        if said != _READY:
-            self._process.kill()
-            self.close()
-            raise GuardianError("the guardian did not start; see its message on stderr")
+
+def _spawn(qmp_path: Path, note: StopNote) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the process and wait until it watches; also return our end of its pipe."""
+    end, pipe = os.pipe2(os.O_CLOEXEC)
+    try:
+        root = str(Path(__file__).resolve().parents[2])
+        arguments = [root, str(qmp_path), str(note.descriptor), str(end)]
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            pass_fds=(note.descriptor, end),
+            start_new_session=True,
+        )
+    except OSError as error:
+        os.close(pipe)
+        raise GuardianError(f"the guardian cannot be started: {error.strerror}") from error
+    finally:
+        os.close(end)
+    if not _becomes_ready(process):
+        process.kill()
+        os.close(pipe)
+        process.wait()
+        raise GuardianError("the guardian did not start; see its message on stderr")
+    return process, pipe
+
+
+def _becomes_ready(process: subprocess.Popen[bytes]) -> bool:
+    output = process.stdout
+    assert output is not None
+    with output:
+        os.set_blocking(output.fileno(), False)
+        deadline = time.monotonic() + _START_SECONDS
+        while (said := output.read(1)) is None and time.monotonic() < deadline:
+            time.sleep(_RETRY_SECONDS)
+    return said == _READY
 
 
 def main() -> None:

@@ -126,13 +126,14 @@ class Session:
     def look(self) -> dict[GuestVirtual, Found]:
         """Return what stands at every touched site; ``None`` where the bytes are foreign.
 
-        Call this once an epoch, before anything else: it also takes in the gdbstub's reports of
-        stops that other programs made.
+        Call this once an epoch, before anything else: it also sees that a guardian watches, and
+        takes in the gdbstub's reports of stops that other programs made.
 
         :raise GuestReplacedError: the memory is not the one that we left.
         :raise ModuleGoneError: the guest was reset, or our module unloaded.
         :raise QemuError: QEMU failed.
         """
+        self._access.keep_guarded()
         stub = self._access.link.stub
         assert stub is not None
         stub.drain()
@@ -223,8 +224,13 @@ class Session:
         return differences(self.survey.texts, now, self.survey.symbols.name)
 
     def _is_held_up(self) -> bool:
-        """Return whether the guest migrates, or a module came that may allow no change."""
-        if not self._restoring and self._loaded.have_changed():
+        """Return whether no batch may begin now.
+
+        The guest migrates, no guardian watches, or a module came that may allow no change.  To put
+        sites back is right without a guardian too.
+        """
+        is_guarded = self._access.keep_guarded()
+        if not self._restoring and (not is_guarded or self._loaded.have_changed()):
             return True
         return is_migrating(self._access.link.monitor)
 

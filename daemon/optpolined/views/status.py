@@ -101,6 +101,7 @@ class StatusView:
             graces=tally.graces.summary(),
             recoveries=tally.recoveries,
             rescues=tally.rescues,
+            guardian_restarts=tally.guardian_restarts,
             read_errors=tally.read_errors,
             journal=self.event_log.journal(),
         )
