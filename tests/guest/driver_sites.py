@@ -68,7 +68,7 @@ def hot_calls(
     session.apply(learning)
     began = time.monotonic()
     time.sleep(_LOOK_SECONDS)
-    counts = session.count()
+    counts = session.counters.count()
     enough = calls_per_second * (time.monotonic() - began)
     session.apply(dict.fromkeys(learning, ORIGINAL))
     called = {site: Counter(counts[site].calls) for site in learning if site in counts}

@@ -91,7 +91,7 @@ class Learner:
         :raise TranslationError: the counters are not mapped any more.
         """
         by_cpu: dict[int, dict[GuestVirtual, SiteEpoch]] = {}
-        counts = self._session.count(None if self._recorder is None else by_cpu)
+        counts = self._session.counters.count(None if self._recorder is None else by_cpu)
         tables = {
             site: self._session.counters.key_targets(site)
             for site, form in forms.items()

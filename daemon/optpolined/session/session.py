@@ -16,7 +16,7 @@ from optpolined.patching.protocol.steps import Protocol
 from optpolined.patching.protocol.transport import Transport
 from optpolined.patching.static_calls import StaticCalls
 from optpolined.session.access import GuestAccess
-from optpolined.session.counting import Counts, SiteCounters
+from optpolined.session.counting import SiteCounters
 from optpolined.session.migration import is_migrating
 from optpolined.session.modules import LoadedModules
 from optpolined.session.reclaiming import Reclaimer
@@ -165,10 +165,6 @@ class Session:
         :raise QemuError: QEMU failed again.
         """
         self._access.put_back_interrupted()
-
-    def count(self, by_cpu: dict[int, Counts] | None = None) -> Counts:
-        """Count each site's calls: see :meth:`SiteCounters.count`."""
-        return self.counters.count(by_cpu)
 
     def recycle(self) -> None:
         """Reuse retired blocks and stale records, as far as a grace period allows it.
