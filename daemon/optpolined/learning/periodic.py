@@ -187,7 +187,7 @@ class Periodic:
         return _JSON.dump_json(state).decode()
 
     def load(self, text: str) -> PeriodicState:
-        return load_json(_JSON, text, "the epoch strategy")
+        return load_json(_JSON, text, "the periodic strategy")
 
 
 def _difference(before: PeriodicState, after: PeriodicState) -> Decision:

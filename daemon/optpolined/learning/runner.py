@@ -34,7 +34,7 @@ class RunnerSettings(Protocol):
     @property
     def continuous(self) -> ContinuousSettings: ...
     @property
-    def epoch(self) -> PeriodicSettings: ...
+    def periodic(self) -> PeriodicSettings: ...
     @property
     def shape(self) -> ShapeSettings: ...
     @property
@@ -144,7 +144,7 @@ def _governed(settings: RunnerSettings, name: StrategyName, shaper: Shaper) -> O
         name,
         hysteresis=settings.hysteresis,
         continuous=settings.continuous,
-        epoch=settings.epoch,
+        periodic=settings.periodic,
         shaper=shaper,
     )
     return Overridden(strategy)

@@ -116,6 +116,6 @@ def test_counts_of_another_form_do_not_count() -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1, "more": 1}'])
 def test_a_state_of_something_else_is_refused(text: str) -> None:
-    with pytest.raises(StateError, match=r"^not a state of the epoch strategy: ") as caught:
+    with pytest.raises(StateError, match=r"^not a state of the periodic strategy: ") as caught:
         Periodic().load(text)
     assert "\n" not in str(caught.value)

@@ -28,7 +28,7 @@ def make(name: StrategyName) -> Strategy[Any]:
         name,
         hysteresis=QUICK,
         continuous=ContinuousSettings(update_calls=300, wipe_misses=300, patch_calls=60),
-        epoch=PeriodicSettings(learn_epochs=4, worker_epochs=2, retrain_epochs=9, max_targets=3),
+        periodic=PeriodicSettings(learn_epochs=4, worker_epochs=2, retrain_epochs=9, max_targets=3),
         shaper=Shaper(),
     )
 
@@ -38,7 +38,7 @@ every = pytest.mark.parametrize("strategy", [make(name) for name in StrategyName
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("hysteresis", Hysteresis), ("continuous", Continuous), ("epoch", Periodic)],
+    [("hysteresis", Hysteresis), ("continuous", Continuous), ("periodic", Periodic)],
 )
 def test_a_name_makes_its_strategy(name: str, kind: type) -> None:
     assert type(make(StrategyName(name))) is kind
