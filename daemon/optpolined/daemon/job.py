@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from optpolined.api.status import Status
-from optpolined.config import GuestConfig
+from optpolined.config import GuestConfig, Settings
 from optpolined.control.override_file import OverrideFile
 from optpolined.control.overrides import Overrides
 from optpolined.control.recorder import Recording
@@ -25,7 +25,7 @@ class Job:
     """What one run is to do: for how long from the first attach on, and who is told."""
 
     guest: str
-    config: GuestConfig
+    settings: Settings
     audit: bool
     force: bool
     duration_seconds: float | None

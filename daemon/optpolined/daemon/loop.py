@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 
 from optpolined.addresses import GuestVirtual
 from optpolined.api.status import DaemonPhase
@@ -56,9 +55,8 @@ class ReconcileLoop:
         self._link = link
         self._session = session
         self._stub_handover = StubHandover(job.guest, link, session)
-        self._config = job.config
         self._attached_at = time.monotonic()
-        self._learner = Learner(job.config.learning, session, self._recorder())
+        self._learner = Learner(job.settings.config.learning, session, self._recorder())
         survey = session.survey
         inventory = survey.inventory
         names = Names(
@@ -90,7 +88,7 @@ class ReconcileLoop:
         )
         self._status_view = StatusView(
             guest=job.guest,
-            config=job.config,
+            settings=job.settings,
             link=link,
             session=session,
             stub_handover=self._stub_handover,
@@ -106,7 +104,7 @@ class ReconcileLoop:
     def _recorder(self) -> Recorder | None:
         if self._job.recording is None:
             return None
-        kernel, learning = self._link.attachment.vmcoreinfo, self._config.learning
+        kernel, learning = self._link.attachment.vmcoreinfo, self._job.settings.config.learning
         header = TraceHeader(kernel.osrelease, kernel.build_id, learning.strategy, learning)
         return self._job.recording.attach(header, self._session.survey.symbols.name)
 
@@ -167,23 +165,26 @@ class ReconcileLoop:
 
     def _rest(self) -> None:
         """Wait for the next epoch, and carry out what is asked for meanwhile."""
-        end = time.monotonic() + self._config.learning.epoch_milliseconds / 1e3
+        end = time.monotonic() + self._job.settings.config.learning.epoch_milliseconds / 1e3
         while (left := end - time.monotonic()) > 0 and not self._job.is_over:
             self._job.rest(left)
             if (config := self._job.reread()) is not None:
-                self._adopt(config)
+                self._reload(config)
             self._handler.answer_waiting(
                 self._job.endpoints.requests,
                 self._pause,
                 lambda: self._tell(self._pause() or self._at_work()),
             )
 
-    def _adopt(self, config: GuestConfig) -> None:
-        """Go by another configuration, as far as that can be while the guest is attached."""
-        reread = compare(self._config, config)
+    def _reload(self, config: GuestConfig) -> None:
+        """Use another configuration, as far as that is possible while the guest is attached.
+
+        The holder of the settings reaches all that reads them.  What keeps state by them is told.
+        """
+        settings = self._job.settings
+        reread = compare(settings.config, config)
         with self._job.notifier.reloading():
-            self._job.config = self._config = reread.config
-            self._status_view = replace(self._status_view, config=reread.config)
+            settings.config = reread.config
             self._learner.reload(reread.config.learning)
             self._operator.reload_policy(reread.config.policy)
         _log.info(
@@ -347,7 +348,7 @@ class ReconcileLoop:
             _log.warning("not audited: the arena has no room for counting at all sites at once")
             return
         self._poke(forms)
-        end = time.monotonic() + self._config.learning.audit_milliseconds / 1e3
+        end = time.monotonic() + self._job.settings.config.learning.audit_milliseconds / 1e3
         while (left := end - time.monotonic()) > 0 and not self._job.stop.is_set():
             self._job.rest(left)
         coverage = audit(self._snapshot())

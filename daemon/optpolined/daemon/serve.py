@@ -67,7 +67,7 @@ def serve(
     with ExitStack() as stack:
         job = Job(
             guest=guest,
-            config=config,
+            settings=Settings(config),
             audit=options.audit,
             force=options.force,
             duration_seconds=options.duration_seconds,
@@ -150,11 +150,13 @@ def _attach(job: Job) -> RunReport | None:
     """
     began = time.monotonic()
     with ExitStack() as stack:
-        link = stack.enter_context(connect(job.config, tally=job.tally, alive=job.notifier.alive))
+        link = stack.enter_context(
+            connect(job.settings.config, tally=job.tally, alive=job.notifier.alive)
+        )
         _take_over(job)
         with refuse_on_failure():
             session = stack.enter_context(
-                attach(link, Settings(job.config), time.monotonic, force=job.force, tally=job.tally)
+                attach(link, job.settings, time.monotonic, force=job.force, tally=job.tally)
             )
             daemon = ReconcileLoop(job, link, session, attach_seconds=time.monotonic() - began)
         # What was read of the guest stays: the collector need not look at it each time.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Form
+from optpolined.config import Settings
 from optpolined.kernel.module.header import Header
 from optpolined.kernel.paging import AddressSpace
 from optpolined.patching.arena import Arena
@@ -66,6 +67,11 @@ class Session:
             protocol=protocol,
             calls=survey.static_calls,
         )
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that hold now; a reload changes them."""
+        return self._access.settings
 
     @property
     def space(self) -> AddressSpace:

@@ -150,6 +150,7 @@ class _Stub:
     """The gdbstub."""
 
     path = Path("gdb")
+    is_released = False
 
     def __init__(self, guest: AttachedGuest) -> None:
         self._guest = guest
