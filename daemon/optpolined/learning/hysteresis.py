@@ -15,9 +15,9 @@ from optpolined.learning.settings import LearningSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.shares import look
 from optpolined.learning.state import (
+    HysteresisPhase,
+    HysteresisSite,
     HysteresisState,
-    SitePhase,
-    SiteState,
     dump,
     form_of,
     load,
@@ -43,13 +43,13 @@ class Hysteresis:
         self.shaper = shaper or Shaper()
 
     def initial(self, sites: Iterable[GuestVirtual]) -> HysteresisState:
-        return self.add(HysteresisState(version=1), sites)
+        return self.add_sites(HysteresisState(version=1), sites)
 
-    def add(self, state: HysteresisState, sites: Iterable[GuestVirtual]) -> HysteresisState:
+    def add_sites(self, state: HysteresisState, sites: Iterable[GuestVirtual]) -> HysteresisState:
         known = state.sites.keys() | set(state.new)
         return replace(state, new=(*state.new, *sorted(set(sites) - known)))
 
-    def forget(self, state: HysteresisState, sites: Iterable[GuestVirtual]) -> HysteresisState:
+    def drop_sites(self, state: HysteresisState, sites: Iterable[GuestVirtual]) -> HysteresisState:
         gone = set(sites)
         return replace(
             state,
@@ -74,13 +74,13 @@ class Hysteresis:
         forms = {address: form_of(site) for address, site in state.sites.items()}
         return {address: form for address, form in forms.items() if form != ORIGINAL}
 
-    def status(self, state: HysteresisState) -> Mapping[GuestVirtual, SiteStatus]:
+    def site_statuses(self, state: HysteresisState) -> Mapping[GuestVirtual, SiteStatus]:
         told = {
             address: SiteStatus(site.phase.value, site.reason, form_of(site))
             for address, site in state.sites.items()
         }
         for address in state.new:
-            told[address] = SiteStatus(SitePhase.COLD.value, "not looked at yet", ORIGINAL)
+            told[address] = SiteStatus(HysteresisPhase.COLD.value, "not looked at yet", ORIGINAL)
         return told
 
     def dump(self, state: HysteresisState) -> str:
@@ -126,7 +126,7 @@ class _Step:
     def meet_deadlines(self) -> None:
         # Sites without calls share one state, so one result serves thousands of them.  The key
         # holds an identity, so the result holds its object.
-        answers: dict[tuple[int, int], tuple[SiteState, SiteState]] = {}
+        answers: dict[tuple[int, int], tuple[HysteresisSite, HysteresisSite]] = {}
         for epoch in sorted(epoch for epoch in self.due if epoch <= self.now.epoch):
             for address in self.due.pop(epoch):
                 site = self.sites.get(address)
@@ -145,24 +145,26 @@ class _Step:
         soonest = self.now.epoch + settings.reopen_epochs
         return soonest + (mine - soonest) % (turns * settings.reopen_epochs)
 
-    def end(self, site: SiteState, turn: int) -> SiteState:
+    def end(self, site: HysteresisSite, turn: int) -> HysteresisSite:
         match site.phase:
-            case SitePhase.LEARNING | SitePhase.RELEARNING:
+            case HysteresisPhase.LEARNING | HysteresisPhase.RELEARNING:
                 ended = close_window(site, self.now)
-                return ended._replace(deadline=turn) if ended.phase is SitePhase.COLD else ended
-            case SitePhase.MISSING:
+                return (
+                    ended._replace(deadline=turn) if ended.phase is HysteresisPhase.COLD else ended
+                )
+            case HysteresisPhase.MISSING:
                 return close_audit(site, self.now)
-            case SitePhase.QUARANTINE:
-                return open_window(site, self.now, SitePhase.RELEARNING, "after quarantine")
+            case HysteresisPhase.QUARANTINE:
+                return open_window(site, self.now, HysteresisPhase.RELEARNING, "after quarantine")
             case _:
-                return open_window(site, self.now, SitePhase.LEARNING, "another window")
+                return open_window(site, self.now, HysteresisPhase.LEARNING, "another window")
 
     def open_first_windows(self) -> None:
         site = first_window(self.now)
         for address in self.before.new:
             self.put(address, site)
 
-    def put(self, address: GuestVirtual, site: SiteState) -> None:
+    def put(self, address: GuestVirtual, site: HysteresisSite) -> None:
         before = self.sites.get(address)
         if site is before:
             return
@@ -192,7 +194,7 @@ class _Step:
             form = form_of(new)
             if not stands(old, form) if old else form != ORIGINAL:
                 wanted[address] = form
-                if new.phase is SitePhase.PROMOTED and new.belief is not None:
+                if new.phase is HysteresisPhase.PROMOTED and new.belief is not None:
                     shares[address] = new.belief.chain
             if old is None or old.phase is not new.phase:
                 states[address] = new.phase.value

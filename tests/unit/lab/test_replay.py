@@ -77,12 +77,12 @@ class Live:
 
     def say(self, said: Said, recorder: Recorder) -> None:
         if isinstance(said, LearningConfig):
-            self.runner.adopt(said)
+            self.runner.use_settings(said)
             recorder.note_settings(said)
             return
         self.overrides = dict(said)
         known = {address: override for address, override in said.items() if address in self.present}
-        self.runner.rule(known)
+        self.runner.set_overrides(known)
         recorder.note_overrides(known)
 
     def follow(self, place: int, recorder: Recorder) -> None:
@@ -92,11 +92,11 @@ class Live:
         came = {0: first, 4: late, 20: late, 26: late}.get(place, {})
         went = [last] if place in (15, 26) else []
         for world in self.worlds if place == 15 else ():
-            world.forget(last)
+            world.drop_site(last)
         self.present.difference_update(went)
         self.present.update(came)
         if came or went:
-            self.runner.follow(came, went)
+            self.runner.update_sites(came, went)
             recorder.note_sites(came, went)
 
     def epoch(self, place: int, calls: EpochTruth, recorder: Recorder) -> None:
