@@ -44,7 +44,7 @@ _MIGRATION_SECONDS = 0.1
 """Between two looks at whether a migration has ended."""
 
 _RETRY_EPOCHS = 20
-"""A site that held somebody else's bytes is looked at again after so many epochs."""
+"""A site that held foreign bytes is looked at again after so many epochs."""
 
 
 class ReconcileLoop:
@@ -117,7 +117,7 @@ class ReconcileLoop:
         """
         requests = self._job.endpoints.requests
         requests.open()
-        self._tell(self._at_work())
+        self._publish(self._at_work())
         self._job.notifier.ready()
         try:
             while not self._job.is_over and not self._has_migrated():
@@ -132,7 +132,7 @@ class ReconcileLoop:
         if self._has_left:
             return
         if self._job.audit and not self._job.stop.is_set() and self._pause() is None:
-            self._tell(DaemonPhase.AUDITING)
+            self._publish(DaemonPhase.AUDITING)
             self._audit()
 
     def _one_epoch(self) -> None:
@@ -148,7 +148,7 @@ class ReconcileLoop:
         elif phase is DaemonPhase.RELEASED:
             self._rates.update(self._snapshot())
         self._session.tally.epochs.add(time.monotonic() - began)
-        self._tell(phase or self._at_work())
+        self._publish(phase or self._at_work())
 
     def _pause(self) -> DaemonPhase | None:
         """Why nothing can be changed now; ``None`` where it can."""
@@ -173,7 +173,7 @@ class ReconcileLoop:
             self._handler.answer_waiting(
                 self._job.endpoints.requests,
                 self._pause,
-                lambda: self._tell(self._pause() or self._at_work()),
+                lambda: self._publish(self._pause() or self._at_work()),
             )
 
     def _reload(self, config: GuestConfig) -> None:
@@ -202,7 +202,7 @@ class ReconcileLoop:
             if not said:
                 _log.warning("leaving, but the guest is migrating: waiting for the end of that")
             said = True
-            self._tell(DaemonPhase.MIGRATING)
+            self._publish(DaemonPhase.MIGRATING)
             self._job.notifier.alive()
             time.sleep(_MIGRATION_SECONDS)
 
@@ -215,7 +215,7 @@ class ReconcileLoop:
         self._job.notifier.stopping()
         self._await_migration()
         if not self._has_left:
-            self._tell(DaemonPhase.DETACHING)
+            self._publish(DaemonPhase.DETACHING)
         self._report_sites()
         if self._has_migrated():
             ended = ", and its QEMU has ended" if self._has_left else ""
@@ -238,7 +238,7 @@ class ReconcileLoop:
             same = "identical to" if report.text_identical_after_detach else "NOT identical to"
             _log.info("detached: the text is %s what it was", same)
         if not self._has_left:
-            self._tell(DaemonPhase.DETACHED)
+            self._publish(DaemonPhase.DETACHED)
         self._report_work()
 
     def leave(self) -> None:
@@ -362,9 +362,9 @@ class ReconcileLoop:
     def _promoted(self) -> dict[GuestVirtual, Chain]:
         return promoted_chains(self._learner, self._forms)
 
-    def _tell(self, phase: DaemonPhase) -> None:
+    def _publish(self, phase: DaemonPhase) -> None:
         endpoints = self._job.endpoints
-        endpoints.tell(
+        endpoints.publish(
             self._status_view.make_status(phase, self._epoch, self._forms, endpoints.status)
         )
         self._job.notifier.send_status(summary(endpoints.status))

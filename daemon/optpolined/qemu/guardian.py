@@ -10,8 +10,8 @@ guardian then looks at the note, and where it is set:
 3. sends ``cont`` if the guest is paused, and writes that into the note.
 
 The note is set before a stop and cleared after it.  A daemon that dies in the few microseconds in
-which it has set the note and does not know yet that somebody else had paused the guest gets that
-guest resumed: the other way round guests would be left stopped.
+which it has set the note, and does not know yet that another program had paused the guest, gets
+that guest resumed: the other way round guests would be left stopped.
 
 Where the guardian dies with the daemon, `optpolinectl rescue` or the next daemon does the same.
 """
@@ -178,7 +178,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     path, pipe = sys.argv[2], int(sys.argv[4])
     note = StopNote(Path(), int(sys.argv[3]))
-    with contextlib.suppress(BrokenPipeError):  # the daemon is dead already: all the more so
+    with contextlib.suppress(BrokenPipeError):  # the daemon is dead already: then look at the note
         os.write(sys.stdout.fileno(), _READY)
     os.close(sys.stdout.fileno())
     while os.read(pipe, 1):
@@ -228,14 +228,14 @@ def _has_gdb(qmp: _Executes) -> bool:
 
 
 def _resume(path: str) -> bool | None:
-    """Resume the guest if it is paused, and tell; None where QEMU could not be reached in time."""
+    """Resume a paused guest; return whether it was, or ``None`` where QEMU was not reached."""
     deadline = time.monotonic() + _GIVE_UP_SECONDS
     while time.monotonic() < deadline:
         try:
             with _Qmp(path, deadline) as qmp:
                 return resume_if_paused(qmp)
         except (ConnectionRefusedError, FileNotFoundError):
-            return False  # Nobody listens: QEMU has ended.
+            return False  # nothing listens: QEMU has ended
         except (OSError, ValueError, LookupError):
             time.sleep(_RETRY_SECONDS)
     return None

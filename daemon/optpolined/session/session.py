@@ -157,7 +157,7 @@ class Session:
         if not self._loaded.have_changed():
             return None
         modules = self._loaded.read()
-        change = self.survey.follow(modules, self._access.entries.originals())
+        change = self.survey.set_modules(modules, self._access.entries.originals())
         self.static_calls.replace_calls(self.survey.static_calls)
         self.patcher.drop_sites(change.went)
         for site in change.went:
