@@ -4,6 +4,7 @@ Every key has its unit in its name.  A file that is wrong gives one line that na
 key, the value and what is allowed.
 """
 
+import logging
 import tomllib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -16,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from optpolined.api.refusal import Refusal
 from optpolined.errors import OptpolinedError
-from optpolined.learning.config import LearningConfig, Section
+from optpolined.learning.config import LearningConfig, Section, has_former_names
 from optpolined.patching.protocol.choice import ProtocolChoice
 
 __all__ = (
@@ -31,6 +32,8 @@ __all__ = (
     "load",
     "matches",
 )
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_DIRECTORIES = (Path("/etc/optpolined"), Path("configs/guests"))
 
@@ -154,13 +157,17 @@ def _guests(directories: Sequence[Path]) -> list[str]:
 
 def _parse(path: Path) -> GuestConfig:
     try:
-        return GuestConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        config = GuestConfig.model_validate(tables)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_complaint(error)}") from error
+    if has_former_names(tables.get("learning")):
+        _log.warning("%s: the strategy 'epoch' is called 'periodic' now; rename it there", path)
+    return config
 
 
 def _first_complaint(error: ValidationError) -> str:

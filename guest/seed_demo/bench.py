@@ -84,7 +84,7 @@ class Bench:
         """Give the sites these forms; return the targets of each site, most called first."""
         self.session.apply(sites)
         time.sleep(seconds)
-        counts = self.session.count()
+        counts = self.session.counters.count()
         return {
             site: sorted(counts[site].calls, key=lambda target: -counts[site].calls[target])
             for site in sites
@@ -93,9 +93,9 @@ class Bench:
 
     def missed_share(self, sites: Mapping[GuestVirtual, float], seconds: float) -> float:
         """Count misses for ``seconds``; return them as a share of these calls a second."""
-        self.session.count()
+        self.session.counters.count()
         time.sleep(seconds)
-        counts = self.session.count()
+        counts = self.session.counters.count()
         missed = sum(
             sum(counts[site].calls.values()) + counts[site].other
             for site in sites

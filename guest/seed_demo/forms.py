@@ -238,9 +238,9 @@ def _chosen(
 
 def _rates(bench: Bench, sites: Sequence[Site], seconds: float = 0.5) -> dict[GuestVirtual, float]:
     """Return the calls a second of sites that learn now."""
-    bench.session.count()
+    bench.session.counters.count()
     time.sleep(seconds)
-    counts = bench.session.count()
+    counts = bench.session.counters.count()
     return {
         site.address: (sum(counts[site.address].calls.values()) + counts[site.address].other)
         / seconds

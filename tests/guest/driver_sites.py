@@ -68,7 +68,7 @@ def hot_calls(
     session.apply(learning)
     began = time.monotonic()
     time.sleep(_LOOK_SECONDS)
-    counts = session.count()
+    counts = session.counters.count()
     enough = calls_per_second * (time.monotonic() - began)
     session.apply(dict.fromkeys(learning, ORIGINAL))
     called = {site: Counter(counts[site].calls) for site in learning if site in counts}
@@ -110,10 +110,11 @@ def attached(guest: Guest) -> Iterator[Work]:
     """Attach, and let the daemon learn until what was hot before is promoted."""
     policy = PolicyConfig(mode="opt-in", include=tuple(f"{driver}:*" for driver in DRIVERS))
     config = config_of(guest).model_copy(update={"policy": policy})
+    settings = Settings(config)
     rate = config.learning.hysteresis.min_calls_per_second
     with (
         connect(config) as link,
-        attach(link, Settings(config), time.monotonic, force=False) as session,
+        attach(link, settings, time.monotonic, force=False) as session,
     ):
         eligible = session.survey.inventory.eligible
         hot = wait_until(
@@ -130,7 +131,7 @@ def attached(guest: Guest) -> Iterator[Work]:
 
         job = Job(
             guest="drivers",
-            config=config,
+            settings=settings,
             audit=False,
             force=False,
             duration_seconds=None,

@@ -123,7 +123,7 @@ def called_while_learning(
     called: dict[GuestVirtual, Counter[GuestVirtual]] = {}
 
     def look() -> Calls:
-        for site, gain in session.count().items():
+        for site, gain in session.counters.count().items():
             if site in learning:
                 called.setdefault(site, Counter()).update(gain.calls)
         return called

@@ -93,7 +93,7 @@ def _soak(session: Session, plan: Plan, guest: Guest, wanted: Wanted) -> Soak:
         session.look()
         for forms in (learning, *plan.cycle(soak.rounds)):
             _apply(session, soak, forms)
-            session.count()
+            session.counters.count()
         session.recycle()
         soak.rounds += 1
         is_warm = soak.rounds >= _BASE_ROUNDS

@@ -140,7 +140,7 @@ def wait_few_miss(work: Work, chains: Mapping[GuestVirtual, Chain]) -> None:
     hits, misses = Counter[GuestVirtual](), Counter[GuestVirtual]()
 
     def look() -> dict[GuestVirtual, tuple[int, int]]:
-        for site, gain in work.session.count().items():
+        for site, gain in work.session.counters.count().items():
             hits[site] += gain.hits
             misses[site] += sum(gain.calls.values()) + gain.other
         return {site: (hits[site], misses[site]) for site in chains}
@@ -194,7 +194,7 @@ def test_wrong_target_costs_time_only(work: Work) -> None:
     calls: dict[GuestVirtual, Counter[GuestVirtual]] = {site: Counter() for site in wrong}
 
     def uncounted() -> list[GuestVirtual]:
-        for site, gain in work.session.count().items():
+        for site, gain in work.session.counters.count().items():
             if site in calls:
                 calls[site].update(gain.calls)
         return [

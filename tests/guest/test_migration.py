@@ -177,4 +177,4 @@ def test_a_guest_that_has_not_come_yet_is_refused(tmp_path: Path) -> None:
         wait_incoming(target)
         write_config(target, tmp_path)
         refused = optpolined("--guest", "test", "--config-dir", tmp_path)
-        assert "has not come yet" in one_line(refused)
+        assert "has not arrived yet" in one_line(refused)

@@ -152,8 +152,8 @@ def test_cpus_go_and_come_while_everything_is_patched(busy: Guest) -> None:
         for _ in range(3):
             busy.run(f"echo 0 >{online}")
             busy.run(f"echo 1 >{online}")
-        session.count()
-        wait_until(session.count, "calls are counted")
+        session.counters.count()
+        wait_until(session.counters.count, "calls are counted")
 
 
 def test_a_module_goes_and_comes_while_its_sites_and_targets_are_patched(busy: Guest) -> None:

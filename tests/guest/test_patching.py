@@ -176,7 +176,7 @@ def test_hits_and_misses_of_a_promoted_chain_are_counted(loaded: Guest) -> None:
 
         def look() -> tuple[int, int]:
             nonlocal hits
-            if (gain := session.count().get(site)) is not None:
+            if (gain := session.counters.count().get(site)) is not None:
                 hits += gain.hits
                 calls.update(gain.calls)
             return hits, calls[second]
@@ -187,9 +187,9 @@ def test_hits_and_misses_of_a_promoted_chain_are_counted(loaded: Guest) -> None:
         session.apply({site: Chain((first, second))})
         # What still ran in the block before is counted now.
         wait_bench(loaded, ["call_2_random"], 1000)
-        session.count()
+        session.counters.count()
         wait_bench(loaded, ["call_2_random"], 1000)
-        counted = session.count().get(site)
+        counted = session.counters.count().get(site)
         assert counted is None or not counted.calls
 
 

@@ -186,6 +186,8 @@ class Status:
     snapshot was loaded that held them."""
     rescues: int = 0
     """How often the guest was resumed after a dead daemon had left it stopped."""
+    guardian_restarts: int = 0
+    """How often another guardian was started because the last one had died."""
     read_errors: int = 0
     """Attachments that ended because the guest's memory could not be read, or made no sense."""
     journal: tuple[Event, ...] = ()

@@ -100,13 +100,13 @@ class Learner:
     def _follow(self, came: Iterable[GuestVirtual], went: Iterable[GuestVirtual]) -> None:
         eligible = self._session.survey.inventory.eligible
         keys: dict[GuestVirtual, Key | None] = {site: eligible[site].key for site in came}
-        self._runner.follow(keys, went)
+        self._runner.update_sites(keys, went)
         if self._recorder is not None:
             self._recorder.note_sites(keys, went)
 
     def override_sites(self, overrides: Mapping[GuestVirtual, Override]) -> None:
         """Let the operator decide about these sites, and the strategy about all others."""
-        self._runner.rule(overrides)
+        self._runner.set_overrides(overrides)
         if self._recorder is not None:
             self._recorder.note_overrides(overrides)
 
@@ -114,17 +114,17 @@ class Learner:
         """Use other settings from the next epoch on."""
         self._config = config
         self._covered = self._cover()
-        self._runner.adopt(config)
+        self._runner.use_settings(config)
         if self._recorder is not None:
             self._recorder.note_settings(config)
 
     def site_statuses(self) -> Mapping[GuestVirtual, SiteStatus]:
         """Return the state of every site; the wanted form is the one that the strategy decided."""
-        return self._runner.status()
+        return self._runner.site_statuses()
 
     def as_decided(self, forms: Mapping[GuestVirtual, Found]) -> dict[GuestVirtual, Form]:
         """Return the forms of the sites as the strategy decided them, without foreign bytes."""
-        return self._runner.told(_settled(forms))
+        return self._runner.as_decided(_settled(forms))
 
     def snapshot(
         self,
@@ -140,7 +140,7 @@ class Learner:
         :raise TranslationError: the counters are not mapped any more.
         """
         by_cpu: dict[int, dict[GuestVirtual, SiteEpoch]] = {}
-        counts = self._session.count(None if self._recorder is None else by_cpu)
+        counts = self._session.counters.count(None if self._recorder is None else by_cpu)
         tables = {
             site: self._session.counters.key_targets(site)
             for site, form in forms.items()

@@ -1,4 +1,4 @@
-"""What becomes of each change, for the log: a site that is left alone, and why; the others."""
+"""Log lines for changes: what each site became, or why it was left alone."""
 
 import logging
 from collections.abc import Callable, Mapping

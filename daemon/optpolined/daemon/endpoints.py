@@ -24,9 +24,9 @@ _ANSWER_SECONDS = 10.0
 
 
 class Endpoints:
-    """Tells others of one guest, for as long as the ``with`` block runs.
+    """Serves the status of one guest, for as long as the ``with`` block runs.
 
-    Nothing is told before :meth:`open`, which needs the lock of an attachment: another daemon may
+    Nothing is served before :meth:`open`, which needs the lock of an attachment: another daemon may
     serve the guest.  ``status`` may be read from any thread.
     """
 
@@ -49,8 +49,8 @@ class Endpoints:
     ) -> None:
         self._stack.close()
 
-    def tell(self, status: Status) -> None:
-        """Let ``status`` be what is told from now on."""
+    def publish(self, status: Status) -> None:
+        """Answer with ``status`` from now on."""
         self.status = status
         self.history.add(status, time.time())
 
@@ -85,7 +85,7 @@ class Endpoints:
         )
 
     def _ask(self, question: Question) -> Answer | None:
-        """The reconcile loop's answer; none where it does not come in time."""
+        """Return the reconcile loop's answer; ``None`` where it does not come in time."""
         pending = self.requests.put(question)
         answer = pending.wait(_ANSWER_SECONDS)
         if answer is None:

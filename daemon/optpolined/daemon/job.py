@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from optpolined.api.status import Status
-from optpolined.config import GuestConfig
+from optpolined.config import GuestConfig, Settings
 from optpolined.control.override_file import OverrideFile
 from optpolined.control.overrides import Overrides
 from optpolined.control.recorder import Recording
@@ -17,15 +17,15 @@ from optpolined.telemetry.notify import Notifier
 __all__ = ("Job",)
 
 _TICK_SECONDS = 0.1
-"""Between two looks at whether somebody asks for something, and two signs of life."""
+"""Seconds between two looks for requests, and two signs of life."""
 
 
 @dataclass(slots=True)
 class Job:
-    """What one run is to do: for how long from the first attach on, and who is told."""
+    """What one run is to do, for how long from the first attach on, and where its status goes."""
 
     guest: str
-    config: GuestConfig
+    settings: Settings
     audit: bool
     force: bool
     duration_seconds: float | None
@@ -36,9 +36,9 @@ class Job:
     override_file: OverrideFile
     """Where the overrides are kept for a daemon that follows a crash."""
     endpoints: Endpoints
-    """Who is told, and who asks; outlives an attachment too."""
+    """Where the status is served and requests come from; outlives an attachment too."""
     reread: Callable[[], GuestConfig | None]
-    """Another configuration, where somebody asked to go by another since the last look."""
+    """Return another configuration, if a reload was asked for since the last call."""
     tally: Tally = field(default_factory=Tally)
     notifier: Notifier = field(default_factory=Notifier)
     """The service manager, if there is one."""
@@ -49,7 +49,7 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether the time is over, or somebody asked to leave."""
+        """Whether the time is over, or the daemon was asked to leave."""
         return self.stop.is_set() or (
             self.duration_seconds is not None
             and self.attached_at is not None
@@ -63,6 +63,6 @@ class Job:
             self.attached_at = time.monotonic()
 
     def rest(self, seconds: float) -> None:
-        """Wait for a moment of at most ``seconds``; who asks to leave ends it."""
+        """Wait for a moment of at most ``seconds``; a request to leave ends it."""
         self.notifier.alive()
         self.stop.wait(min(seconds, _TICK_SECONDS))

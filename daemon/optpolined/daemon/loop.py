@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 
 from optpolined.addresses import GuestVirtual
 from optpolined.api.status import DaemonPhase
@@ -50,7 +49,7 @@ _DISARM_ATTEMPTS = 3
 """The guest may be resumed from outside in the middle of a stop."""
 
 _RETRY_EPOCHS = 20
-"""A site that held somebody else's bytes is looked at again after so many epochs."""
+"""A site that held foreign bytes is looked at again after so many epochs."""
 
 
 class ReconcileLoop:
@@ -61,9 +60,8 @@ class ReconcileLoop:
         self._link = link
         self._session = session
         self._stub_handover = StubHandover(job.guest, link, session)
-        self._config = job.config
         self._attached_at = time.monotonic()
-        self._learner = Learner(job.config.learning, session, self._recorder())
+        self._learner = Learner(job.settings.config.learning, session, self._recorder())
         survey = session.survey
         inventory = survey.inventory
         names = Names(
@@ -96,7 +94,7 @@ class ReconcileLoop:
         self._census_schedule = CensusSchedule()
         self._status_view = StatusView(
             guest=job.guest,
-            config=job.config,
+            settings=job.settings,
             link=link,
             session=session,
             stub_handover=self._stub_handover,
@@ -112,7 +110,7 @@ class ReconcileLoop:
     def _recorder(self) -> Recorder | None:
         if self._job.recording is None:
             return None
-        kernel, learning = self._link.attachment.vmcoreinfo, self._config.learning
+        kernel, learning = self._link.attachment.vmcoreinfo, self._job.settings.config.learning
         header = TraceHeader(kernel.osrelease, kernel.build_id, learning.strategy, learning)
         return self._job.recording.attach(header, self._session.survey.symbols.name)
 
@@ -125,7 +123,7 @@ class ReconcileLoop:
         """
         requests = self._job.endpoints.requests
         requests.open()
-        self._tell(self._at_work())
+        self._publish(self._at_work())
         self._job.notifier.ready()
         try:
             while not self._job.is_over and not self._has_migrated():
@@ -140,7 +138,7 @@ class ReconcileLoop:
         if self._has_left:
             return
         if self._job.audit and not self._job.stop.is_set() and self._pause() is None:
-            self._tell(DaemonPhase.AUDITING)
+            self._publish(DaemonPhase.AUDITING)
             self._audit()
 
     def _one_epoch(self) -> None:
@@ -153,12 +151,14 @@ class ReconcileLoop:
             phase = DaemonPhase.FROZEN
         elif phase is None:
             self._reconcile()
-            if self._census_schedule.is_due(self._config.learning.census, time.monotonic()):
+            if self._census_schedule.is_due(
+                self._job.settings.config.learning.census, time.monotonic()
+            ):
                 self._take_census()
         elif phase is DaemonPhase.RELEASED:
             self._rates.update(self._snapshot())
         self._session.tally.epochs.add(time.monotonic() - began)
-        self._tell(phase or self._at_work())
+        self._publish(phase or self._at_work())
 
     def _pause(self) -> DaemonPhase | None:
         """Why nothing can be changed now; ``None`` where it can."""
@@ -175,23 +175,26 @@ class ReconcileLoop:
 
     def _rest(self) -> None:
         """Wait for the next epoch, and carry out what is asked for meanwhile."""
-        end = time.monotonic() + self._config.learning.epoch_milliseconds / 1e3
+        end = time.monotonic() + self._job.settings.config.learning.epoch_milliseconds / 1e3
         while (left := end - time.monotonic()) > 0 and not self._job.is_over:
             self._job.rest(left)
             if (config := self._job.reread()) is not None:
-                self._adopt(config)
+                self._reload(config)
             self._handler.answer_waiting(
                 self._job.endpoints.requests,
                 self._pause,
-                lambda: self._tell(self._pause() or self._at_work()),
+                lambda: self._publish(self._pause() or self._at_work()),
             )
 
-    def _adopt(self, config: GuestConfig) -> None:
-        """Go by another configuration, as far as that can be while the guest is attached."""
-        reread = compare(self._config, config)
+    def _reload(self, config: GuestConfig) -> None:
+        """Use another configuration, as far as that is possible while the guest is attached.
+
+        The holder of the settings reaches all that reads them.  What keeps state by them is told.
+        """
+        settings = self._job.settings
+        reread = compare(settings.config, config)
         with self._job.notifier.reloading():
-            self._job.config = self._config = reread.config
-            self._status_view = replace(self._status_view, config=reread.config)
+            settings.config = reread.config
             self._learner.reload(reread.config.learning)
             self._operator.reload_policy(reread.config.policy)
         _log.info(
@@ -209,7 +212,7 @@ class ReconcileLoop:
             if not said:
                 _log.warning("leaving, but the guest is migrating: waiting for the end of that")
             said = True
-            self._tell(DaemonPhase.MIGRATING)
+            self._publish(DaemonPhase.MIGRATING)
             self._job.notifier.alive()
             time.sleep(_MIGRATION_SECONDS)
 
@@ -222,7 +225,7 @@ class ReconcileLoop:
         self._job.notifier.stopping()
         self._await_migration()
         if not self._has_left:
-            self._tell(DaemonPhase.DETACHING)
+            self._publish(DaemonPhase.DETACHING)
         self._report_sites()
         if self._has_migrated():
             ended = ", and its QEMU has ended" if self._has_left else ""
@@ -245,7 +248,7 @@ class ReconcileLoop:
             same = "identical to" if report.text_identical_after_detach else "NOT identical to"
             _log.info("detached: the text is %s what it was", same)
         if not self._has_left:
-            self._tell(DaemonPhase.DETACHED)
+            self._publish(DaemonPhase.DETACHED)
         self._report_work()
 
     def leave(self) -> None:
@@ -272,7 +275,7 @@ class ReconcileLoop:
 
     def _take_census(self) -> None:
         """Count all calls for some short epochs: one, or as many as sites learn in them."""
-        config, schedule = self._config.learning.census, self._census_schedule
+        config, schedule = self._job.settings.config.learning.census, self._census_schedule
         census = self._session.census
         started = time.monotonic()
         try:
@@ -379,7 +382,11 @@ class ReconcileLoop:
     def _audit(self) -> None:
         """Let every eligible site count all its calls for a while, and see how many are direct."""
         census = self._session.census
-        covered = self._learner.covered if self._config.learning.census.enabled else frozenset()
+        covered = (
+            self._learner.covered
+            if self._job.settings.config.learning.census.enabled
+            else frozenset()
+        )
         forms: dict[GuestVirtual, Form] = dict.fromkeys(
             self._session.survey.inventory.eligible.keys() - covered, LEARNING
         )
@@ -396,7 +403,7 @@ class ReconcileLoop:
                 _log.warning("not audited: %s", census.refusal or "no census can be taken now")
                 return
             self._epoch_began = time.monotonic()
-            end = self._epoch_began + self._config.learning.audit_milliseconds / 1e3
+            end = self._epoch_began + self._job.settings.config.learning.audit_milliseconds / 1e3
             while (left := end - time.monotonic()) > 0 and not self._job.stop.is_set():
                 self._job.rest(left)
             counted = census.read() if covered else None
@@ -414,9 +421,9 @@ class ReconcileLoop:
     def _promoted(self) -> dict[GuestVirtual, Chain]:
         return promoted_chains(self._learner, self._forms)
 
-    def _tell(self, phase: DaemonPhase) -> None:
+    def _publish(self, phase: DaemonPhase) -> None:
         endpoints = self._job.endpoints
-        endpoints.tell(
+        endpoints.publish(
             self._status_view.make_status(phase, self._epoch, self._forms, endpoints.status)
         )
         self._job.notifier.send_status(summary(endpoints.status))

@@ -1,4 +1,4 @@
-"""Another configuration while a guest is attached: what of it can be adopted."""
+"""Another configuration while a guest is attached: which parts can take effect."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from optpolined.config import GuestConfig
 
 __all__ = ("Reload", "compare")
 
-_ADOPTED = ("learning", "policy")
-"""The sections that hold from the next epoch on; what the others say was used to attach."""
+_RELOADED = ("learning", "policy")
+"""The sections that hold from the next epoch on; the others were used to attach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +16,11 @@ class Reload:
     """A configuration that was read again."""
 
     config: GuestConfig
-    """To go on by: the old one, with what can be adopted of the new one."""
+    """The old one, with the sections of the new one that can take effect."""
     changed: tuple[str, ...]
-    """The keys of it that are others now."""
+    """The keys that differ now."""
     left: tuple[str, ...]
-    """The keys that are others in the file, but cannot change while a guest is attached."""
+    """The keys that differ in the file, but cannot change while a guest is attached."""
 
     def __str__(self) -> str:
         changed = f"changed: {', '.join(self.changed)}" if self.changed else "nothing has changed"
@@ -29,18 +29,18 @@ class Reload:
 
 
 def compare(old: GuestConfig, new: GuestConfig) -> Reload:
-    """Find out what of ``new`` can be adopted in the place of ``old``."""
+    """Put the sections of ``new`` that can take effect into ``old``, and name what differs."""
     differ = tuple(_differ(old.model_dump(), new.model_dump()))
-    adopted = {section: getattr(new, section) for section in _ADOPTED}
+    sections = {section: getattr(new, section) for section in _RELOADED}
     return Reload(
-        old.model_copy(update=adopted),
-        tuple(key for key in differ if key.startswith(_ADOPTED)),
-        tuple(key for key in differ if not key.startswith(_ADOPTED)),
+        old.model_copy(update=sections),
+        tuple(key for key in differ if key.startswith(_RELOADED)),
+        tuple(key for key in differ if not key.startswith(_RELOADED)),
     )
 
 
 def _differ(old: Mapping[str, object], new: Mapping[str, object], path: str = "") -> Iterator[str]:
-    """The keys under which the two differ; pins are one key, for their names have dots."""
+    """The keys under which the two differ; pins are one key, because their names have dots."""
     for key, value in new.items():
         before, place = old[key], f"{path}{key}"
         if isinstance(value, dict) and isinstance(before, dict) and key != "pins":

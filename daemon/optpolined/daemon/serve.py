@@ -67,7 +67,7 @@ def serve(
     with ExitStack() as stack:
         job = Job(
             guest=guest,
-            config=config,
+            settings=Settings(config),
             audit=options.audit,
             force=options.force,
             duration_seconds=options.duration_seconds,
@@ -91,7 +91,7 @@ def _serve(job: Job) -> RunReport:
     report = _attach(job)
     last = False
     while report is None and not last:
-        last = job.is_over  # then once more, for the guest may hold what is to be put back
+        last = job.is_over  # then once more: sites of the guest may still have to be put back
         job.notifier.alive()
         job.stop.wait(0 if last else _REATTACH_SECONDS)
         try:
@@ -99,12 +99,12 @@ def _serve(job: Job) -> RunReport:
         except AttachRefusedError as error:  # it boots, or has no module yet
             if str(error) != job.endpoints.status.trouble:
                 _log.warning("not attached: %s", error)
-            _tell_of_trouble(job, str(error))
+            _publish_trouble(job, str(error))
     return report or RunReport(job.guest, lost=True)
 
 
-def _tell_of_trouble(job: Job, trouble: str) -> None:
-    """Tell that the guest is not attached to; what was counted stays."""
+def _publish_trouble(job: Job, trouble: str) -> None:
+    """Publish that the guest is not attached to; what was counted stays."""
     before, tally = job.endpoints.status, job.tally
     status = Status(
         guest=job.guest,
@@ -124,14 +124,15 @@ def _tell_of_trouble(job: Job, trouble: str) -> None:
         graces=tally.graces.summary(),
         recoveries=tally.recoveries,
         rescues=tally.rescues,
+        guardian_restarts=tally.guardian_restarts,
         read_errors=tally.read_errors,
     )
-    job.endpoints.tell(status)
+    job.endpoints.publish(status)
     job.notifier.send_status(f"not attached: {trouble}")
     job.show(status)
 
 
-def _take_over(job: Job) -> None:
+def _restore_overrides(job: Job) -> None:
     """Go on by the orders that a daemon that died was given; they hold from the first attach."""
     if job.attached_at is not None:
         return
@@ -144,16 +145,18 @@ def _take_over(job: Job) -> None:
 def _attach(job: Job) -> RunReport | None:
     """One attachment; ``None`` where the guest no longer is what was attached to.
 
-    It was reset, went back to a snapshot, or says what makes no sense: what stands in it then is
-    found out by attaching anew, and by nothing else.
+    It was reset, went back to a snapshot, or says what makes no sense: only a new
+    attachment finds out what stands in it then.
     """
     began = time.monotonic()
     with ExitStack() as stack:
-        link = stack.enter_context(connect(job.config, tally=job.tally, alive=job.notifier.alive))
-        _take_over(job)
+        link = stack.enter_context(
+            connect(job.settings.config, tally=job.tally, alive=job.notifier.alive)
+        )
+        _restore_overrides(job)
         with refuse_on_failure():
             session = stack.enter_context(
-                attach(link, Settings(job.config), time.monotonic, force=job.force, tally=job.tally)
+                attach(link, job.settings, time.monotonic, force=job.force, tally=job.tally)
             )
             daemon = ReconcileLoop(job, link, session, attach_seconds=time.monotonic() - began)
         # What was read of the guest stays: the collector need not look at it each time.
@@ -193,5 +196,5 @@ def _attach(job: Job) -> RunReport | None:
             return daemon.report()
         finally:
             daemon.end()
-    _tell_of_trouble(job, trouble)
+    _publish_trouble(job, trouble)
     return None

@@ -68,9 +68,9 @@ def replay(
     tables: dict[GuestVirtual, KeyTable] = {}
     for epoch, calls in zip(trace.epochs, actual, strict=True):
         for site in epoch.went:
-            world.forget(site)
+            world.drop_site(site)
             tables.pop(site, None)
-        _tell(runner, epoch, adopts=False)
+        _apply_changes(runner, epoch, with_settings=False)
         tables.update(epoch.tables)
         read = {
             site: table
@@ -102,7 +102,7 @@ def replay_recorded(
         if score.calls:
             score.poke({s: f for s, f in epoch.forms.items() if f != standing.get(s, ORIGINAL)})
         standing = dict(forms)
-        _tell(runner, epoch, adopts=True)
+        _apply_changes(runner, epoch, with_settings=True)
         score.epoch(calls, epoch.seconds, forms)
         counts = {site: summed(by_cpu) for site, by_cpu in epoch.counts.items()}
         snapshot = runner.snapshot(epoch.epoch, epoch.seconds, counts, epoch.tables, standing)
@@ -115,15 +115,15 @@ def replay_recorded(
     return ReplayResult(score, decisions, differs_at)
 
 
-def _tell(runner: StrategyRunner, epoch: TraceEpoch, *, adopts: bool) -> None:
+def _apply_changes(runner: StrategyRunner, epoch: TraceEpoch, *, with_settings: bool) -> None:
     """Apply what happened before the epoch.
 
-    :param adopts: Whether changed settings apply to this runner.
+    :param with_settings: Whether changed settings apply to this runner.
     """
     if epoch.came or epoch.went:
-        runner.follow(epoch.came, epoch.went)
+        runner.update_sites(epoch.came, epoch.went)
     for said in epoch.said:
         if not isinstance(said, LearningConfig):
-            runner.rule(said)
-        elif adopts:
-            runner.adopt(said)
+            runner.set_overrides(said)
+        elif with_settings:
+            runner.use_settings(said)

@@ -38,7 +38,7 @@ class SimulatedGuest:
                 del self._claimed[site]
         return changes
 
-    def forget(self, site: GuestVirtual) -> None:
+    def drop_site(self, site: GuestVirtual) -> None:
         """Drop a site whose module was unloaded."""
         self.forms.pop(site, None)
         self._claimed.pop(site, None)

@@ -1,7 +1,7 @@
 """Watches promoted sites by their misses, and audits a site whose misses look wrong."""
 
 from optpolined.learning.shares import Contest, Seen, blend, contest, estimate
-from optpolined.learning.state import Belief, History, SitePhase, SiteState, Window
+from optpolined.learning.state import Belief, History, HysteresisPhase, HysteresisSite, Window
 from optpolined.learning.windows import Now, open_window
 
 __all__ = ("audit_chain", "close_audit", "watch")
@@ -10,7 +10,7 @@ _AGE_MAX = 1 << 20
 """Epochs.  An older rate has faded to nothing, and the age must fit a float."""
 
 
-def watch(site: SiteState, seen: Seen, now: Now) -> SiteState:
+def watch(site: HysteresisSite, seen: Seen, now: Now) -> HysteresisSite:
     """Decide on one epoch of the misses of a promoted site, whose hits are not counted."""
     belief = site.belief
     if belief is None or seen.slow < now.few_calls:
@@ -37,10 +37,10 @@ def _tolerated(belief: Belief, now: Now) -> float:
 
 
 def _open_audit(
-    site: SiteState, belief: Belief, now: Now, misses: float, *, alarm: bool
-) -> SiteState:
-    return SiteState(
-        SitePhase.MISSING,
+    site: HysteresisSite, belief: Belief, now: Now, misses: float, *, alarm: bool
+) -> HysteresisSite:
+    return HysteresisSite(
+        HysteresisPhase.MISSING,
         f"{misses:.0f} misses/s, {belief.calls_per_second:.0f} calls/s when last measured",
         site.history,
         now.epoch + now.settings.audit_epochs,
@@ -49,7 +49,7 @@ def _open_audit(
     )
 
 
-def audit_chain(site: SiteState, seen: Seen, now: Now) -> SiteState:
+def audit_chain(site: HysteresisSite, seen: Seen, now: Now) -> HysteresisSite:
     """Decide on one epoch in which the hits were counted too."""
     window = site.window
     if window is None or seen.total < now.few_calls:
@@ -73,11 +73,11 @@ def audit_chain(site: SiteState, seen: Seen, now: Now) -> SiteState:
     return _judge(site, window, site.belief, now)
 
 
-def _looked_on(site: SiteState, window: Window) -> SiteState:
-    return SiteState(site.phase, site.reason, site.history, site.deadline, window, site.belief)
+def _looked_on(site: HysteresisSite, window: Window) -> HysteresisSite:
+    return HysteresisSite(site.phase, site.reason, site.history, site.deadline, window, site.belief)
 
 
-def _judge(site: SiteState, window: Window, belief: Belief, now: Now) -> SiteState:
+def _judge(site: HysteresisSite, window: Window, belief: Belief, now: Now) -> HysteresisSite:
     """Admit challengers, relearn, or find the chain good enough; else wait.
 
     :param window: The window with this epoch; that of ``site`` is without it.
@@ -101,29 +101,29 @@ def _judge(site: SiteState, window: Window, belief: Belief, now: Now) -> SiteSta
     return looked_on if window.streak else close_audit(looked_on, now)
 
 
-def _take_in(site: SiteState, ended: Contest, window: Window, now: Now) -> SiteState:
+def _take_in(site: HysteresisSite, ended: Contest, window: Window, now: Now) -> HysteresisSite:
     history = site.history
     if ended.gone:
         flaps = history.flaps.strike(now.epoch, now.flap_pauses)
         history = History(flaps, history.audits, history.alarms)
-    return SiteState(
-        SitePhase.PROMOTED,
+    return HysteresisSite(
+        HysteresisPhase.PROMOTED,
         f"challengers taken in: {ended.came}, targets given up: {ended.gone}",
         history,
         belief=Belief(ended.chain, window.calls_per_second, now.epoch),
     )
 
 
-def _give_up(site: SiteState, window: Window, now: Now, *, may_change: bool) -> SiteState:
+def _give_up(site: HysteresisSite, window: Window, now: Now, *, may_change: bool) -> HysteresisSite:
     reason = f"missed {1 - window.direct:.0%} of {window.calls_per_second:.0f} calls/s"
     if may_change:
-        return open_window(site, now, SitePhase.RELEARNING, reason)
+        return open_window(site, now, HysteresisPhase.RELEARNING, reason)
     reason = f"{reason}, too soon after its last change"
     wake = site.history.flaps.ready_at(now.flap_pauses)
-    return SiteState(SitePhase.QUARANTINE, reason, site.history, wake)
+    return HysteresisSite(HysteresisPhase.QUARANTINE, reason, site.history, wake)
 
 
-def close_audit(site: SiteState, now: Now) -> SiteState:
+def close_audit(site: HysteresisSite, now: Now) -> HysteresisSite:
     """Find the chain good enough: keep what was measured, and audit less often."""
     window = site.window or Window(now.epoch)
     history, belief = site.history, site.belief
@@ -136,4 +136,4 @@ def close_audit(site: SiteState, now: Now) -> SiteState:
         reason = f"hits {window.direct:.0%} of {window.calls_per_second:.0f} calls/s"
         chain = estimate(belief.chain, window.direct)
         belief = Belief(chain, window.calls_per_second, now.epoch)
-    return SiteState(SitePhase.PROMOTED, reason, history, belief=belief)
+    return HysteresisSite(HysteresisPhase.PROMOTED, reason, history, belief=belief)

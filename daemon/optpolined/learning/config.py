@@ -1,5 +1,6 @@
 """The section ``[learning]`` of a guest's file, checked by pydantic; traces carry it too."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import (
@@ -8,6 +9,7 @@ from pydantic import (
     Field,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -15,9 +17,9 @@ from optpolined.learning.cost import Costs
 from optpolined.learning.errors import SettingError
 from optpolined.learning.settings import ContinuousSettings, LearningSettings, PeriodicSettings
 from optpolined.learning.shape import ShapeSettings
-from optpolined.learning.strategies import StrategyName
+from optpolined.learning.strategies import PERIODIC_BEFORE, StrategyName
 
-__all__ = ("CensusConfig", "LearningConfig", "Section")
+__all__ = ("CensusConfig", "LearningConfig", "Section", "has_former_names")
 
 
 class Section(BaseModel):
@@ -63,6 +65,27 @@ class LearningConfig(Section):
     census: CensusConfig = CensusConfig()
     hysteresis: Annotated[LearningSettings, _CHECKED] = LearningSettings()
     continuous: Annotated[ContinuousSettings, _CHECKED] = ContinuousSettings()
-    epoch: Annotated[PeriodicSettings, _CHECKED] = PeriodicSettings()
+    periodic: Annotated[PeriodicSettings, _CHECKED] = PeriodicSettings()
     shape: Annotated[ShapeSettings, _CHECKED] = ShapeSettings()
     costs: Annotated[Costs, _CHECKED] = Costs()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_periodic(cls, section: object) -> object:
+        """Take the section of ``periodic`` by its name in older traces and guests' files."""
+        # Where both names are there, the older one stays and is an unknown key.
+        if (
+            isinstance(section, Mapping)
+            and PERIODIC_BEFORE in section
+            and "periodic" not in section
+        ):
+            section = dict(section)
+            section["periodic"] = section.pop(PERIODIC_BEFORE)
+        return section
+
+
+def has_former_names(section: object) -> bool:
+    """Return whether a raw section ``[learning]`` calls ``periodic`` by its former name."""
+    return isinstance(section, Mapping) and (
+        PERIODIC_BEFORE in section or section.get("strategy") == PERIODIC_BEFORE
+    )

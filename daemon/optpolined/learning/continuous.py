@@ -48,7 +48,7 @@ from optpolined.learning.shares import Seen, look
 from optpolined.learning.state import load_json
 from optpolined.learning.strategy import Decision, SiteStatus, Snapshot
 
-__all__ = ("Continuous", "ContinuousState", "Count", "Race")
+__all__ = ("Continuous", "ContinuousSite", "ContinuousState", "Count")
 
 
 class Count(NamedTuple):
@@ -58,7 +58,7 @@ class Count(NamedTuple):
     calls: int
 
 
-class Race(NamedTuple):
+class ContinuousSite(NamedTuple):
     """One site."""
 
     fast: tuple[Count, ...] = ()
@@ -88,7 +88,7 @@ class ContinuousState:
     version: Literal[1]
     epoch: int = -1
     """The last one that was decided."""
-    sites: dict[GuestVirtual, Race] = field(default_factory=dict)
+    sites: dict[GuestVirtual, ContinuousSite] = field(default_factory=dict)
     new: tuple[GuestVirtual, ...] = ()
     """Sites that start with the next epoch."""
     wiped: tuple[GuestVirtual, ...] = ()
@@ -98,11 +98,11 @@ class ContinuousState:
 _JSON = TypeAdapter(ContinuousState)
 
 
-def _form_of(race: Race) -> Form:
-    if race.wiped:
-        return LEARNING if race.fast else ORIGINAL
-    if race.fast:
-        return Chain(tuple([target for target, _ in race.fast]), counts_hits=True)
+def _form_of(site: ContinuousSite) -> Form:
+    if site.wiped:
+        return LEARNING if site.fast else ORIGINAL
+    if site.fast:
+        return Chain(tuple([target for target, _ in site.fast]), counts_hits=True)
     return LEARNING
 
 
@@ -113,17 +113,17 @@ class Continuous:
         self.settings = settings or ContinuousSettings()
 
     def initial(self, sites: Iterable[GuestVirtual]) -> ContinuousState:
-        return self.add(ContinuousState(version=1), sites)
+        return self.add_sites(ContinuousState(version=1), sites)
 
-    def add(self, state: ContinuousState, sites: Iterable[GuestVirtual]) -> ContinuousState:
+    def add_sites(self, state: ContinuousState, sites: Iterable[GuestVirtual]) -> ContinuousState:
         known = state.sites.keys() | set(state.new)
         return replace(state, new=(*state.new, *sorted(set(sites) - known)))
 
-    def forget(self, state: ContinuousState, sites: Iterable[GuestVirtual]) -> ContinuousState:
+    def drop_sites(self, state: ContinuousState, sites: Iterable[GuestVirtual]) -> ContinuousState:
         gone = set(sites)
         return replace(
             state,
-            sites={address: race for address, race in state.sites.items() if address not in gone},
+            sites={address: site for address, site in state.sites.items() if address not in gone},
             new=tuple(address for address in state.new if address not in gone),
         )
 
@@ -135,26 +135,26 @@ class Continuous:
         sites = dict(state.sites)
         # Sorted, so that no order of the caller's mapping can show in the state.
         for address in sorted(snapshot.sites.keys() & sites.keys()):
-            race = sites[address]
-            if snapshot.installed.get(address, ORIGINAL) == _form_of(race) != ORIGINAL:
+            site = sites[address]
+            if snapshot.installed.get(address, ORIGINAL) == _form_of(site) != ORIGINAL:
                 seen = look(snapshot.sites[address])
-                sites[address] = _Lap(race, seen, self.settings).finish()
+                sites[address] = _SiteUpdate(site, seen, self.settings).finish()
         for address in state.wiped:
             if address in sites:
                 sites[address] = sites[address]._replace(wiped=False)
-        sites.update(dict.fromkeys(state.new, Race()))
-        wiped = tuple(address for address, race in sites.items() if race.wiped)
+        sites.update(dict.fromkeys(state.new, ContinuousSite()))
+        wiped = tuple(address for address, site in sites.items() if site.wiped)
         after = ContinuousState(state.version, snapshot.epoch, sites, (), wiped)
         return after, _difference(state, after)
 
     def wanted(self, state: ContinuousState) -> Mapping[GuestVirtual, Form]:
-        forms = {address: _form_of(race) for address, race in state.sites.items()}
+        forms = {address: _form_of(site) for address, site in state.sites.items()}
         return {address: form for address, form in forms.items() if form != ORIGINAL}
 
-    def status(self, state: ContinuousState) -> Mapping[GuestVirtual, SiteStatus]:
+    def site_statuses(self, state: ContinuousState) -> Mapping[GuestVirtual, SiteStatus]:
         told = {
-            address: SiteStatus(race.state, race.reason, _form_of(race))
-            for address, race in state.sites.items()
+            address: SiteStatus(site.state, site.reason, _form_of(site))
+            for address, site in state.sites.items()
         }
         for address in state.new:
             told[address] = SiteStatus("cold", "not looked at yet", ORIGINAL)
@@ -171,43 +171,43 @@ def _difference(before: ContinuousState, after: ContinuousState) -> Decision:
     wanted: dict[GuestVirtual, Form] = {}
     states: dict[GuestVirtual, str] = {}
     reasons: dict[GuestVirtual, str] = {}
-    for address, race in after.sites.items():
+    for address, site in after.sites.items():
         old = before.sites.get(address)
-        if race is old:
+        if site is old:
             continue
-        form = _form_of(race)
+        form = _form_of(site)
         if form != (_form_of(old) if old is not None else ORIGINAL):
             wanted[address] = form
-        if old is None or race.state != old.state:
-            states[address] = race.state
-            reasons[address] = race.reason
+        if old is None or site.state != old.state:
+            states[address] = site.state
+            reasons[address] = site.reason
     return Decision(wanted, {}, states, reasons)
 
 
-class _Lap:
+class _SiteUpdate:
     """Decide on one epoch of one site."""
 
-    def __init__(self, race: Race, seen: Seen, settings: ContinuousSettings) -> None:
-        self.race = race
+    def __init__(self, site: ContinuousSite, seen: Seen, settings: ContinuousSettings) -> None:
+        self.site = site
         self.seen = seen
         self.settings = settings
         self.hits = self._hits()
         self.without_slot = seen.slow - sum(seen.calls.values())
         self.misses = self.without_slot
-        self.candidates = dict(race.candidates)
+        self.candidates = dict(site.candidates)
         self._count()
 
     def _hits(self) -> tuple[int, ...]:
         """Return the calls of each current target: its part of the direct calls, and its misses."""
-        won = sum(calls for _, calls in self.race.fast)
+        won = sum(calls for _, calls in self.site.fast)
         return tuple(
             before + self.seen.hits * calls // max(won, 1) + self.seen.calls.get(target, 0)
-            for (target, calls), before in zip(self.race.fast, self.race.hits, strict=True)
+            for (target, calls), before in zip(self.site.fast, self.site.hits, strict=True)
         )
 
     def _count(self) -> None:
         """Give the calls of the other targets to candidates, the hottest first, else to misses."""
-        fast = {target for target, _ in self.race.fast}
+        fast = {target for target, _ in self.site.fast}
         for target, calls in sorted(self.seen.calls.items(), key=lambda item: (-item[1], item[0])):
             if target in fast:
                 continue
@@ -216,41 +216,41 @@ class _Lap:
             else:
                 self.misses += calls
 
-    def finish(self) -> Race:
+    def finish(self) -> ContinuousSite:
         s = self.settings
-        before = sum(calls for _, calls in self.race.candidates)
+        before = sum(calls for _, calls in self.site.candidates)
         counted = sum(self.candidates.values())
-        misses = self.race.misses + self.misses
+        misses = self.site.misses + self.misses
         due = counted > s.update_calls
         if due and misses > s.wipe_misses:
             # Which was passed first at an even pace: (limit - before) / gained, multiplied out.
-            due = (s.update_calls - before) * self.misses <= (s.wipe_misses - self.race.misses) * (
+            due = (s.update_calls - before) * self.misses <= (s.wipe_misses - self.site.misses) * (
                 counted - before
             )
         if due:
             return self._update()
         candidates = tuple(Count(target, calls) for target, calls in self.candidates.items())
         if misses > s.wipe_misses:
-            return self.race._replace(
+            return self.site._replace(
                 hits=self.hits,
                 candidates=(),
                 misses=0,
-                wiped=2 * self.without_slot > self.seen.slow and not self.race.wiped,
+                wiped=2 * self.without_slot > self.seen.slow and not self.site.wiped,
                 reason=f"wiped after {misses} misses",
             )
-        return self.race._replace(hits=self.hits, candidates=candidates, misses=misses)
+        return self.site._replace(hits=self.hits, candidates=candidates, misses=misses)
 
-    def _update(self) -> Race:
-        s, race = self.settings, self.race
+    def _update(self) -> ContinuousSite:
+        s, site = self.settings, self.site
         places = [
-            Count(target, calls) for (target, _), calls in zip(race.fast, self.hits, strict=True)
+            Count(target, calls) for (target, _), calls in zip(site.fast, self.hits, strict=True)
         ]
         places += [Count(*item) for item in sorted(self.candidates.items())]
         # Sorting is stable: of equals, a current target stays.
         places.sort(key=lambda count: count.calls, reverse=True)
         best = tuple(count for count in places[: s.fast_targets] if count.calls > 0)
-        fast, reason = race.fast, f"no target had more than {s.patch_calls} calls"
+        fast, reason = site.fast, f"no target had more than {s.patch_calls} calls"
         if best[0].calls > s.patch_calls:
             fast = best
             reason = f"won with {' and '.join(str(calls) for _, calls in best)} calls"
-        return Race(fast, (0,) * len(fast), reason=reason)
+        return ContinuousSite(fast, (0,) * len(fast), reason=reason)

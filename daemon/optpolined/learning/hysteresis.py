@@ -15,9 +15,9 @@ from optpolined.learning.settings import LearningSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.shares import look
 from optpolined.learning.state import (
+    HysteresisPhase,
+    HysteresisSite,
     HysteresisState,
-    SitePhase,
-    SiteState,
     dump,
     form_of,
     load,
@@ -50,13 +50,13 @@ class Hysteresis:
         self.shaper = shaper or Shaper()
 
     def initial(self, sites: Iterable[GuestVirtual]) -> HysteresisState:
-        return self.add(HysteresisState(version=1), sites)
+        return self.add_sites(HysteresisState(version=1), sites)
 
-    def add(self, state: HysteresisState, sites: Iterable[GuestVirtual]) -> HysteresisState:
+    def add_sites(self, state: HysteresisState, sites: Iterable[GuestVirtual]) -> HysteresisState:
         known = state.sites.keys() | set(state.new)
         return replace(state, new=(*state.new, *sorted(set(sites) - known)))
 
-    def forget(self, state: HysteresisState, sites: Iterable[GuestVirtual]) -> HysteresisState:
+    def drop_sites(self, state: HysteresisState, sites: Iterable[GuestVirtual]) -> HysteresisState:
         gone = set(sites)
         return replace(
             state,
@@ -82,13 +82,13 @@ class Hysteresis:
         forms = {address: form_of(site) for address, site in state.sites.items()}
         return {address: form for address, form in forms.items() if form != ORIGINAL}
 
-    def status(self, state: HysteresisState) -> Mapping[GuestVirtual, SiteStatus]:
+    def site_statuses(self, state: HysteresisState) -> Mapping[GuestVirtual, SiteStatus]:
         told = {
             address: SiteStatus(site.phase.value, site.reason, form_of(site))
             for address, site in state.sites.items()
         }
         for address in state.new:
-            told[address] = SiteStatus(SitePhase.COLD.value, "not looked at yet", ORIGINAL)
+            told[address] = SiteStatus(HysteresisPhase.COLD.value, "not looked at yet", ORIGINAL)
         return told
 
     def dump(self, state: HysteresisState) -> str:
@@ -121,7 +121,7 @@ class _Step:
             site = sites.get(address)
             if site is None or not stands(site, installed.get(address, ORIGINAL)):
                 continue
-            if site.phase is SitePhase.COLD:
+            if site.phase is HysteresisPhase.COLD:
                 after = self.noticed(address, site, counted)
             elif site.belief is None:
                 after = learn(site, look(counted), now)
@@ -132,20 +132,22 @@ class _Step:
             if after is not site:
                 self.put(address, after)
 
-    def noticed(self, address: GuestVirtual, site: SiteState, counted: SiteEpoch) -> SiteState:
+    def noticed(
+        self, address: GuestVirtual, site: HysteresisSite, counted: SiteEpoch
+    ) -> HysteresisSite:
         """Let a cold site learn at once, if a census has seen it called often enough."""
         seen = look(counted)
         if address not in self.snapshot.covered or not self.snapshot.census:
             return site
         if seen.total < max(self.now.few_calls, self.now.settings.census_min_calls):
             return site
-        opened = open_window(site, self.now, SitePhase.LEARNING, "called often in a census")
+        opened = open_window(site, self.now, HysteresisPhase.LEARNING, "called often in a census")
         return learn(opened, seen, self.now)
 
     def meet_deadlines(self) -> None:
         # Sites without calls share one state, so one result serves thousands of them.  The key
         # holds an identity, so the result holds its object.
-        answers: dict[tuple[int, int | None], tuple[SiteState, SiteState]] = {}
+        answers: dict[tuple[int, int | None], tuple[HysteresisSite, HysteresisSite]] = {}
         for epoch in sorted(epoch for epoch in self.due if epoch <= self.now.epoch):
             for address in self.due.pop(epoch):
                 site = self.sites.get(address)
@@ -169,20 +171,24 @@ class _Step:
         soonest = self.now.epoch + settings.reopen_epochs
         return soonest + (mine - soonest) % (turns * settings.reopen_epochs)
 
-    def end(self, site: SiteState, turn: int | None) -> SiteState:
-        waits = SitePhase.QUARANTINE, SitePhase.MEGAMORPHIC, SitePhase.COLD
+    def end(self, site: HysteresisSite, turn: int | None) -> HysteresisSite:
+        waits = HysteresisPhase.QUARANTINE, HysteresisPhase.MEGAMORPHIC, HysteresisPhase.COLD
         if turn is None and site.phase in waits:
-            return SiteState(SitePhase.COLD, f"waits for a census after {site.phase}", site.history)
+            return HysteresisSite(
+                HysteresisPhase.COLD, f"waits for a census after {site.phase}", site.history
+            )
         match site.phase:
-            case SitePhase.LEARNING | SitePhase.RELEARNING:
+            case HysteresisPhase.LEARNING | HysteresisPhase.RELEARNING:
                 ended = close_window(site, self.now)
-                return ended._replace(deadline=turn) if ended.phase is SitePhase.COLD else ended
-            case SitePhase.MISSING:
+                return (
+                    ended._replace(deadline=turn) if ended.phase is HysteresisPhase.COLD else ended
+                )
+            case HysteresisPhase.MISSING:
                 return close_audit(site, self.now)
-            case SitePhase.QUARANTINE:
-                return open_window(site, self.now, SitePhase.RELEARNING, "after quarantine")
+            case HysteresisPhase.QUARANTINE:
+                return open_window(site, self.now, HysteresisPhase.RELEARNING, "after quarantine")
             case _:
-                return open_window(site, self.now, SitePhase.LEARNING, "another window")
+                return open_window(site, self.now, HysteresisPhase.LEARNING, "another window")
 
     def take_in_covered(self) -> None:
         """Let new sites that a census covers wait for it: most of them are never called."""
@@ -197,7 +203,7 @@ class _Step:
             if address not in self.snapshot.covered:
                 self.put(address, site)
 
-    def put(self, address: GuestVirtual, site: SiteState) -> None:
+    def put(self, address: GuestVirtual, site: HysteresisSite) -> None:
         before = self.sites.get(address)
         if site is before:
             return
@@ -227,7 +233,7 @@ class _Step:
             form = form_of(new)
             if not stands(old, form) if old else form != ORIGINAL:
                 wanted[address] = form
-                if new.phase is SitePhase.PROMOTED and new.belief is not None:
+                if new.phase is HysteresisPhase.PROMOTED and new.belief is not None:
                     shares[address] = new.belief.chain
             if old is None or old.phase is not new.phase:
                 states[address] = new.phase.value

@@ -77,7 +77,7 @@ class Overridden(Generic[StateT]):
     def initial(self, sites: Iterable[GuestVirtual]) -> OverriddenState[StateT]:
         return OverriddenState(self.strategy.initial(sites))
 
-    def rule(
+    def set_overrides(
         self, state: OverriddenState[StateT], overrides: Mapping[GuestVirtual, Override]
     ) -> OverriddenState[StateT]:
         """Replace the overrides; the next decision has what changes.
@@ -90,22 +90,22 @@ class Overridden(Generic[StateT]):
         }
         if not changed:
             return state
-        inner = self.strategy.forget(state.inner, overrides.keys() - before.keys())
-        inner = self.strategy.add(inner, before.keys() - overrides.keys())
+        inner = self.strategy.drop_sites(state.inner, overrides.keys() - before.keys())
+        inner = self.strategy.add_sites(inner, before.keys() - overrides.keys())
         return OverriddenState(inner, dict(overrides), state.untold | changed)
 
-    def add(
+    def add_sites(
         self, state: OverriddenState[StateT], sites: Iterable[GuestVirtual]
     ) -> OverriddenState[StateT]:
         new = [site for site in sites if site not in state.overrides]
-        return replace(state, inner=self.strategy.add(state.inner, new))
+        return replace(state, inner=self.strategy.add_sites(state.inner, new))
 
-    def forget(
+    def drop_sites(
         self, state: OverriddenState[StateT], sites: Iterable[GuestVirtual]
     ) -> OverriddenState[StateT]:
         gone = frozenset(sites)
         return OverriddenState(
-            self.strategy.forget(state.inner, gone),
+            self.strategy.drop_sites(state.inner, gone),
             {site: override for site, override in state.overrides.items() if site not in gone},
             state.untold - gone,
         )
@@ -116,7 +116,7 @@ class Overridden(Generic[StateT]):
         inner, decision = self.strategy.decide(state.inner, snapshot)
         if not state.untold:
             return (state if inner is state.inner else replace(state, inner=inner)), decision
-        told = self.strategy.status(inner) if state.untold - state.overrides.keys() else {}
+        told = self.strategy.site_statuses(inner) if state.untold - state.overrides.keys() else {}
         wanted, states, reasons = (
             dict(decision.wanted),
             dict(decision.states),
@@ -140,20 +140,20 @@ class Overridden(Generic[StateT]):
 
     def wanted(self, state: OverriddenState[StateT]) -> Mapping[GuestVirtual, Form]:
         forms = {site: override.form for site, override in state.overrides.items()}
-        ruled = {site: form for site, form in forms.items() if form != ORIGINAL}
-        return {**self.strategy.wanted(state.inner), **ruled}
+        overridden = {site: form for site, form in forms.items() if form != ORIGINAL}
+        return {**self.strategy.wanted(state.inner), **overridden}
 
-    def status(self, state: OverriddenState[StateT]) -> Mapping[GuestVirtual, SiteStatus]:
-        ruled = {
+    def site_statuses(self, state: OverriddenState[StateT]) -> Mapping[GuestVirtual, SiteStatus]:
+        overridden = {
             site: SiteStatus(override.state, override.reason, override.form)
             for site, override in state.overrides.items()
         }
-        return {**self.strategy.status(state.inner), **ruled}
+        return {**self.strategy.site_statuses(state.inner), **overridden}
 
     def dump(self, state: OverriddenState[StateT]) -> str:
         inner = self.strategy.dump(state.inner)
         return _JSON.dump_json(_Dump(1, inner, dict(state.overrides), state.untold)).decode()
 
     def load(self, text: str) -> OverriddenState[StateT]:
-        dumped = load_json(_JSON, text, "a governed strategy")
+        dumped = load_json(_JSON, text, "a strategy with overrides")
         return OverriddenState(self.strategy.load(dumped.inner), dumped.overrides, dumped.untold)

@@ -99,13 +99,13 @@ class Periodic:
         self._places = min(self.settings.max_targets, (shaper or Shaper()).targets_max)
 
     def initial(self, sites: Iterable[GuestVirtual]) -> PeriodicState:
-        return self.add(PeriodicState(version=1), sites)
+        return self.add_sites(PeriodicState(version=1), sites)
 
-    def add(self, state: PeriodicState, sites: Iterable[GuestVirtual]) -> PeriodicState:
+    def add_sites(self, state: PeriodicState, sites: Iterable[GuestVirtual]) -> PeriodicState:
         known = state.sites.keys() | set(state.new)
         return replace(state, new=(*state.new, *sorted(set(sites) - known)))
 
-    def forget(self, state: PeriodicState, sites: Iterable[GuestVirtual]) -> PeriodicState:
+    def drop_sites(self, state: PeriodicState, sites: Iterable[GuestVirtual]) -> PeriodicState:
         gone = set(sites)
         return replace(
             state,
@@ -174,7 +174,7 @@ class Periodic:
         forms = {address: _form_of(site) for address, site in state.sites.items()}
         return {address: form for address, form in forms.items() if form != ORIGINAL}
 
-    def status(self, state: PeriodicState) -> Mapping[GuestVirtual, SiteStatus]:
+    def site_statuses(self, state: PeriodicState) -> Mapping[GuestVirtual, SiteStatus]:
         told = {
             address: SiteStatus(site.phase.value, site.reason, _form_of(site))
             for address, site in state.sites.items()
@@ -187,7 +187,7 @@ class Periodic:
         return _JSON.dump_json(state).decode()
 
     def load(self, text: str) -> PeriodicState:
-        return load_json(_JSON, text, "the epoch strategy")
+        return load_json(_JSON, text, "the periodic strategy")
 
 
 def _difference(before: PeriodicState, after: PeriodicState) -> Decision:

@@ -35,7 +35,7 @@ class RunnerSettings(Protocol):
     @property
     def continuous(self) -> ContinuousSettings: ...
     @property
-    def epoch(self) -> PeriodicSettings: ...
+    def periodic(self) -> PeriodicSettings: ...
     @property
     def shape(self) -> ShapeSettings: ...
     @property
@@ -45,8 +45,8 @@ class RunnerSettings(Protocol):
 class StrategyRunner:
     """One guest's strategy, and the forms that its decisions become.
 
-    The order of an epoch is :meth:`follow`, if modules came or went, :meth:`snapshot`,
-    :meth:`decide`; :meth:`rule` and :meth:`adopt` come between two epochs.
+    The order of an epoch is :meth:`update_sites`, if modules came or went, :meth:`snapshot`,
+    :meth:`decide`; :meth:`set_overrides` and :meth:`use_settings` come between two epochs.
     """
 
     def __init__(self, settings: RunnerSettings, strategy: StrategyName | None = None) -> None:
@@ -56,7 +56,7 @@ class StrategyRunner:
         """
         shaper = Shaper(settings.shape, settings.costs)
         self._name = strategy or settings.strategy
-        self._strategy = _governed(settings, self._name, shaper)
+        self._strategy = _make_overridden(settings, self._name, shaper)
         self._shapes = Shapes(shaper)
         self._state = self._strategy.initial(())
         self.wanted: dict[GuestVirtual, Form] = {}
@@ -68,45 +68,47 @@ class StrategyRunner:
         self.decision = Decision()
         """The last one."""
 
-    def follow(self, came: Mapping[GuestVirtual, Key | None], went: Iterable[GuestVirtual]) -> None:
+    def update_sites(
+        self, came: Mapping[GuestVirtual, Key | None], went: Iterable[GuestVirtual]
+    ) -> None:
         """Add sites that may be patched, with the keys that they declare, and drop others.
 
         A site that is in both is a new one at the address of an old one.
         """
         went = list(went)
-        self._state = self._strategy.forget(self._state, went)
-        self._shapes.forget(went)
+        self._state = self._strategy.drop_sites(self._state, went)
+        self._shapes.drop_sites(went)
         for site in went:
             self.wanted.pop(site, None)
             self.states.pop(site, None)
             self.shares.pop(site, None)
         self._shapes.declare({site: key for site, key in came.items() if key is not None})
-        self._state = self._strategy.add(self._state, came)
+        self._state = self._strategy.add_sites(self._state, came)
 
-    def rule(self, overrides: Mapping[GuestVirtual, Override]) -> None:
+    def set_overrides(self, overrides: Mapping[GuestVirtual, Override]) -> None:
         """Let the operator decide about these sites, and the strategy about all others."""
-        self._state = self._strategy.rule(self._state, overrides)
+        self._state = self._strategy.set_overrides(self._state, overrides)
 
-    def adopt(self, settings: RunnerSettings) -> None:
+    def use_settings(self, settings: RunnerSettings) -> None:
         """Use other settings from now on, and keep what was learned.
 
         Another strategy starts from nothing, with the same sites and overrides.
         """
-        sites, overrides = self.status(), self._state.overrides
+        sites, overrides = self.site_statuses(), self._state.overrides
         is_another = settings.strategy is not self._name
         shaper = Shaper(settings.shape, settings.costs)
         self._name = settings.strategy
-        self._strategy = _governed(settings, self._name, shaper)
-        self._shapes.adopt(shaper)
+        self._strategy = _make_overridden(settings, self._name, shaper)
+        self._shapes.use_shaper(shaper)
         if is_another:
-            self._state = self._strategy.rule(self._strategy.initial(sites), overrides)
+            self._state = self._strategy.set_overrides(self._strategy.initial(sites), overrides)
             self.wanted = dict.fromkeys(self.wanted, ORIGINAL)
 
-    def status(self) -> Mapping[GuestVirtual, SiteStatus]:
+    def site_statuses(self) -> Mapping[GuestVirtual, SiteStatus]:
         """Return the state of every site; its wanted form is in the strategy's terms."""
-        return self._strategy.status(self._state)
+        return self._strategy.site_statuses(self._state)
 
-    def told(self, forms: Mapping[GuestVirtual, Form]) -> dict[GuestVirtual, Form]:
+    def as_decided(self, forms: Mapping[GuestVirtual, Form]) -> dict[GuestVirtual, Form]:
         """Return what stands at the sites, in the strategy's terms."""
         return self._shapes.installed(forms)
 
@@ -133,7 +135,7 @@ class StrategyRunner:
             epoch,
             seconds,
             self._shapes.counted(counts, tables),
-            self.told(forms),
+            self.as_decided(forms),
             covered=covered,
             census=census,
         )
@@ -153,12 +155,14 @@ class StrategyRunner:
         return made
 
 
-def _governed(settings: RunnerSettings, name: StrategyName, shaper: Shaper) -> Overridden[Any]:
+def _make_overridden(
+    settings: RunnerSettings, name: StrategyName, shaper: Shaper
+) -> Overridden[Any]:
     strategy = make_strategy(
         name,
         hysteresis=settings.hysteresis,
         continuous=settings.continuous,
-        epoch=settings.epoch,
+        periodic=settings.periodic,
         shaper=shaper,
     )
     return Overridden(strategy)

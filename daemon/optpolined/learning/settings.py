@@ -12,7 +12,7 @@ from optpolined.learning.ranges import check_ranges
 
 __all__ = (
     "CONTINUOUS_RANGES",
-    "EPOCH_RANGES",
+    "PERIODIC_RANGES",
     "RANGES",
     "ContinuousSettings",
     "LearningSettings",
@@ -51,14 +51,14 @@ CONTINUOUS_RANGES: dict[str, tuple[float, float]] = {
 }
 """The same for the continuous strategy."""
 
-EPOCH_RANGES: dict[str, tuple[float, float]] = {
+PERIODIC_RANGES: dict[str, tuple[float, float]] = {
     "learn_epochs": (1, 100_000),
     "worker_epochs": (1, 100_000),
     "retrain_epochs": (2, 1_000_000),
     "max_targets": (1, 16),
     "min_calls": (1, 1_000_000_000),
 }
-"""The same for the epoch strategy."""
+"""The same for the periodic strategy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +156,9 @@ class ContinuousSettings:
 
 @dataclass(frozen=True, slots=True)
 class PeriodicSettings:
-    """Epoch: learn, patch, and train again at intervals.
+    """Periodic: learn, patch, and train again at intervals.
 
-    :raise SettingError: A value is out of :data:`EPOCH_RANGES`, or two contradict each other.
+    :raise SettingError: A value is out of :data:`PERIODIC_RANGES`, or two contradict each other.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -175,7 +175,7 @@ class PeriodicSettings:
     """A site with fewer calls than this in a training is not patched."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, EPOCH_RANGES)
+        check_ranges(self, PERIODIC_RANGES)
         _check_at_least(self, "learn_epochs", "worker_epochs")
         if self.retrain_epochs <= self.learn_epochs:
             allowed = f"more than learn_epochs ({self.learn_epochs})"

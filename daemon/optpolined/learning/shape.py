@@ -173,7 +173,7 @@ class Shapes:
         self._pairs: dict[GuestVirtual, tuple[Form, Form]] = {}
         """What was asked for, and the form that was made of it, if they differ."""
 
-    def adopt(self, shaper: Shaper) -> None:
+    def use_shaper(self, shaper: Shaper) -> None:
         """Use another shaper from now on; forms that were made stay."""
         self._shaper = shaper
 
@@ -181,7 +181,7 @@ class Shapes:
         """Add sites that declare a key; call it before the strategy gets them."""
         self._keys.update(keys)
 
-    def forget(self, sites: Iterable[GuestVirtual]) -> None:
+    def drop_sites(self, sites: Iterable[GuestVirtual]) -> None:
         """Drop sites whose module was unloaded."""
         for site in sites:
             for memory in (self._keys, self._tables, self._pairs):

@@ -20,9 +20,9 @@ from optpolined.learning.strategy import Share
 __all__ = (
     "Belief",
     "History",
+    "HysteresisPhase",
+    "HysteresisSite",
     "HysteresisState",
-    "SitePhase",
-    "SiteState",
     "Window",
     "dump",
     "form_of",
@@ -32,7 +32,7 @@ __all__ = (
 )
 
 
-class SitePhase(StrEnum):
+class HysteresisPhase(StrEnum):
     """The state of a site; the package's docstring draws the transitions."""
 
     COLD = "cold"
@@ -89,10 +89,10 @@ class History(NamedTuple):
     """Audits of many misses that changed nothing."""
 
 
-class SiteState(NamedTuple):
+class HysteresisSite(NamedTuple):
     """One site."""
 
-    phase: SitePhase
+    phase: HysteresisPhase
     reason: str
     history: History
     deadline: int | None = None
@@ -112,14 +112,14 @@ class HysteresisState:
     version: Literal[1]
     epoch: int = -1
     """The last one that was decided."""
-    sites: dict[GuestVirtual, SiteState] = field(default_factory=dict)
+    sites: dict[GuestVirtual, HysteresisSite] = field(default_factory=dict)
     new: tuple[GuestVirtual, ...] = ()
     """Sites whose first window opens with the next epoch."""
     due: dict[int, tuple[GuestVirtual, ...]] = field(default_factory=dict)
     """Sites by the epoch of their deadline.  An entry counts only if its site still has it."""
 
 
-def stands(site: SiteState, standing: Form) -> bool:
+def stands(site: HysteresisSite, standing: Form) -> bool:
     """Return whether ``standing`` is the wanted form of a site, as ``form_of(site) == standing``.
 
     It is called for every site that counted anything, and making a form to compare with takes three
@@ -136,7 +136,7 @@ def stands(site: SiteState, standing: Form) -> bool:
     )
 
 
-def form_of(site: SiteState) -> Form:
+def form_of(site: HysteresisSite) -> Form:
     """Return the wanted form of a site."""
     belief = site.belief
     if belief is None:

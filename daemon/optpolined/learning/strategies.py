@@ -10,7 +10,11 @@ from optpolined.learning.settings import ContinuousSettings, LearningSettings, P
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategy import Strategy
 
-__all__ = ("StrategyName", "make_strategy")
+__all__ = ("PERIODIC_BEFORE", "StrategyName", "make_strategy")
+
+
+PERIODIC_BEFORE = "epoch"
+"""The name of ``periodic``, and of its section, in older traces and guests' files."""
 
 
 class StrategyName(StrEnum):
@@ -18,7 +22,11 @@ class StrategyName(StrEnum):
 
     HYSTERESIS = "hysteresis"
     CONTINUOUS = "continuous"
-    EPOCH = "epoch"
+    PERIODIC = "periodic"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "StrategyName | None":
+        return cls.PERIODIC if value == PERIODIC_BEFORE else None
 
 
 def make_strategy(
@@ -26,7 +34,7 @@ def make_strategy(
     *,
     hysteresis: LearningSettings,
     continuous: ContinuousSettings,
-    epoch: PeriodicSettings,
+    periodic: PeriodicSettings,
     shaper: Shaper,
 ) -> Strategy[Any]:
     """Return the strategy ``name`` with its settings; only the strategy knows its states."""
@@ -35,5 +43,5 @@ def make_strategy(
             return Hysteresis(hysteresis, shaper)
         case StrategyName.CONTINUOUS:
             return Continuous(continuous)
-        case StrategyName.EPOCH:
-            return Periodic(epoch, shaper)
+        case StrategyName.PERIODIC:
+            return Periodic(periodic, shaper)

@@ -109,10 +109,10 @@ class Strategy(Protocol[StateT]):
         :param sites: The sites that may be patched.
         """
 
-    def add(self, state: StateT, sites: Iterable[GuestVirtual]) -> StateT:
+    def add_sites(self, state: StateT, sites: Iterable[GuestVirtual]) -> StateT:
         """Add sites of a loaded module; known sites stay as they are."""
 
-    def forget(self, state: StateT, sites: Iterable[GuestVirtual]) -> StateT:
+    def drop_sites(self, state: StateT, sites: Iterable[GuestVirtual]) -> StateT:
         """Drop sites whose module was unloaded, or that may no longer be patched."""
 
     def decide(self, state: StateT, snapshot: Snapshot) -> tuple[StateT, Decision]:
@@ -124,7 +124,7 @@ class Strategy(Protocol[StateT]):
     def wanted(self, state: StateT) -> Mapping[GuestVirtual, Form]:
         """Return the wanted form of every site; those that want ``ORIGINAL`` are left out."""
 
-    def status(self, state: StateT) -> Mapping[GuestVirtual, SiteStatus]:
+    def site_statuses(self, state: StateT) -> Mapping[GuestVirtual, SiteStatus]:
         """Return the state of every site, for the operator."""
 
     def dump(self, state: StateT) -> str:

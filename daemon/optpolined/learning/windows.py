@@ -7,7 +7,7 @@ from optpolined.learning.backoff import Backoff, Pauses
 from optpolined.learning.settings import LearningSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.shares import Seen, Share, blend, choose, covers, extend
-from optpolined.learning.state import Belief, History, SitePhase, SiteState, Window
+from optpolined.learning.state import Belief, History, HysteresisPhase, HysteresisSite, Window
 
 __all__ = ("Now", "close_window", "first_window", "learn", "open_window", "unseen")
 
@@ -44,26 +44,28 @@ class Now:
         """After an audit of moderate misses."""
 
 
-def unseen(now: Now) -> SiteState:
+def unseen(now: Now) -> HysteresisSite:
     """Return a site about which nothing is known, and which a census will notice."""
     fresh = Backoff(now.epoch)
-    return SiteState(
-        SitePhase.COLD, "no census has seen it called often", History(fresh, fresh, fresh)
+    return HysteresisSite(
+        HysteresisPhase.COLD, "no census has seen it called often", History(fresh, fresh, fresh)
     )
 
 
-def first_window(now: Now) -> SiteState:
+def first_window(now: Now) -> HysteresisSite:
     """Return a site about which nothing is known, and which learns by a stub."""
-    return open_window(unseen(now), now, SitePhase.LEARNING, "first window")
+    return open_window(unseen(now), now, HysteresisPhase.LEARNING, "first window")
 
 
-def open_window(site: SiteState, now: Now, phase: SitePhase, reason: str) -> SiteState:
+def open_window(
+    site: HysteresisSite, now: Now, phase: HysteresisPhase, reason: str
+) -> HysteresisSite:
     """Learn from nothing."""
     deadline = now.epoch + now.settings.learn_epochs
-    return SiteState(phase, reason, site.history, deadline, Window(now.epoch))
+    return HysteresisSite(phase, reason, site.history, deadline, Window(now.epoch))
 
 
-def learn(site: SiteState, seen: Seen, now: Now) -> SiteState:
+def learn(site: HysteresisSite, seen: Seen, now: Now) -> HysteresisSite:
     """Decide on one epoch of a learning window; too few calls neither promote nor reset."""
     window = site.window
     total = seen.total
@@ -82,7 +84,7 @@ def learn(site: SiteState, seen: Seen, now: Now) -> SiteState:
     )
     if streak >= s.promote_epochs:
         return _promote(site, window, now)
-    return SiteState(site.phase, site.reason, site.history, site.deadline, window)
+    return HysteresisSite(site.phase, site.reason, site.history, site.deadline, window)
 
 
 def _candidate(shares: Sequence[Share], now: Now, *, keyed: bool) -> tuple[GuestVirtual, ...]:
@@ -94,31 +96,31 @@ def _candidate(shares: Sequence[Share], now: Now, *, keyed: bool) -> tuple[Guest
     return chosen if now.shaper.pays(shares[: len(chosen)], keyed=keyed) else ()
 
 
-def _promote(site: SiteState, window: Window, now: Now) -> SiteState:
+def _promote(site: HysteresisSite, window: Window, now: Now) -> HysteresisSite:
     s = now.settings
     places = now.places
     if len(window.candidate) > places:
         places = now.shaper.targets_max
     chain = extend(window.shares, window.candidate, s.add_share, places)
     share = sum([share for _, share in chain])
-    return SiteState(
-        SitePhase.PROMOTED,
+    return HysteresisSite(
+        HysteresisPhase.PROMOTED,
         f"{len(chain)} targets take {share:.0%} of {window.calls_per_second:.0f} calls/s",
         _ended(site, now),
         belief=Belief(chain, window.calls_per_second, now.epoch),
     )
 
 
-def _ended(site: SiteState, now: Now) -> History:
+def _ended(site: HysteresisSite, now: Now) -> History:
     # A relearning window counts as a flap whatever its result, so that a failure doubles only once.
-    return _struck(site.history, now) if site.phase is SitePhase.RELEARNING else site.history
+    return _struck(site.history, now) if site.phase is HysteresisPhase.RELEARNING else site.history
 
 
 def _struck(history: History, now: Now) -> History:
     return history._replace(flaps=history.flaps.strike(now.epoch, now.flap_pauses))
 
 
-def close_window(site: SiteState, now: Now) -> SiteState:
+def close_window(site: HysteresisSite, now: Now) -> HysteresisSite:
     """End the window without agreement."""
     s = now.settings
     window = site.window or Window(now.epoch)
@@ -128,15 +130,15 @@ def close_window(site: SiteState, now: Now) -> SiteState:
     history = _ended(site, now)
     if window.busy < s.promote_epochs:
         reason = f"under {s.min_calls_per_second:g} calls/s in most of the window"
-        return SiteState(SitePhase.COLD, reason, history)
+        return HysteresisSite(HysteresisPhase.COLD, reason, history)
     trouble = _too_many(window, now)
-    phase = SitePhase.QUARANTINE
-    if trouble is not None and site.phase is SitePhase.LEARNING:
-        phase = SitePhase.MEGAMORPHIC
-    if site.phase is SitePhase.LEARNING:
+    phase = HysteresisPhase.QUARANTINE
+    if trouble is not None and site.phase is HysteresisPhase.LEARNING:
+        phase = HysteresisPhase.MEGAMORPHIC
+    if site.phase is HysteresisPhase.LEARNING:
         history = _struck(history, now)
     wake = max(now.epoch + 1, history.flaps.ready_at(now.flap_pauses))
-    return SiteState(
+    return HysteresisSite(
         phase, trouble or f"no {s.promote_epochs} epochs agreed on the targets", history, wake
     )
 

@@ -10,8 +10,8 @@ guardian then looks at the note, and where it is set:
 3. sends ``cont`` if the guest is paused, and writes that into the note.
 
 The note is set before a stop and cleared after it.  A daemon that dies in the few microseconds in
-which it has set the note and does not know yet that somebody else had paused the guest gets that
-guest resumed: the other way round guests would be left stopped.
+which it has set the note, and does not know yet that another program had paused the guest, gets
+that guest resumed: the other way round guests would be left stopped.
 
 Where the guardian dies with the daemon, `optpolinectl rescue` or the next daemon does the same.
 """
@@ -51,10 +51,13 @@ class Guardian:
     :meth:`stopping` and :meth:`resumed` write one byte of memory and cost nothing.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], note: StopNote, pipe: int) -> None:
+    def __init__(
+        self, qmp_path: Path, note: StopNote, process: subprocess.Popen[bytes], pipe: int
+    ) -> None:
         """Take over what :meth:`start` has made."""
-        self._process = process
+        self._qmp_path = qmp_path
         self._note = note
+        self._process = process
         self._pipe = pipe
 
     @classmethod
@@ -65,27 +68,28 @@ class Guardian:
 
         :raise GuardianError: it did not start.
         """
-        end, pipe = os.pipe2(os.O_CLOEXEC)
         try:
-            root = str(Path(__file__).resolve().parents[2])
-            arguments = [root, str(qmp_path), str(note.descriptor), str(end)]
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                pass_fds=(note.descriptor, end),
-                start_new_session=True,
-            )
-        except OSError as error:
-            os.close(pipe)
-            note.remove()
+            process, pipe = _spawn(qmp_path, note)
+        except GuardianError:
+            if not note.is_set:
+                note.remove()
             note.close()
-            raise GuardianError(f"the guardian cannot be started: {error.strerror}") from error
-        finally:
-            os.close(end)
-        guardian = cls(process, note, pipe)
-        guardian._await_ready()
-        return guardian
+            raise
+        return cls(qmp_path, note, process, pipe)
+
+    def restart_if_dead(self) -> bool:
+        """Start another process where the last one died; return whether that was needed.
+
+        The new process reads the same note.  To ask costs one system call.
+
+        :raise GuardianError: it did not start: nothing resumes the guest if the daemon dies now.
+        """
+        if self.is_alive():
+            return False
+        process, pipe = _spawn(self._qmp_path, self._note)
+        os.close(self._pipe)
+        self._process, self._pipe = process, pipe
+        return True
 
     def __enter__(self) -> Self:
         return self
@@ -129,18 +133,42 @@ class Guardian:
             self._note.remove()
         self._note.close()
 
-    def _await_ready(self) -> None:
-        output = self._process.stdout
-        assert output is not None
-        with output:
-            os.set_blocking(output.fileno(), False)
-            deadline = time.monotonic() + _START_SECONDS
-            while (said := output.read(1)) is None and time.monotonic() < deadline:
-                time.sleep(_RETRY_SECONDS)
-        if said != _READY:
-            self._process.kill()
-            self.close()
-            raise GuardianError("the guardian did not start; see its message on stderr")
+
+def _spawn(qmp_path: Path, note: StopNote) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the process and wait until it watches; also return our end of its pipe."""
+    end, pipe = os.pipe2(os.O_CLOEXEC)
+    try:
+        root = str(Path(__file__).resolve().parents[2])
+        arguments = [root, str(qmp_path), str(note.descriptor), str(end)]
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            pass_fds=(note.descriptor, end),
+            start_new_session=True,
+        )
+    except OSError as error:
+        os.close(pipe)
+        raise GuardianError(f"the guardian cannot be started: {error.strerror}") from error
+    finally:
+        os.close(end)
+    if not _becomes_ready(process):
+        process.kill()
+        os.close(pipe)
+        process.wait()
+        raise GuardianError("the guardian did not start; see its message on stderr")
+    return process, pipe
+
+
+def _becomes_ready(process: subprocess.Popen[bytes]) -> bool:
+    output = process.stdout
+    assert output is not None
+    with output:
+        os.set_blocking(output.fileno(), False)
+        deadline = time.monotonic() + _START_SECONDS
+        while (said := output.read(1)) is None and time.monotonic() < deadline:
+            time.sleep(_RETRY_SECONDS)
+    return said == _READY
 
 
 def main() -> None:
@@ -150,7 +178,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     path, pipe = sys.argv[2], int(sys.argv[4])
     note = StopNote(Path(), int(sys.argv[3]))
-    with contextlib.suppress(BrokenPipeError):  # the daemon is dead already: all the more so
+    with contextlib.suppress(BrokenPipeError):  # the daemon is dead already: then look at the note
         os.write(sys.stdout.fileno(), _READY)
     os.close(sys.stdout.fileno())
     while os.read(pipe, 1):
@@ -200,14 +228,14 @@ def _has_gdb(qmp: _Executes) -> bool:
 
 
 def _resume(path: str) -> bool | None:
-    """Resume the guest if it is paused, and tell; None where QEMU could not be reached in time."""
+    """Resume a paused guest; return whether it was, or ``None`` where QEMU was not reached."""
     deadline = time.monotonic() + _GIVE_UP_SECONDS
     while time.monotonic() < deadline:
         try:
             with _Qmp(path, deadline) as qmp:
                 return resume_if_paused(qmp)
         except (ConnectionRefusedError, FileNotFoundError):
-            return False  # Nobody listens: QEMU has ended.
+            return False  # nothing listens: QEMU has ended
         except (OSError, ValueError, LookupError):
             time.sleep(_RETRY_SECONDS)
     return None

@@ -1,11 +1,11 @@
-"""The note "the guest may be stopped by us": a byte of a file, so that it outlives who set it.
+"""The note "the guest may be stopped by us": a byte of a file, which outlives the daemon.
 
     qemu-PID.stop       00, 01 or 02, then when that QEMU started, in digits
 
 The daemon sets the byte to 1 before a stop and clears it after it, through a shared mapping, which
 costs nothing where the file is on tmpfs.  When the daemon is dead, its guardian reads it, or
-`optpolinectl rescue`, or the next daemon; who resumes the guest leaves a 2, which the next daemon
-counts.  The time keeps a later QEMU of the same pid apart.  Each daemon makes a new file: a
+`optpolinectl rescue`, or the next daemon; the one that resumes the guest leaves a 2, which the next
+daemon counts.  The time keeps a later QEMU of the same pid apart.  Each daemon makes a new file: a
 guardian that is late cannot write into it.
 
 The standard library only: the guardian imports this.
@@ -43,7 +43,7 @@ def noted_pids(directory: Path) -> list[int]:
 
 
 class StopGuard(Protocol):
-    """Somebody who is to know of a stop before it begins, and when it has ended."""
+    """What must know of a stop before it begins, and when it has ended."""
 
     def stopping(self) -> None:
         """Take note that the guest may be stopped by us from now on."""
@@ -79,7 +79,7 @@ class StopNote:
 
     @classmethod
     def find(cls, path: Path, start_time: int) -> Self | None:
-        """Open the note at ``path``; None where there is none about a QEMU of that start.
+        """Open the note at ``path``; ``None`` where it is not about a QEMU of that start.
 
         :raise OSError: it cannot be opened.
         """
@@ -109,7 +109,7 @@ class StopNote:
 
     @property
     def tells_of_rescue(self) -> bool:
-        """Whether somebody has resumed the guest after the daemon's death."""
+        """Whether the guest was resumed after the daemon's death."""
         return self._byte[0] == _RESCUED
 
     def set(self) -> None:

@@ -1,5 +1,6 @@
 """The means to change one guest: its transport, the mailbox of its module, its poke table."""
 
+import logging
 from collections.abc import Callable
 
 from optpolined.config import Settings
@@ -8,11 +9,14 @@ from optpolined.kernel.module.header import HeaderStatus, read_status
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.standing import Standing
 from optpolined.patching.recovery import Leftover, find_leftovers, put_back
+from optpolined.qemu.errors import GuardianError
 from optpolined.session.link import Link, transport_of
 from optpolined.session.mailbox import open_mailbox, pass_grace
 from optpolined.session.tally import Tally
 
 __all__ = ("GuestAccess",)
+
+_log = logging.getLogger(__name__)
 
 
 class GuestAccess:
@@ -35,11 +39,29 @@ class GuestAccess:
         self.transport = transport_of(link, settings.config, clock, tally.stops)
         self.mailbox = open_mailbox(link.attachment, self.transport, link.alive)
         self.entries = PokeEntries(self.space, self.header)
+        self._is_guarded = True
 
     @property
     def is_running(self) -> bool:
         """Whether the guest runs, so that its module answers requests."""
         return self.link.monitor.status() == "running"
+
+    def keep_guarded(self) -> bool:
+        """Start another guardian where the last one died; return whether one watches now."""
+        guardian = self.link.guardian
+        assert guardian is not None
+        try:
+            was_dead = guardian.restart_if_dead()
+        except GuardianError as error:
+            if self._is_guarded:
+                _log.error("%s: the guest is not patched until a guardian watches again", error)
+            self._is_guarded = False
+            return False
+        if was_dead:
+            self.tally.guardian_restarts += 1
+            _log.warning("the guardian had died: another one watches now, pid %d", guardian.pid)
+        self._is_guarded = True
+        return True
 
     def module_status(self) -> HeaderStatus:
         """Read the fields of the module's header that change.

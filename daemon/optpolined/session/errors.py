@@ -31,5 +31,5 @@ class NothingToGainError(OptpolinedError):
     def __init__(self, kernel: str) -> None:
         super().__init__(
             f"the guest's kernel {kernel} runs without retpolines: nothing to gain here "
-            "(--force attaches all the same)"
+            "(--force attaches anyway)"
         )

@@ -39,8 +39,8 @@ _log = logging.getLogger(__name__)
 class Link:
     """A guest that is connected: what it says of itself, and the means to read, stop and write it.
 
-    ``stub`` is absent where the guest is only looked at.  ``alive`` is called by what takes long,
-    as long as it makes progress.
+    ``stub`` and ``guardian`` are absent where the guest is only looked at.  What takes long calls
+    ``alive``, as long as it makes progress.
     """
 
     monitor: Monitor
@@ -52,6 +52,7 @@ class Link:
     accelerator: str
     vcpus: int
     stub: HeldStub | None
+    guardian: Guardian | None
     alive: Callable[[], None]
 
 
@@ -116,7 +117,7 @@ def _connect(
     last = stack.enter_context(ExitStack())
     monitor = stack.enter_context(Monitor.connect(config.qemu.qmp_socket, timeout_seconds=timeout))
     process = QemuProcess.find(monitor)
-    stub = None
+    stub = guardian = None
     if writable:
         refuse_migration(monitor)
         last.enter_context(held(config.runtime_directory, process.pid))
@@ -136,6 +137,7 @@ def _connect(
         accelerator=_accelerator(monitor),
         vcpus=_vcpus(monitor),
         stub=stub,
+        guardian=guardian,
         alive=alive,
     )
 

@@ -1,8 +1,8 @@
 """Whether QEMU is moving the guest, here or elsewhere.
 
-While it does, nothing is poked: what is copied shall hold whole instructions only, and the last
-thing that a QEMU does with a guest that it gives away is to stop it, which a stop of ours at that
-moment would undo.
+While it does, nothing is poked: what is copied must hold whole instructions only.  The last thing
+that a QEMU does with a guest that it gives away is to stop it.  The end of a stop of ours would
+resume the guest at that moment.
 """
 
 from typing import Protocol
@@ -50,14 +50,14 @@ def has_migrated(monitor: _Monitor) -> bool:
 
 
 def refuse_migration(monitor: _Monitor) -> None:
-    """See that nobody attaches to a guest that is on its way.
+    """Refuse to attach to a guest that is being moved.
 
-    :raise AttachRefusedError: it comes, goes, or has gone.
+    :raise AttachRefusedError: it arrives, leaves, or has left.
     :raise MonitorError: QEMU did not answer.
     """
     if has_migrated(monitor):
         raise AttachRefusedError("the guest has migrated: start optpolined where it runs now")
     if monitor.status() == "inmigrate":
-        raise AttachRefusedError("the guest has not come yet: start again when it runs here")
+        raise AttachRefusedError("the guest has not arrived yet: start again when it runs here")
     if is_migrating(monitor):
         raise AttachRefusedError("the guest is migrating: start again when that has ended")

@@ -18,7 +18,7 @@ __all__ = ("rescue", "resume_if_left", "was_rescued")
 def rescue(config: GuestConfig) -> str:
     """Resume the guest where a daemon that is dead left it stopped; say what was done.
 
-    A guest that a daemon serves, or that somebody else has paused, is left alone.
+    A guest that a daemon serves, or that another program has paused, is left alone.
 
     :raise QemuError: QEMU does not answer; the guest may stand stopped.
     :raise AttachRefusedError: the runtime directory is not ours to write.

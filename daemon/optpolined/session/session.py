@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Form
+from optpolined.config import Settings
 from optpolined.kernel.module.header import Header
 from optpolined.kernel.paging import AddressSpace
 from optpolined.patching.arena import Arena
@@ -17,7 +18,7 @@ from optpolined.patching.protocol.transport import Transport
 from optpolined.patching.static_calls import StaticCalls
 from optpolined.session.access import GuestAccess
 from optpolined.session.census import CensusTaker
-from optpolined.session.counting import Counts, SiteCounters
+from optpolined.session.counting import SiteCounters
 from optpolined.session.migration import is_migrating
 from optpolined.session.modules import LoadedModules
 from optpolined.session.reclaiming import Reclaimer
@@ -70,6 +71,11 @@ class Session:
             protocol=choice.for_pairs(),
             calls=survey.static_calls,
         )
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that hold now; a reload changes them."""
+        return self._access.settings
 
     @property
     def space(self) -> AddressSpace:
@@ -140,13 +146,14 @@ class Session:
     def look(self) -> dict[GuestVirtual, Found]:
         """Return what stands at every touched site; ``None`` where the bytes are foreign.
 
-        Call this once an epoch, before anything else: it also takes in the gdbstub's reports of
-        stops that other programs made.
+        Call this once an epoch, before anything else: it also sees that a guardian watches, and
+        takes in the gdbstub's reports of stops that other programs made.
 
         :raise GuestReplacedError: the memory is not the one that we left.
         :raise ModuleGoneError: the guest was reset, or our module unloaded.
         :raise QemuError: QEMU failed.
         """
+        self._access.keep_guarded()
         stub = self._access.link.stub
         assert stub is not None
         stub.drain()
@@ -164,7 +171,7 @@ class Session:
         if not self._loaded.have_changed():
             return None
         modules = self._loaded.read()
-        change = self.survey.follow(modules, self._access.entries.originals())
+        change = self.survey.set_modules(modules, self._access.entries.originals())
         self.static_calls.replace_calls(self.survey.static_calls)
         self.census.follow_modules()
         self.patcher.drop_sites(change.went)
@@ -179,10 +186,6 @@ class Session:
         :raise QemuError: QEMU failed again.
         """
         self._access.put_back_interrupted()
-
-    def count(self, by_cpu: dict[int, Counts] | None = None) -> Counts:
-        """Count each site's calls: see :meth:`SiteCounters.count`."""
-        return self.counters.count(by_cpu)
 
     def recycle(self) -> None:
         """Reuse retired blocks and stale records, as far as a grace period allows it.
@@ -239,8 +242,13 @@ class Session:
         return differences(self.survey.texts, now, self.survey.symbols.name)
 
     def _is_held_up(self) -> bool:
-        """Return whether the guest migrates, or a module came that may allow no change."""
-        if not self._restoring and self._loaded.have_changed():
+        """Return whether no batch may begin now.
+
+        The guest migrates, no guardian watches, or a module came that may allow no change.  To put
+        sites back is right without a guardian too.
+        """
+        is_guarded = self._access.keep_guarded()
+        if not self._restoring and (not is_guarded or self._loaded.have_changed()):
             return True
         return is_migrating(self._access.link.monitor)
 

@@ -1,7 +1,7 @@
-"""The gdbstub is given to a debugger, and taken back, as somebody asks.
+"""The gdbstub is given to a debugger, and taken back, on request.
 
 Requests come between two epochs, when every change is whole: no 0xCC of ours stands in the text.
-That matters, for a debugger may set breakpoints, and under KVM any breakpoint of the gdbstub keeps
+That matters: a debugger may set breakpoints, and under KVM any breakpoint of the gdbstub keeps
 each int3 from the guest's own handler.
 """
 
@@ -20,13 +20,13 @@ __all__ = ("StubHandover",)
 _log = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 20.0
-"""How long a debugger is waited for before the daemon leaves without its gdbstub."""
+"""How long the daemon waits for a debugger before it leaves without its gdbstub."""
 
 _RETRY_SECONDS = 0.2
 
 
 class StubHandover:
-    """The gdbstub of ``guest``, and who has it."""
+    """The gdbstub of ``guest``: it is ours, or a debugger has it."""
 
     def __init__(self, guest: str, link: Link, session: Session) -> None:
         assert link.stub is not None
@@ -37,11 +37,11 @@ class StubHandover:
 
     @property
     def is_released(self) -> bool:
-        """Whether nothing may be poked, for the gdbstub is a debugger's."""
+        """Whether a debugger has the gdbstub, so that nothing may be poked."""
         return self._stub.is_released
 
     def take_to_leave(self) -> bool:
-        """Take the stub back to put everything back; whether a debugger let it go in time.
+        """Take the stub back to put everything back; return whether a debugger let it go in time.
 
         :raise QemuError: QEMU failed.
         """

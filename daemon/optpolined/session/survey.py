@@ -45,8 +45,8 @@ class Inventory:
         """All sites, eligible or not."""
         return len(self.eligible) + len(self.reasons)
 
-    def forget(self, start: GuestVirtual, size: int) -> list[GuestVirtual]:
-        """Drop the sites in ``size`` bytes from ``start`` on; answer those that were eligible."""
+    def drop_range(self, start: GuestVirtual, size: int) -> list[GuestVirtual]:
+        """Drop the sites in ``size`` bytes from ``start`` on; return those that were eligible."""
         went = [site for site in self.eligible if start <= site < start + size]
         for sites in (self.eligible, self.reasons, self.withheld):
             for site in [site for site in sites if start <= site < start + size]:
@@ -88,16 +88,16 @@ class Survey:
         self.texts: dict[TextRegion, bytes] = {}
         self.static_calls: Mapping[str, StaticCall] = {}
         self._said = ""
-        self.follow(modules, originals)
+        self.set_modules(modules, originals)
 
-    def follow(
+    def set_modules(
         self, modules: Sequence[GuestModule], originals: Mapping[GuestVirtual, bytes]
     ) -> ModuleChange:
-        """Take note of the modules that are loaded now; raises as the constructor."""
+        """Find the sites that came and went with modules; raises as the constructor."""
         space, header = self._attachment.space, self._attachment.header
         self.symbols.set_modules(space, modules)
         now = text_regions(self.symbols, modules, header)
-        went = self._forget(region for region in list(self.texts) if region not in now)
+        went = self._drop_regions(region for region in list(self.texts) if region not in now)
         texts = read_text(space, (region for region in now if region not in self.texts))
         came = self._scan(
             {
@@ -124,17 +124,17 @@ class Survey:
                 return text[start : start + size]
         return b""
 
-    def _forget(self, regions: Iterable[TextRegion]) -> list[GuestVirtual]:
+    def _drop_regions(self, regions: Iterable[TextRegion]) -> list[GuestVirtual]:
         went = []
         for region in regions:
             del self.texts[region]
-            went += self.inventory.forget(region.base, region.size)
+            went += self.inventory.drop_range(region.base, region.size)
         return went
 
     def admit(self, policy: PolicyConfig) -> list[GuestVirtual]:
         """Make eligible what another policy lets in.
 
-        What it refuses stays eligible, for it may be patched now: `rules.py` has it put back.
+        What it refuses stays eligible, because it may be patched now: the overrides put it back.
         """
         self._policy = policy
         inventory = self.inventory

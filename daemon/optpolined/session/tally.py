@@ -34,4 +34,5 @@ class Tally:
     """Of the attachments before this one."""
     recoveries: int = 0
     rescues: int = 0
+    guardian_restarts: int = 0
     read_errors: int = 0

@@ -220,6 +220,11 @@ def _of_loop(status: Status) -> Iterator[Metric]:
         "How often the guest was resumed after a dead daemon had left it stopped.",
         status.rescues,
     )
+    yield _counter(
+        "guardian_restarts",
+        "How often another guardian was started because the last one had died.",
+        status.guardian_restarts,
+    )
     yield _counter("read_errors", "Reads of the guest's memory that failed.", status.read_errors)
 
 

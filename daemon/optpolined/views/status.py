@@ -10,7 +10,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.api.refusal import Refusal
 from optpolined.api.status import DaemonPhase, HotSite, Status, Versions
 from optpolined.codegen.forms import ORIGINAL, Chain, Form
-from optpolined.config import GuestConfig
+from optpolined.config import Settings
 from optpolined.control.arena_budget import ArenaBudget
 from optpolined.control.call_rates import CallRates, Rate
 from optpolined.control.event_log import EventLog
@@ -31,7 +31,7 @@ class StatusView:
     """The parts that the status of one attachment is made of."""
 
     guest: str
-    config: GuestConfig
+    settings: Settings
     link: Link
     session: Session
     stub_handover: StubHandover
@@ -61,7 +61,7 @@ class StatusView:
         promoted = promoted_chains(learner, forms)
         rates = self.rates.promoted(promoted)
         real = {site: _form(forms.get(site)) for site in promoted}
-        worth = self.rates.worth(rates, real, learner.shares, self.config.learning.costs)
+        worth = self.rates.worth(rates, real, learner.shares, self.settings.config.learning.costs)
         int3_hits = before.int3_hits if is_away else tally.int3_hits + session.counters.int3_hits
         return Status(
             guest=self.guest,
@@ -90,17 +90,18 @@ class StatusView:
             coverage=worth.coverage,
             learning_overhead_share=worth.learning_overhead_share,
             cycles_saved_per_second=worth.cycles_saved_per_second,
-            protocol=self.config.poke.protocol.value,
+            protocol=self.settings.config.poke.protocol.value,
             pokes=tally.pokes,
             refused=dict(tally.refused),
             int3_hits=int3_hits,
             poke_table_defects=session.poke_table_defects,
             arena=self.arena_budget.use_of(session.arena),
             stops=tally.stops.summary(),
-            stop_budget_seconds=self.config.poke.stop_budget_microseconds / 1e6,
+            stop_budget_seconds=self.settings.config.poke.stop_budget_microseconds / 1e6,
             graces=tally.graces.summary(),
             recoveries=tally.recoveries,
             rescues=tally.rescues,
+            guardian_restarts=tally.guardian_restarts,
             read_errors=tally.read_errors,
             journal=self.event_log.journal(),
         )
@@ -122,7 +123,7 @@ class StatusView:
                 rate.calls_per_second,
                 rate.misses_per_second,
             )
-            for site, rate in list(rates.items())[: self.config.metrics.hottest_sites]
+            for site, rate in list(rates.items())[: self.settings.config.metrics.hottest_sites]
         )
 
 

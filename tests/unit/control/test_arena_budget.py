@@ -338,7 +338,7 @@ def test_who_has_become_cold_makes_room(small: Guest) -> None:
 def test_with_room_again_all_are_promoted(small: Guest) -> None:
     small.run(300)
     gone = [site(number) for number in range(42, 200)]
-    small.state = small.strategy.forget(small.state, gone)
+    small.state = small.strategy.drop_sites(small.state, gone)
     small.room.rates.drop_sites(gone)
     small.wanted |= dict.fromkeys(gone, ORIGINAL)
     small.run(200)

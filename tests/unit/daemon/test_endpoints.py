@@ -40,7 +40,7 @@ def fetch(port: int, path: str) -> str:
 
 @contextmanager
 def loop(endpoints: Endpoints) -> Iterator[None]:
-    """Somebody who answers."""
+    """A loop that answers."""
     end = threading.Event()
 
     def answer() -> None:
@@ -59,7 +59,7 @@ def loop(endpoints: Endpoints) -> Iterator[None]:
 
 def test_nothing_is_served_before_it_is_open(tmp_path: Path) -> None:
     path = status_socket(tmp_path, "vm1")
-    path.touch()  # somebody else's
+    path.touch()  # another program's
     with Endpoints("vm1", config(tmp_path)):
         pass
     assert path.exists()
@@ -70,14 +70,14 @@ def test_status_questions_and_metrics_are_served_between_attachments(tmp_path: P
     with Endpoints("vm1", config(tmp_path, port)) as endpoints:
         endpoints.open()
         endpoints.open()
-        endpoints.tell(Status("vm1", DaemonPhase.RUNNING, pokes=7))
+        endpoints.publish(Status("vm1", DaemonPhase.RUNNING, pokes=7))
         assert read_status(path).phase is DaemonPhase.RUNNING
         assert 'optpolined_up{guest="vm1"} 1.0' in fetch(port, "/metrics")
         with loop(endpoints):
             assert ask(path, ListSites()).says == "0 sites"
             assert '"0 sites"' in fetch(port, "/api/sites")
         endpoints.requests.close()
-        endpoints.tell(Status("vm1", trouble="the guest has no module", pokes=7))
+        endpoints.publish(Status("vm1", trouble="the guest has no module", pokes=7))
         assert read_status(path).trouble == "the guest has no module"
         assert "not attached" in ask(path, ListSites()).says
         with pytest.raises(urllib.error.HTTPError):

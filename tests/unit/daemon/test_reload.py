@@ -40,10 +40,10 @@ def test_what_cannot_change_stays_and_is_named() -> None:
         qemu={"qmp_socket": "/run/other"},
         metrics={"port": 9000},
         poke={"batch_sites": 7},
-        learning={"strategy": "epoch"},
+        learning={"strategy": "periodic"},
     )
     reread = compare(OLD, new)
-    assert reread.config == other(learning={"strategy": "epoch"})
+    assert reread.config == other(learning={"strategy": "periodic"})
     assert str(reread) == (
         "changed: learning.strategy; only a restart changes qemu.qmp_socket, poke.batch_sites, "
         "metrics.port, runtime_directory"

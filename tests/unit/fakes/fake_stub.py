@@ -23,8 +23,8 @@ class FakeStub(FakeServer):
     :param running: Whether the guest runs at first.
     :param unfinished: What a client that died has left in the parser.
     :param drop: Numbers of the packets, from 0, that are acknowledged but get no reply.
-    :param cont_before: Numbers of the packets before which somebody resumes the guest.
-    :param pause_before: Numbers of the packets before which somebody pauses the guest; after
+    :param cont_before: Numbers of the packets before which the guest is resumed from outside.
+    :param pause_before: Numbers of the packets before which it is paused from outside; after
         ``cont_before``.
     :param silent_stops: Report no stops, as QEMU 8.1 and later between packets.
     """

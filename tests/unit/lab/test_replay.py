@@ -32,7 +32,7 @@ QUICK = LearningConfig(
     hysteresis=LearningSettings(
         promote_epochs=2, learn_epochs=3, audit_epochs=3, quarantine_epochs=2, calm_epochs=4
     ),
-    epoch=PeriodicSettings(learn_epochs=4, worker_epochs=2, retrain_epochs=9),
+    periodic=PeriodicSettings(learn_epochs=4, worker_epochs=2, retrain_epochs=9),
 )
 KEY = Key(Register.RDI, 0, 3)
 A, B = target(0), target(1)
@@ -77,12 +77,12 @@ class Live:
 
     def say(self, said: Said, recorder: Recorder) -> None:
         if isinstance(said, LearningConfig):
-            self.runner.adopt(said)
+            self.runner.use_settings(said)
             recorder.note_settings(said)
             return
         self.overrides = dict(said)
         known = {address: override for address, override in said.items() if address in self.present}
-        self.runner.rule(known)
+        self.runner.set_overrides(known)
         recorder.note_overrides(known)
 
     def follow(self, place: int, recorder: Recorder) -> None:
@@ -92,11 +92,11 @@ class Live:
         came = {0: first, 4: late, 20: late, 26: late}.get(place, {})
         went = [last] if place in (15, 26) else []
         for world in self.worlds if place == 15 else ():
-            world.forget(last)
+            world.drop_site(last)
         self.present.difference_update(went)
         self.present.update(came)
         if came or went:
-            self.runner.follow(came, went)
+            self.runner.update_sites(came, went)
             recorder.note_sites(came, went)
 
     def epoch(self, place: int, calls: EpochTruth, recorder: Recorder) -> None:
@@ -201,13 +201,13 @@ def test_a_replay_gives_the_same_each_time(strategy: StrategyName) -> None:
 
 
 def test_what_was_recorded_is_asked_of_strategy_settings_and_costs() -> None:
-    trace = Trace(TraceHeader("test", "", StrategyName.EPOCH, QUICK), [])
-    assert is_recorded(trace, StrategyName.EPOCH, QUICK)
+    trace = Trace(TraceHeader("test", "", StrategyName.PERIODIC, QUICK), [])
+    assert is_recorded(trace, StrategyName.PERIODIC, QUICK)
     assert not is_recorded(trace, StrategyName.CONTINUOUS, QUICK)
     others = QUICK.model_copy(update={"hysteresis": LearningSettings()})
-    assert is_recorded(trace, StrategyName.EPOCH, others)
-    for changed in ({"epoch": PeriodicSettings()}, {"costs": Costs(retpoline_cycles=50)}):
-        assert not is_recorded(trace, StrategyName.EPOCH, QUICK.model_copy(update=changed))
+    assert is_recorded(trace, StrategyName.PERIODIC, others)
+    for changed in ({"periodic": PeriodicSettings()}, {"costs": Costs(retpoline_cycles=50)}):
+        assert not is_recorded(trace, StrategyName.PERIODIC, QUICK.model_copy(update=changed))
 
 
 def test_the_ledger_accounts_for_an_epoch() -> None:

@@ -36,13 +36,13 @@ def test_the_table_has_each_strategy_and_the_same_numbers_each_time(
 ) -> None:
     first, second = (replayed(capsys, TRACE) for _ in range(2))
     assert first == second
-    for word in ("one-cpu-differs", "hysteresis", "continuous", "epoch", "(clairvoyant)"):
+    for word in ("one-cpu-differs", "hysteresis", "continuous", "periodic", "(clairvoyant)"):
         assert word in first
 
 
 def test_json_has_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = json.loads(replayed(capsys, TRACE, "--json", "--strategy", "epoch,hysteresis"))
-    assert [row["strategy"] for row in rows] == ["epoch", "hysteresis"]
+    rows = json.loads(replayed(capsys, TRACE, "--json", "--strategy", "periodic,hysteresis"))
+    assert [row["strategy"] for row in rows] == ["periodic", "hysteresis"]
     assert rows[0]["epochs"] == 160
     assert rows[0]["coverage"] < rows[1]["coverage"] <= 1
     assert rows[1]["regret_cycles"] > 0
@@ -71,7 +71,7 @@ def test_a_setting_is_found_where_one_section_has_it() -> None:
         ("promote_epochs", "use KEY=VALUE"),
         ("nothing=1", "use KEY=VALUE with a key of"),
         ("continuous.promote_epochs=1", "use KEY=VALUE with a key of"),
-        ("max_targets=3", "say hysteresis.max_targets or epoch.max_targets"),
+        ("max_targets=3", "say hysteresis.max_targets or periodic.max_targets"),
         ("promote_share=2", "promote_share = 2"),
         ("promote_share=x", "promote_share"),
         ("form=circle", "form"),
@@ -109,7 +109,7 @@ def test_traces_of_one_name_are_told_apart(
     shutil.copy(TRACE, twice)
     with twice.open("ab") as file:
         file.write(TRACE.read_bytes())
-    rows = json.loads(replayed(capsys, TRACE, twice, "--json", "--strategy", "epoch"))
+    rows = json.loads(replayed(capsys, TRACE, twice, "--json", "--strategy", "periodic"))
     assert [row["trace"] for row in rows] == [
         "one-cpu-differs",
         "one-cpu-differs #1",
@@ -121,7 +121,7 @@ def test_an_unknown_strategy_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as caught:
         main(["replay", str(TRACE), "--strategy", "guess"])
     assert caught.value.code == 2
-    assert "hysteresis, continuous, epoch" in capsys.readouterr().err
+    assert "hysteresis, continuous, periodic" in capsys.readouterr().err
 
 
 def test_without_matplotlib_a_plot_is_refused(

@@ -142,7 +142,7 @@ class Run:
         return self
 
     def name(self, address: GuestVirtual) -> str:
-        return self.strategy.status(self.state)[address].state
+        return self.strategy.site_statuses(self.state)[address].state
 
     def targets(self, address: GuestVirtual) -> tuple[GuestVirtual, ...]:
         form = self.guest.installed.get(address, ORIGINAL)

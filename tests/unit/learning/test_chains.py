@@ -106,7 +106,7 @@ def test_a_busier_site_of_the_same_mix_is_acquitted() -> None:
     before, after = mix(930, 30, 40), mix(9300, 300, 400)
     run = Run({S: then(20, before, after)}).epochs(60)
     assert forms(run, 20) == [Chain((A,), counts_hits=True), Chain((A,))]
-    assert run.strategy.status(run.state)[S].reason == "hits 93% of 10000 calls/s"
+    assert run.strategy.site_statuses(run.state)[S].reason == "hits 93% of 10000 calls/s"
 
 
 def test_moderate_misses_of_a_quieter_site_are_found() -> None:
@@ -131,7 +131,7 @@ def test_an_idle_promoted_site_stays() -> None:
 def test_an_audit_of_a_site_that_fell_silent_ends() -> None:
     run = Run({S: lambda e: mix(0, 1000) if e == 20 else mix(1000) if e < 20 else {}}).epochs(40)
     assert forms(run, 20) == [Chain((A,), counts_hits=True), Chain((A,))]
-    assert run.strategy.status(run.state)[S].reason == "too few calls in the audit"
+    assert run.strategy.site_statuses(run.state)[S].reason == "too few calls in the audit"
 
 
 def test_counts_of_a_form_that_is_not_the_wanted_one_demote_nobody() -> None:

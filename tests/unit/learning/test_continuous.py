@@ -46,7 +46,7 @@ def run(sites: dict[GuestVirtual, Site], *, noise: int | None = None) -> Run:
 def test_it_is_a_strategy() -> None:
     strategy: Strategy[ContinuousState] = Continuous()
     state = strategy.initial([S])
-    assert strategy.status(state)[S].state == "cold"
+    assert strategy.site_statuses(state)[S].state == "cold"
     state, decision = strategy.decide(state, Snapshot(0, SECONDS, {}, {}))
     assert decision.wanted == strategy.wanted(state) == {S: LEARNING}
 
@@ -125,7 +125,7 @@ def test_the_hits_of_one_target_keep_a_dead_one_alive_for_one_update() -> None:
 def test_a_wipe_asks_for_a_fresh_record_where_most_misses_found_no_slot() -> None:
     bench = Bench()
     assert bench.count({G: 10}, other=2000) == ORIGINAL
-    assert bench.strategy.status(bench.state)[S].state == "wiped"
+    assert bench.strategy.site_statuses(bench.state)[S].state == "wiped"
     assert bench.count() == LEARNING
 
 

@@ -11,7 +11,7 @@ from optpolined.config import ConfigError, LearningConfig, load
 from optpolined.learning.cost import COST_RANGES, Costs
 from optpolined.learning.settings import (
     CONTINUOUS_RANGES,
-    EPOCH_RANGES,
+    PERIODIC_RANGES,
     RANGES,
     ContinuousSettings,
     LearningSettings,
@@ -25,7 +25,7 @@ EXAMPLE = Path(__file__).parents[3] / "configs" / "guests" / "vm1.toml"
 SECTIONS = {
     "hysteresis": (LearningSettings, RANGES),
     "continuous": (ContinuousSettings, CONTINUOUS_RANGES),
-    "epoch": (PeriodicSettings, EPOCH_RANGES),
+    "periodic": (PeriodicSettings, PERIODIC_RANGES),
     "shape": (ShapeSettings, SHAPE_RANGES),
     "costs": (Costs, COST_RANGES),
 }
@@ -103,10 +103,10 @@ def test_a_value_out_of_range_names_its_key_and_what_is_allowed(
 
 
 def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
-    message = complaint(tmp_path, "[learning.epoch]\nretrain_epochs = 10\n")
-    assert "learning.epoch.retrain_epochs = 10: must be more than learn_epochs (10)" in message
-    message = complaint(tmp_path, "[learning.epoch]\nworker_epochs = 11\n")
-    assert "learning.epoch.learn_epochs = 10: must be at least worker_epochs (11)" in message
+    message = complaint(tmp_path, "[learning.periodic]\nretrain_epochs = 10\n")
+    assert "learning.periodic.retrain_epochs = 10: must be more than learn_epochs (10)" in message
+    message = complaint(tmp_path, "[learning.periodic]\nworker_epochs = 11\n")
+    assert "learning.periodic.learn_epochs = 10: must be at least worker_epochs (11)" in message
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -114,3 +114,21 @@ def test_an_unknown_key_names_those_that_are_allowed(tmp_path: Path, section: st
     message = complaint(tmp_path, f"[learning.{section}]\nnoodle = 1\n")
     assert f"learning.{section}.noodle: unknown key" in message
     assert fields(SECTIONS[section][0])[0].name in message
+
+
+def test_the_former_name_of_periodic_is_taken_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    periodic = '[learning]\nstrategy = "periodic"\n[learning.periodic]\nworker_epochs = 3\n'
+    now = read(tmp_path, periodic)
+    assert not caplog.records
+    assert read(tmp_path, periodic.replace("periodic", "epoch")) == now
+    assert now.periodic.worker_epochs == 3
+    (record,) = caplog.records
+    assert "vm.toml: the strategy 'epoch' is called 'periodic' now" in record.getMessage()
+    assert "epoch" not in now.model_dump()
+
+
+def test_both_names_of_periodic_are_one_too_many(tmp_path: Path) -> None:
+    message = complaint(tmp_path, "[learning.epoch]\n[learning.periodic]\n")
+    assert "learning.epoch: unknown key" in message

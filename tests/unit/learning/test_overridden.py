@@ -25,7 +25,7 @@ every = pytest.mark.parametrize("name", list(StrategyName))
 
 
 def governed(name: StrategyName) -> Run:
-    """Four sites that call A, under a governed strategy."""
+    """Four sites that call A, under a strategy with overrides."""
     mixes = {address: steady(5000, 10) for address in SITES}
     return Run(mixes, strategy=Overridden(make(name)))
 
@@ -34,7 +34,7 @@ def rule(run: Run, overrides: dict[GuestVirtual, Override]) -> None:
     strategy, state = run.strategy, run.state
     assert isinstance(strategy, Overridden)
     assert isinstance(state, OverriddenState)
-    run.state = strategy.rule(state, overrides)
+    run.state = strategy.set_overrides(state, overrides)
 
 
 @every
@@ -59,7 +59,9 @@ def test_a_pin_holds_whatever_is_learned(name: StrategyName, before: int) -> Non
     assert run.guest.installed[SITES[0]] == Chain((B,))
     assert all(SITES[0] not in decision.wanted for decision in run.decisions[before + 1 :])
     assert run.strategy.wanted(run.state)[SITES[0]] == Chain((B,))
-    assert run.strategy.status(run.state)[SITES[0]] == SiteStatus(PINNED, PIN.reason, Chain((B,)))
+    assert run.strategy.site_statuses(run.state)[SITES[0]] == SiteStatus(
+        PINNED, PIN.reason, Chain((B,))
+    )
 
 
 @every
@@ -70,7 +72,9 @@ def test_a_banned_site_goes_back_and_stays_there(name: StrategyName) -> None:
     run.epochs(40)
     assert run.guest.installed[SITES[1]] == ORIGINAL
     assert SITES[1] not in run.strategy.wanted(run.state)
-    assert run.strategy.status(run.state)[SITES[1]] == SiteStatus(BANNED, BAN.reason, ORIGINAL)
+    assert run.strategy.site_statuses(run.state)[SITES[1]] == SiteStatus(
+        BANNED, BAN.reason, ORIGINAL
+    )
 
 
 @every
@@ -92,11 +96,11 @@ def test_a_site_that_is_set_free_learns_from_nothing(name: StrategyName) -> None
 def test_a_site_that_goes_takes_its_ruling_along() -> None:
     run = governed(StrategyName.HYSTERESIS).epochs(2)
     rule(run, {SITES[0]: PIN, SITES[1]: BAN})
-    run.state = run.strategy.forget(run.state, SITES[:2])
-    assert run.strategy.status(run.state).keys() == set(SITES[2:])
+    run.state = run.strategy.drop_sites(run.state, SITES[:2])
+    assert run.strategy.site_statuses(run.state).keys() == set(SITES[2:])
     run.epochs(1)
     assert not run.decisions[-1].wanted.keys() & set(SITES[:2])
-    run.state = run.strategy.add(run.state, SITES[:1])
+    run.state = run.strategy.add_sites(run.state, SITES[:1])
     run.epochs(1)
     assert run.decisions[-1].wanted[SITES[0]] == LEARNING
 
@@ -116,20 +120,20 @@ def test_decisions_add_up_to_what_is_wanted_and_outlive_a_dump(
     standing: dict[GuestVirtual, Form] = {}
     for snapshot, overrides in steps:
         if overrides is not None:
-            state = strategy.rule(state, overrides)
+            state = strategy.set_overrides(state, overrides)
         state = strategy.load(strategy.dump(state))
         state, decision = strategy.decide(state, snapshot)
         standing.update(decision.wanted)
         asked = {address: form for address, form in standing.items() if form != ORIGINAL}
         assert strategy.wanted(state) == asked
-        told = strategy.status(state)
+        told = strategy.site_statuses(state)
         assert told.keys() == set(SITES)
         for address, override in state.overrides.items():
             assert told[address].wanted == override.form
 
 
 def test_something_else_is_no_state() -> None:
-    with pytest.raises(StateError, match="a governed strategy"):
+    with pytest.raises(StateError, match="a strategy with overrides"):
         Overridden(make(StrategyName.HYSTERESIS)).load('{"version": 2}')
 
 

@@ -31,7 +31,7 @@ def changes(guest: Run, address: GuestVirtual) -> dict[int, object]:
 def test_it_is_a_strategy() -> None:
     strategy: Strategy[PeriodicState] = Periodic()
     state = strategy.initial([S])
-    assert strategy.status(state)[S].state == "idle"
+    assert strategy.site_statuses(state)[S].state == "idle"
     state, decision = strategy.decide(state, Snapshot(0, SECONDS, {}, {}))
     assert decision.wanted == strategy.wanted(state) == {S: LEARNING}
 
@@ -40,7 +40,7 @@ def test_the_worker_patches_the_most_frequent_target() -> None:
     guest = run({S: steady(400, 600)}).epochs(20)
     assert changes(guest, S) == {0: LEARNING, 2: Chain((B,))}
     assert guest.decisions[2].shares == {S: ((B, 0.6),)}
-    assert guest.strategy.status(guest.state)[S].reason == "1 targets take 60% of 1000 calls"
+    assert guest.strategy.site_statuses(guest.state)[S].reason == "1 targets take 60% of 1000 calls"
 
 
 def test_more_targets_where_the_settings_say_so() -> None:
@@ -60,7 +60,7 @@ def test_a_site_that_is_called_late_is_patched_by_a_later_worker() -> None:
 def test_what_nobody_called_is_the_original_again() -> None:
     guest = run({S: steady(), T: steady(1000)}).epochs(20)
     assert changes(guest, S) == {0: LEARNING, 6: ORIGINAL}
-    assert guest.strategy.status(guest.state)[S].reason == "too few calls in the training"
+    assert guest.strategy.site_statuses(guest.state)[S].reason == "too few calls in the training"
 
 
 def test_few_calls_are_enough_or_not() -> None:
@@ -86,10 +86,10 @@ def test_sites_that_come_wait_for_the_training_that_they_missed() -> None:
     for address in (T, site(2)):
         guest.guest.sites[address] = steady(500)
         guest.guest.seen[address] = set()
-        guest.state = guest.strategy.add(guest.state, [address])
+        guest.state = guest.strategy.add_sites(guest.state, [address])
         guest.epochs(8)
     assert guest.targets(T) == (A,)
-    assert guest.strategy.status(guest.state)[site(2)].reason == "came after the training"
+    assert guest.strategy.site_statuses(guest.state)[site(2)].reason == "came after the training"
     guest.epochs(10)
     assert guest.targets(site(2)) == (A,)
 
@@ -116,6 +116,6 @@ def test_counts_of_another_form_do_not_count() -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1, "more": 1}'])
 def test_a_state_of_something_else_is_refused(text: str) -> None:
-    with pytest.raises(StateError, match=r"^not a state of the epoch strategy: ") as caught:
+    with pytest.raises(StateError, match=r"^not a state of the periodic strategy: ") as caught:
         Periodic().load(text)
     assert "\n" not in str(caught.value)

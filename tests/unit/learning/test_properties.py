@@ -177,7 +177,7 @@ def test_only_a_challenger_with_the_margin_takes_a_place(
 def test_empty_epochs_demote_nobody(plan: list[tuple[int, Mix]], number: int) -> None:
     run = play([plan])
     state, first = run.state, run.guest.epoch + 1
-    promoted = {a for a, s in run.strategy.status(state).items() if s.state == "promoted"}
+    promoted = {a for a, s in run.strategy.site_statuses(state).items() if s.state == "promoted"}
     for epoch in range(first, first + number):
         empty = Snapshot(epoch, SECONDS, {}, dict(run.guest.installed))
         state, decision = run.strategy.decide(state, empty)

@@ -28,7 +28,7 @@ def make(name: StrategyName) -> Strategy[Any]:
         name,
         hysteresis=QUICK,
         continuous=ContinuousSettings(update_calls=300, wipe_misses=300, patch_calls=60),
-        epoch=PeriodicSettings(learn_epochs=4, worker_epochs=2, retrain_epochs=9, max_targets=3),
+        periodic=PeriodicSettings(learn_epochs=4, worker_epochs=2, retrain_epochs=9, max_targets=3),
         shaper=Shaper(),
     )
 
@@ -38,7 +38,7 @@ every = pytest.mark.parametrize("strategy", [make(name) for name in StrategyName
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("hysteresis", Hysteresis), ("continuous", Continuous), ("epoch", Periodic)],
+    [("hysteresis", Hysteresis), ("continuous", Continuous), ("periodic", Periodic)],
 )
 def test_a_name_makes_its_strategy(name: str, kind: type) -> None:
     assert type(make(StrategyName(name))) is kind
@@ -140,12 +140,12 @@ def test_snapshots_out_of_order_are_ignored(strategy: Strategy[Any]) -> None:
 def test_sites_come_and_go_and_nothing_of_them_stays(strategy: Strategy[Any]) -> None:
     run = Run({address: steady(5000, *[900] * 12) for address in SITES}, strategy=strategy)
     run.epochs(8)
-    run.state = strategy.add(run.state, [site(9), SITES[0]])
-    assert strategy.status(run.state).keys() == {*SITES, site(9)}
-    run.state = strategy.forget(run.state, [*SITES, site(9), site(10)])
-    assert not strategy.status(run.state)
+    run.state = strategy.add_sites(run.state, [site(9), SITES[0]])
+    assert strategy.site_statuses(run.state).keys() == {*SITES, site(9)}
+    run.state = strategy.drop_sites(run.state, [*SITES, site(9), site(10)])
+    assert not strategy.site_statuses(run.state)
     assert all(not decision.wanted for decision in run.epochs(30).decisions[8:])
-    run.state = strategy.add(run.state, SITES)
+    run.state = strategy.add_sites(run.state, SITES)
     assert set(run.epochs(10).decisions[-10].states) == set(SITES)
 
 

@@ -40,8 +40,8 @@ def test_sites_come_later() -> None:
     run = Run({S: steady(1000)}).epochs(5)
     run.guest.sites[site(1)] = steady(500)
     run.guest.seen[site(1)] = set()
-    run.state = run.strategy.add(run.state, [site(1), S])
-    assert run.strategy.status(run.state)[site(1)].state == "cold"
+    run.state = run.strategy.add_sites(run.state, [site(1), S])
+    assert run.strategy.site_statuses(run.state)[site(1)].state == "cold"
     run.epochs(4)
     assert run.name(S) == run.name(site(1)) == "promoted"
     assert S not in run.decisions[5].wanted
@@ -49,9 +49,9 @@ def test_sites_come_later() -> None:
 
 def test_sites_go_and_nothing_of_them_stays() -> None:
     run = Run({S: steady(1000), site(1): steady(), site(2): steady(*[50] * 16)}).epochs(11)
-    run.state = run.strategy.add(run.state, [site(3)])
-    run.state = run.strategy.forget(run.state, [S, site(1), site(2), site(3), site(4)])
-    assert not run.strategy.status(run.state)
+    run.state = run.strategy.add_sites(run.state, [site(3)])
+    run.state = run.strategy.drop_sites(run.state, [S, site(1), site(2), site(3), site(4)])
+    assert not run.strategy.site_statuses(run.state)
     assert not run.strategy.wanted(run.state)
     assert all(not decision.wanted for decision in run.epochs(200).decisions[11:])
     assert not run.state.due
@@ -59,8 +59,8 @@ def test_sites_go_and_nothing_of_them_stays() -> None:
 
 def test_a_site_that_comes_back_starts_afresh() -> None:
     run = Run({S: steady(1000)}).epochs(5)
-    run.state = run.strategy.forget(run.state, [S])
-    run.state = run.strategy.add(run.state, [S])
+    run.state = run.strategy.drop_sites(run.state, [S])
+    run.state = run.strategy.add_sites(run.state, [S])
     assert run.epochs(1).decisions[-1].wanted == {S: LEARNING}
 
 
@@ -110,7 +110,7 @@ def test_wanted_is_what_the_decisions_add_up_to() -> None:
     run = Run(sites).epochs(60)
     poked = {a: form for a, form in run.guest.installed.items() if form != ORIGINAL}
     assert run.strategy.wanted(run.state) == poked
-    assert {a: s.wanted for a, s in run.strategy.status(run.state).items()} == {
+    assert {a: s.wanted for a, s in run.strategy.site_statuses(run.state).items()} == {
         **dict.fromkeys(sites, ORIGINAL),
         **poked,
     }

@@ -1,4 +1,4 @@
-"""A pupil whose settings change while it learns."""
+"""A runner whose settings change while it learns."""
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
@@ -16,11 +16,11 @@ HASTY = LearningConfig(hysteresis=LearningSettings(promote_epochs=3))
 
 
 class Taught:
-    """Two sites that call A and B all the time, and a pupil that gets what it wants."""
+    """Two sites that call A and B all the time, and a runner whose wanted forms are all made."""
 
     def __init__(self, config: LearningConfig) -> None:
         self.runner = StrategyRunner(config)
-        self.runner.follow({site(0): None, site(1): None}, ())
+        self.runner.update_sites({site(0): None, site(1): None}, ())
         self.epoch = 0
 
     def epochs(self, number: int) -> dict[GuestVirtual, Form]:
@@ -41,7 +41,7 @@ class Taught:
 def test_other_settings_go_on_from_what_was_learned() -> None:
     taught = Taught(PATIENT)
     taught.epochs(5)  # four of them were counted
-    taught.runner.adopt(HASTY)
+    taught.runner.use_settings(HASTY)
     assert taught.runner.wanted == {site(0): LEARNING, site(1): LEARNING}
     assert taught.epochs(1) == {site(0): Chain((A,)), site(1): Chain((B,))}
 
@@ -50,16 +50,16 @@ def test_promoted_sites_stay_when_the_settings_change() -> None:
     taught = Taught(HASTY)
     taught.epochs(5)
     standing = dict(taught.runner.wanted)
-    taught.runner.adopt(PATIENT)
+    taught.runner.use_settings(PATIENT)
     assert taught.epochs(1) == {}
     assert taught.runner.wanted == standing == {site(0): Chain((A,)), site(1): Chain((B,))}
 
 
 def test_another_strategy_begins_anew_and_obeys_the_same_rulings() -> None:
     taught = Taught(HASTY)
-    taught.runner.rule({site(1): Override(C, "pinned")})
+    taught.runner.set_overrides({site(1): Override(C, "pinned")})
     taught.epochs(5)
-    taught.runner.adopt(HASTY.model_copy(update={"strategy": StrategyName.CONTINUOUS}))
+    taught.runner.use_settings(HASTY.model_copy(update={"strategy": StrategyName.CONTINUOUS}))
     # Nothing of what stands is wanted by a strategy that has not looked yet.
     assert taught.runner.wanted == {site(0): ORIGINAL, site(1): ORIGINAL}
     taught.epochs(1)

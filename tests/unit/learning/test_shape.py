@@ -180,7 +180,7 @@ def test_what_a_strategy_did_not_ask_for_is_told_as_it_is() -> None:
     made.made(Decision({S: ORIGINAL}))
     assert made.installed({S: LearnKeys(KEY)}) == {S: LearnKeys(KEY)}
     made.made(Decision({S: LEARNING}))
-    made.forget([S, site(5)])
+    made.drop_sites([S, site(5)])
     assert made.installed({S: LearnKeys(KEY)}) == {S: LearnKeys(KEY)}
     assert made.made(Decision({S: LEARNING})) == {S: LEARNING}
 
@@ -227,7 +227,7 @@ def test_sixteen_targets_by_key_from_seven_slots() -> None:
         state, decision = strategy.decide(state, snapshot)
         standing.update(made.made(decision))
     assert standing[S] == Keyed(KEY, tuple(known.items()))
-    assert strategy.status(state)[S].state == "promoted"
+    assert strategy.site_statuses(state)[S].state == "promoted"
     misses = Snapshot(8, SECONDS, {S: SiteEpoch({target(40): 500})}, made.installed(standing))
     state, decision = strategy.decide(state, misses)
     assert made.made(decision) == {S: Chain(tuple(known.values()), counts_hits=True)}

@@ -14,7 +14,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Key, Keyed, LearnKeys, Tree
 from optpolined.config import LearningConfig
 from optpolined.learning.overridden import Override
-from optpolined.learning.settings import LearningSettings
+from optpolined.learning.settings import LearningSettings, PeriodicSettings
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.errors import TraceError
@@ -46,7 +46,7 @@ gains = st.builds(SiteEpoch, st.dictionaries(targets, counts, max_size=4), count
 sites = st.sampled_from(SITES)
 reasons = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=9)
 overrides = st.dictionaries(sites, st.builds(Override, st.none() | targets, reasons))
-configs = st.sampled_from([LearningConfig(), LearningConfig(strategy=StrategyName.EPOCH)])
+configs = st.sampled_from([LearningConfig(), LearningConfig(strategy=StrategyName.PERIODIC)])
 epochs = st.builds(
     TraceEpoch,
     epoch=st.just(0),
@@ -252,3 +252,15 @@ def test_a_damaged_file_gives_a_trace_or_one_line(
         read(tmp_path, damaged)
     except TraceError:
         refused(tmp_path, damaged)
+
+
+def test_the_former_name_of_periodic_is_read(tmp_path: Path) -> None:
+    header = replace(HEADER, strategy=StrategyName.PERIODIC)
+    learning = LearningConfig(
+        strategy=StrategyName.PERIODIC, periodic=PeriodicSettings(worker_epochs=3)
+    )
+    text = gzip.decompress(written([], header=replace(header, learning=learning)))
+    assert text.count(b'"periodic"') == 3
+    (trace,) = read(tmp_path, gzip.compress(text.replace(b'"periodic"', b'"epoch"')))
+    assert trace.header.strategy is StrategyName.PERIODIC
+    assert trace.header.learning == learning

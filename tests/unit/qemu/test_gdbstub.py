@@ -68,7 +68,7 @@ def test_a_stub_that_is_handed_over_takes_virtual_addresses(path: Path) -> None:
             stub.stop()
 
 
-def test_a_stub_is_handed_over_though_somebody_resumes_the_guest(path: Path) -> None:
+def test_a_stub_is_handed_over_though_the_guest_is_resumed_from_outside(path: Path) -> None:
     fake = FakeStub(path, cont_before={GREETING_PACKETS + 2})
     with connected(fake) as stub:
         stub.hand_over()
@@ -76,7 +76,7 @@ def test_a_stub_is_handed_over_though_somebody_resumes_the_guest(path: Path) -> 
         assert not fake.physical
 
 
-def test_a_stub_that_does_not_take_its_leave_is_closed_all_the_same(path: Path) -> None:
+def test_a_connection_is_closed_though_the_stub_does_not_answer(path: Path) -> None:
     fake = FakeStub(path, drop={GREETING_PACKETS + 1})
     with fake:
         stub = GdbStub.connect(path, timeout_seconds=TIMEOUT_SECONDS)
@@ -218,7 +218,7 @@ def test_closing_in_a_stop_resumes_the_guest(path: Path) -> None:
             stub.stop()
 
 
-def test_drain_takes_what_other_peoples_stops_leave(path: Path) -> None:
+def test_drain_takes_the_reports_of_stops_from_outside(path: Path) -> None:
     fake = FakeStub(path)
     with connected(fake) as stub:
         for _ in range(50):

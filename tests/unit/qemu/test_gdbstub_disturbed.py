@@ -1,4 +1,4 @@
-"""The gdbstub client where somebody interrupts it, or pauses and resumes the guest."""
+"""The gdbstub client while something interrupts it, or pauses and resumes the guest."""
 
 from pathlib import Path
 
@@ -142,7 +142,7 @@ def test_a_guest_that_is_always_resumed_is_given_up(path: Path) -> None:
             stub.resume()
 
 
-def test_a_pause_that_somebody_made_within_our_stop_stays(path: Path) -> None:
+def test_a_pause_from_outside_within_our_stop_stays(path: Path) -> None:
     number = GREETING_PACKETS + 4
     fake = FakeStub(path, cont_before={number}, pause_before={number})
     with connected(fake) as stub:

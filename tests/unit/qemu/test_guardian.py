@@ -213,6 +213,35 @@ def test_closing_in_a_stop_resumes_the_guest(path: Path) -> None:
         assert fake.status == "running"
 
 
+def test_a_guardian_that_died_is_started_again_and_reads_the_same_note(path: Path) -> None:
+    with FakeMonitor(path, status="paused") as fake:
+        watcher = start(path)
+        first = watcher.pid
+        assert not watcher.restart_if_dead()
+        watcher.stopping()
+        os.kill(first, signal.SIGKILL)
+        assert soon(lambda: not watcher.is_alive())
+        assert watcher.restart_if_dead()
+        assert watcher.pid != first
+        assert watcher.is_alive()
+        watcher.close()
+        assert fake.status == "running"
+
+
+def test_a_guardian_that_cannot_be_started_again_is_tried_the_next_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start(path) as watcher:
+        os.kill(watcher.pid, signal.SIGKILL)
+        assert soon(lambda: not watcher.is_alive())
+        with monkeypatch.context() as broken:
+            broken.setattr(sys, "executable", "/nonexistent")
+            with pytest.raises(GuardianError, match="cannot be started"):
+                watcher.restart_if_dead()
+        assert note_at(path).exists()
+        assert watcher.restart_if_dead()
+
+
 def test_where_qemu_has_ended_there_is_nothing_to_resume(
     path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,7 +86,7 @@ def test_it_is_not_taken_from_a_debugger(path: Path) -> None:
     assert not monitor.closed, "the debugger goes on"
 
 
-def test_our_own_is_closed_at_the_end_if_nobody_uses_it(path: Path) -> None:
+def test_a_stub_that_we_opened_is_closed_at_the_end_without_a_client(path: Path) -> None:
     with held(FakeStub(path)) as (_, monitor):
         pass
     assert monitor.closed
@@ -96,7 +96,7 @@ def test_our_own_is_closed_at_the_end_if_nobody_uses_it(path: Path) -> None:
     assert monitor.closed
 
 
-def test_somebody_elses_stays_and_takes_virtual_addresses(path: Path) -> None:
+def test_a_configured_stub_stays_and_takes_virtual_addresses(path: Path) -> None:
     fake = FakeStub(path)
     with held(fake, is_own=False) as (_, monitor):
         assert fake.physical
@@ -105,7 +105,7 @@ def test_somebody_elses_stays_and_takes_virtual_addresses(path: Path) -> None:
 
 
 def test_a_guest_that_was_stopped_silently_by_connecting_is_resumed(path: Path) -> None:
-    """As by QEMU 8.1 and later."""
+    """QEMU 8.1 and later does not report the stop."""
     fake = FakeStub(path, silent_stops=True)
     with held(fake) as (stub, _):
         assert fake.running

@@ -68,7 +68,7 @@ def test_a_free_stub_that_is_there_already_is_taken(directory: Path) -> None:
         "stdio",
     ],
 )
-def test_a_stub_that_somebody_uses_is_left_alone(directory: Path, filename: str) -> None:
+def test_a_stub_that_a_debugger_uses_is_left_alone(directory: Path, filename: str) -> None:
     monitor = Chardevs(filename)
     with pytest.raises(StubBusyError):
         open_stub(monitor, directory / "gdb")

@@ -62,6 +62,7 @@ class AttachedGuest(PatchedGuest):
         self.tables.write(self.header.per_cpu_offset, _CPU.to_bytes(8, "little"))
         monkeypatch.setattr(Symbols, "load", lambda *_: Symbols(_SYMBOLS))
         self.served: list[RequestOp] = []
+        self.guardian: object = _Guardian()
         self.changed: list[GuestPhysical] = []
         """Where the gdbstub wrote, but for the mailbox."""
 
@@ -108,6 +109,7 @@ class AttachedGuest(PatchedGuest):
             accelerator="tcg",
             vcpus=1,
             stub=cast("Any", _Stub(self)),
+            guardian=cast("Any", self.guardian),
             alive=lambda: None,
         )
 
@@ -126,6 +128,13 @@ class AttachedGuest(PatchedGuest):
         self._set(held=held, request_result=0, request_done_seq=raw.request_seq)
 
 
+class _Guardian:
+    """A guardian that lives."""
+
+    def restart_if_dead(self) -> bool:
+        return False
+
+
 class _Monitor:
     """QMP of a guest that runs and does not migrate."""
 
@@ -141,6 +150,7 @@ class _Stub:
     """The gdbstub."""
 
     path = Path("gdb")
+    is_released = False
 
     def __init__(self, guest: AttachedGuest) -> None:
         self._guest = guest

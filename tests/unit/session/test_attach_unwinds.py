@@ -1,21 +1,28 @@
 """An attach that fails leaves the guest as it was, and a guarded guest is never written to."""
 
+import os
+import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from optpolined.api.refusal import Refusal
 from optpolined.codegen.forms import LEARNING
 from optpolined.kernel.errors import GuardedError, ModuleGoneError
 from optpolined.kernel.module.abi import RequestOp
 from optpolined.kernel.module.counters import Counters
 from optpolined.patching.static_calls import StaticCalls
-from optpolined.qemu.errors import ResumedError
+from optpolined.qemu.errors import GuardianError, ResumedError
+from optpolined.qemu.guardian import Guardian
+from optpolined.qemu.stopnote import StopNote
 from optpolined.session.attach import attach
 from optpolined.session.errors import AttachRefusedError, NothingToGainError
 from optpolined.session.recover_only import recover
 from optpolined.session.session import Session
 from optpolined.session.survey import Inventory
+from optpolined.session.tally import Tally
 from tests.unit.session.attached_guest import LOCKED_DOWN, SITE, AttachedGuest
 
 
@@ -152,6 +159,60 @@ def test_a_session_that_is_left_stays_patched_and_recover_only_puts_it_back(
     recovered = recover(guest.link(), guest.settings())
     assert str(recovered) == "1 sites restored; optpoline.ko released"
     assert guest.text == guest.built
+
+
+def test_a_guardian_that_is_killed_is_replaced_within_an_epoch(
+    guest: AttachedGuest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    note = StopNote.create(tmp_path / "note", 1)
+    tally = Tally()
+    with Guardian.start(tmp_path / "qmp", note) as guardian:
+        guest.guardian = guardian
+        with attach(
+            guest.link(), guest.settings(), time.monotonic, force=False, tally=tally
+        ) as session:
+            for work in (session.look, lambda: session.apply({SITE: LEARNING})):
+                dead = guardian.pid
+                os.kill(dead, signal.SIGKILL)
+                os.waitid(os.P_PID, dead, os.WEXITED | os.WNOWAIT)
+                work()
+                assert guardian.is_alive()
+                assert guardian.pid != dead
+            assert tally.guardian_restarts == 2
+            assert guest.text != guest.built
+    said = [line for line in caplog.messages if "guardian" in line]
+    assert len(said) == 2
+
+
+class UnstartableGuardian:
+    """A guardian that lives, or that died where another one cannot be started."""
+
+    is_dead = False
+
+    def restart_if_dead(self) -> bool:
+        if self.is_dead:
+            raise GuardianError("the guardian cannot be started: no processes")
+        return False
+
+
+def test_without_a_guardian_nothing_is_patched_and_all_is_put_back(
+    guest: AttachedGuest, caplog: pytest.LogCaptureFixture
+) -> None:
+    guest.guardian = guardian = UnstartableGuardian()
+    with attach(guest.link(), guest.settings(), time.monotonic, force=False) as session:
+        guardian.is_dead = True
+        session.look()
+        assert session.apply({SITE: LEARNING}).sites == {SITE: Refusal.HELD_UP}
+        assert guest.text == guest.built
+        guardian.is_dead = False
+        assert session.apply({SITE: LEARNING}).done == 1
+        guardian.is_dead = True
+    assert guest.text == guest.built
+    assert not guest.is_held
+    assert caplog.messages[0] == (
+        "the guardian cannot be started: no processes: the guest is not patched until a guardian "
+        "watches again"
+    )
 
 
 def _gone(*_: object) -> None:

@@ -61,7 +61,7 @@ def test_a_guest_that_is_not_paused_is_left_alone(config: GuestConfig, status: s
         assert not note.exists()
 
 
-def test_without_a_note_nobody_is_asked(config: GuestConfig) -> None:
+def test_without_a_note_qemu_is_not_asked(config: GuestConfig) -> None:
     assert rescue(config).startswith(NOTHING)
 
 
@@ -76,7 +76,9 @@ def test_a_guest_that_a_daemon_serves_is_left_alone(config: GuestConfig) -> None
 
 
 @pytest.mark.parametrize("of_another", [{"pid": 8}, {"start_time": 99}])
-def test_a_note_about_another_qemu_is_none(config: GuestConfig, of_another: dict[str, int]) -> None:
+def test_a_note_about_another_qemu_does_not_count(
+    config: GuestConfig, of_another: dict[str, int]
+) -> None:
     leave(config, **of_another)
     with FakeMonitor(config.qemu.qmp_socket, status="paused") as fake:
         assert rescue(config).startswith(NOTHING)

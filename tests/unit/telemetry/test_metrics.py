@@ -61,6 +61,7 @@ STATUS = Status(
     stop_budget_seconds=0.001,
     recoveries=9,
     rescues=1,
+    guardian_restarts=12,
     read_errors=11,
 )
 
@@ -137,6 +138,7 @@ EXPECTED = {
     "optpolined_arena_waiting_sites": 6,
     "optpolined_recoveries_total": 9,
     "optpolined_rescues_total": 1,
+    "optpolined_guardian_restarts_total": 12,
     "optpolined_read_errors_total": 11,
 }
 
