@@ -102,6 +102,8 @@ class Recorder:
         self._overrides: dict[GuestVirtual, Override] = {}
         self._written: dict[GuestVirtual, Form] = {}
         self._standing: dict[GuestVirtual, Form] = {}
+        self._written_covered: AbstractSet[GuestVirtual] = frozenset()
+        self._covered: AbstractSet[GuestVirtual] = frozenset()
         self._seen: TraceEpoch | None = None
 
     def note_sites(
@@ -116,6 +118,7 @@ class Recorder:
             for said in self._said
         ]
         self._overrides = _without(self._overrides, gone)
+        self._written_covered -= gone
         for site in went:
             self._written.pop(site, None)
             if site in self._came:
@@ -141,14 +144,31 @@ class Recorder:
         by_cpu: Mapping[int, _Counts],
         tables: Mapping[GuestVirtual, KeyTable],
         forms: Mapping[GuestVirtual, Form],
+        *,
+        covered: AbstractSet[GuestVirtual] = frozenset(),
+        census: bool = False,
     ) -> None:
-        """Note what the strategy is given; dropped where no decision follows."""
+        """Note what the strategy is given; dropped where no decision follows.
+
+        :param covered: The sites that learn by census.
+        :param census: Whether a census counted all calls of those for all of the epoch.
+        """
         counts: dict[GuestVirtual, dict[int, SiteEpoch]] = {}
         for cpu, gains in by_cpu.items():
             for site, gain in gains.items():
                 counts.setdefault(site, {})[cpu] = gain
-        self._seen = TraceEpoch(epoch, seconds, counts, forms=self._changed(forms), tables=tables)
+        self._seen = TraceEpoch(
+            epoch,
+            seconds,
+            counts,
+            forms=self._changed(forms),
+            tables=tables,
+            covered=sorted(covered - self._written_covered),
+            uncovered=sorted(self._written_covered - covered),
+            census=census,
+        )
         self._standing = {site: form for site, form in forms.items() if form != ORIGINAL}
+        self._covered = covered
 
     def _changed(self, forms: Mapping[GuestVirtual, Form]) -> dict[GuestVirtual, Form]:
         """Return the forms that differ from the epoch that was written last."""
@@ -171,6 +191,7 @@ class Recorder:
         )
         self._seen, self._came, self._went, self._said = None, {}, [], []
         self._written = self._standing
+        self._written_covered = self._covered
         self._write(epoch, self._name)
 
 

@@ -4,12 +4,13 @@ What a trace holds depends on what stood at the sites.  To try another strategy 
 all of them must be known, by target.  They are reconstructed epoch by epoch, site by site and CPU
 by CPU:
 
-1. Where the site learned (``LEARNING``, ``LearnKeys``), every call was counted and is known.  Calls
-   that found no slot have the target ``NOBODY``, which no form can name.  A made-up trace has
-   nothing else.
+1. Where the site learned (``LEARNING``, ``LearnKeys``, or the original in an epoch of a census that
+   covered the site), every call was counted and is known.  Calls that found no slot have the target
+   ``NOBODY``, which no form can name.  A made-up trace has nothing else.
 2. Where a chain counted its hits, its misses are known, and so is the sum of its hits.  The sum is
    split among the chain's targets in the proportions of the last time that the site learned (the
-   next time, if it had not learned before); evenly, if it never learned.
+   next time, if it had not learned before); evenly, if it never learned.  A census does not tell
+   CPUs apart, so its proportions are those of all CPUs.
 3. Where a form counted its misses alone, these are known.  Its targets are assumed to be called at
    the rates that 1 or 2 measured last (next, if they were not measured before).
 4. Where nothing was counted (the original, or foreign bytes), all targets are assumed to be called
@@ -52,6 +53,16 @@ class _Look(NamedTuple):
     seconds: float
     form: Form
     by_cpu: Mapping[int, SiteEpoch]
+    in_census: bool
+    """Whether a census counted the calls of the original."""
+
+    @property
+    def counts_all(self) -> bool:
+        return self.in_census or _counts_all(self.form)
+
+    @property
+    def measures(self) -> bool:
+        return self.counts_all or _counts_hits(self.form)
 
 
 @dataclass(slots=True)
@@ -62,14 +73,20 @@ class _Stretch:
     last: int
     seconds: float = 0.0
     calls: dict[int, dict[GuestVirtual, int]] = field(default_factory=dict)
+    in_census: bool = False
+    """Whether a census measured a part of it, under CPU 0 for all of them."""
 
     def add(self, look: _Look, calls: Calls) -> None:
         self.last = look.place
+        self.in_census |= look.in_census
         self.seconds += look.seconds
         for cpu, counts in calls.items():
             mine = self.calls.setdefault(cpu, {})
             for target, count in counts.items():
                 mine[target] = mine.get(target, 0) + count
+
+    def of_cpu(self, cpu: int) -> Mapping[GuestVirtual, int]:
+        return self.calls.get(0 if self.in_census else cpu, {})
 
     def distance(self, place: int) -> int:
         return max(self.first - place, place - self.last, 0)
@@ -91,14 +108,16 @@ def _lives(trace: Trace) -> dict[GuestVirtual, list[list[_Look]]]:
     called = {site for epoch in trace.epochs for site in epoch.counts}
     lives: dict[GuestVirtual, list[list[_Look]]] = {site: [] for site in called}
     present: set[GuestVirtual] = set()
-    for place, (epoch, forms) in enumerate(trace.standing()):
+    standing = zip(trace.standing(), trace.covering(), strict=True)
+    for place, ((epoch, forms), covered) in enumerate(standing):
         present.difference_update(epoch.went)
         for site in called & epoch.came.keys():
             present.add(site)
             lives[site].append([])
         for site in present:
             form, gains = forms.get(site, ORIGINAL), epoch.counts.get(site, {})
-            lives[site][-1].append(_Look(place, epoch.seconds, form, gains))
+            in_census = epoch.census and form == ORIGINAL and site in covered
+            lives[site][-1].append(_Look(place, epoch.seconds, form, gains, in_census))
     return lives
 
 
@@ -117,15 +136,13 @@ class _Site:
         self._looks = looks
         self._owed: dict[tuple[int, GuestVirtual], float] = {}
         self._learned: list[_Stretch] = []
-        self._learned = self._stretches(lambda look: _counts_all(look.form))
-        self._measured = self._stretches(
-            lambda look: _counts_all(look.form) or _counts_hits(look.form)
-        )
+        self._learned = self._stretches(lambda look: look.counts_all)
+        self._measured = self._stretches(lambda look: look.measures)
 
     def calls(self) -> Iterator[tuple[int, Calls]]:
         """Yield the number and the calls of each epoch."""
         for look in self._looks:
-            if _counts_all(look.form) or _counts_hits(look.form):
+            if look.measures:
                 yield look.place, self._counted(look)
             else:
                 yield look.place, self._taken(look)
@@ -149,7 +166,7 @@ class _Site:
         if not gain.hits or not isinstance(look.form, Chain) or not look.form.targets:
             return calls
         nearest = _nearest(self._learned, look.place)
-        known = {} if nearest is None else nearest.calls.get(cpu, {})
+        known = {} if nearest is None else nearest.of_cpu(cpu)
         weights = [known.get(target, 0) for target in look.form.targets]
         if not sum(weights):
             weights = [1] * len(weights)

@@ -4,8 +4,8 @@ The clairvoyant knows the calls of every epoch before they are made, and its pok
 take no time.  At each site and in each epoch it has the form that is the cheapest for these calls
 by the cost model, over as many of the hottest targets as that form needs.  It has no form where
 none pays by ``min_saving_share``.  It has the same costs and the same settings of forms as the
-strategies, and no other limits.  No strategy that learns can do as well, and where a site changes
-each epoch, no strategy should try.
+strategies, and no other limits.  It takes no census, because it knows the calls.  No strategy that
+learns can do as well, and where a site changes each epoch, no strategy should try.
 """
 
 from collections.abc import Sequence

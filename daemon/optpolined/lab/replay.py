@@ -3,7 +3,7 @@
 A strategy other than the recorded one would have poked other sites, and so counted other calls.  It
 runs in a :class:`SimulatedGuest`, which counts the calls of ``find_actual_calls`` according to its
 pokes.  It obeys the pins and bans of the trace, and keeps its own settings where those of the
-recorded one were changed.
+recorded one were changed.  Its censuses are those of the trace.
 
 The recorded strategy with the recorded settings gets the inputs that it got then, epoch by epoch,
 whatever it wants.  So it makes the decisions that it made in the daemon.  The trace holds these
@@ -12,13 +12,14 @@ really stood at the sites.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Form, LearnKeys
 from optpolined.lab.actual_calls import EpochTruth
 from optpolined.lab.score import Score
-from optpolined.lab.simulated_guest import SimulatedGuest
+from optpolined.lab.simulated_guest import SimulatedGuest, as_poked
 from optpolined.learning.config import LearningConfig
 from optpolined.learning.runner import StrategyRunner
 from optpolined.learning.shape import KeyTable
@@ -66,7 +67,7 @@ def replay(
     score = Score(learning.costs)
     decisions = []
     tables: dict[GuestVirtual, KeyTable] = {}
-    for epoch, calls in zip(trace.epochs, actual, strict=True):
+    for epoch, covered, calls in zip(trace.epochs, trace.covering(), actual, strict=True):
         for site in epoch.went:
             world.drop_site(site)
             tables.pop(site, None)
@@ -77,9 +78,20 @@ def replay(
             for site, table in tables.items()
             if isinstance(world.forms.get(site), LearnKeys)
         }
-        counts = world.count(calls)
-        score.epoch(calls, epoch.seconds, world.forms)
-        snapshot = runner.snapshot(epoch.epoch, epoch.seconds, counts, read, world.forms)
+        if covered is not world.covered:
+            world.covered = covered
+            world.poke(runner.wanted)
+        counts = world.count(calls, census=epoch.census)
+        score.epoch(calls, epoch.seconds, world.forms, covered if epoch.census else None)
+        snapshot = runner.snapshot(
+            epoch.epoch,
+            epoch.seconds,
+            counts,
+            read,
+            world.forms,
+            covered=covered,
+            census=epoch.census,
+        )
         decisions.append(runner.decide(snapshot))
         score.poke(world.poke(decisions[-1]))
         tick()
@@ -98,20 +110,33 @@ def replay_recorded(
     decisions = []
     differs_at = None
     standing: dict[GuestVirtual, Form] = {}
-    for (epoch, forms), calls in zip(trace.standing(), actual, strict=True):
+    covered: AbstractSet[GuestVirtual] = frozenset()
+    for (epoch, forms), covered, calls in zip(
+        trace.standing(), trace.covering(), actual, strict=True
+    ):
         if score.calls:
             score.poke({s: f for s, f in epoch.forms.items() if f != standing.get(s, ORIGINAL)})
         standing = dict(forms)
         _apply_changes(runner, epoch, with_settings=True)
-        score.epoch(calls, epoch.seconds, forms)
+        score.epoch(calls, epoch.seconds, forms, covered if epoch.census else None)
         counts = {site: summed(by_cpu) for site, by_cpu in epoch.counts.items()}
-        snapshot = runner.snapshot(epoch.epoch, epoch.seconds, counts, epoch.tables, standing)
+        snapshot = runner.snapshot(
+            epoch.epoch,
+            epoch.seconds,
+            counts,
+            epoch.tables,
+            standing,
+            covered=covered,
+            census=epoch.census,
+        )
         decisions.append(runner.decide(snapshot))
         if differs_at is None and decisions[-1] != epoch.wanted:
             differs_at = epoch.epoch
         tick()
     if decisions:
-        score.poke(decisions[-1])
+        poked = as_poked(decisions[-1], covered)
+        stays = {s for s in covered & poked.keys() if poked[s] == standing.get(s, ORIGINAL)}
+        score.poke({site: form for site, form in poked.items() if site not in stays})
     return ReplayResult(score, decisions, differs_at)
 
 

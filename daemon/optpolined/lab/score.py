@@ -8,16 +8,21 @@ connection under TCG: a stop that writes 12 sites takes 0.4 ms and one that writ
 3.6 ms, so a stop takes 0.36 ms and 3.24 us more for each site.  The pokes of an epoch are cut into
 slices that stay under a budget of 1 ms, and each slice takes three stops.
 
+A *census* is a run of epochs in which one counted: two stops, each of which writes the heads of the
+thunks.  Meanwhile a call of a covered site that stands as it was built costs what a learning call
+costs.  A covered site that is to learn is not poked.
+
 A *flip* gives a site other targets than it last had; their order does not matter.  To lose its
 targets, or to get them back, is not a flip.
 """
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from math import ceil
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import ORIGINAL, Form, Original
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Form, Original
 from optpolined.lab.actual_calls import NOBODY, Calls, EpochTruth
 from optpolined.learning.cost import Costs
 from optpolined.learning.strategy import Share
@@ -28,6 +33,8 @@ _STOP_SECONDS = 0.36e-3
 _SITE_SECONDS = 3.24e-6
 _BUDGET_SECONDS = 1e-3
 _STOPS = 3
+_THUNK_HEADS = 15
+"""One for each register but %rsp."""
 _SLICE_SITES = int((_BUDGET_SECONDS - _STOP_SECONDS) / _SITE_SECONDS)
 
 
@@ -72,17 +79,31 @@ class Score:
     flips: int = 0
     stop_seconds: float = 0.0
     seconds: float = 0.0
+    censuses: int = 0
     first_promotion_seconds: float | None = None
     """Seconds from the start; ``None`` if no site was promoted."""
     _targets: dict[GuestVirtual, frozenset[GuestVirtual]] = field(default_factory=dict)
+    _in_census: bool = False
 
-    def epoch(self, actual: EpochTruth, seconds: float, forms: Mapping[GuestVirtual, Form]) -> None:
-        """Add an epoch in which these ``forms`` stood."""
+    def epoch(
+        self,
+        actual: EpochTruth,
+        seconds: float,
+        forms: Mapping[GuestVirtual, Form],
+        census: AbstractSet[GuestVirtual] | None = None,
+    ) -> None:
+        """Add an epoch in which these ``forms`` stood.
+
+        :param census: The sites that a census covered; ``None`` if none was taken.
+        """
+        self._add_census(is_taken=census is not None)
         calls = direct = 0
         for site, by_cpu in actual.items():
             seen = spread(by_cpu)
             form = forms.get(site, ORIGINAL)
             calls += seen.calls
+            if census is not None and site in census and isinstance(form, Original):
+                form = LEARNING
             if isinstance(form, Original) or not seen.calls:
                 continue
             saved = self.costs.retpoline_cycles - self.costs.form(form, seen.shares)
@@ -97,6 +118,12 @@ class Score:
         self.calls.append(calls)
         self.direct.append(direct)
         self.seconds += seconds
+
+    def _add_census(self, *, is_taken: bool) -> None:
+        if is_taken and not self._in_census:
+            self.censuses += 1
+            self.stop_seconds += 2 * (_STOP_SECONDS + _THUNK_HEADS * _SITE_SECONDS)
+        self._in_census = is_taken
 
     def poke(self, changes: Mapping[GuestVirtual, Form]) -> None:
         """Add the changes at the end of the epoch."""

@@ -3,17 +3,21 @@
 It counts as optpoline.ko does, with 7 slots a record and CPU, which the first targets claim.  A
 site that is to count all its calls gets a fresh record if one of its records is full.  Pokes take
 effect at once, between two epochs, and the arena has space for all blocks.
+
+A covered site that is to learn stays as it was built, as in the daemon, and a census counts all its
+calls.  The trace says which epochs belong to a census.
 """
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 from optpolined.addresses import GuestVirtual
-from optpolined.codegen.forms import ORIGINAL, Chain, Form, LearnKeys, Original
+from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, LearnKeys, Original
 from optpolined.kernel.module.abi import RECORD_SLOTS
 from optpolined.lab.actual_calls import NOBODY, EpochTruth
 from optpolined.learning.strategy import SiteEpoch
 
-__all__ = ("SimulatedGuest",)
+__all__ = ("SimulatedGuest", "as_poked")
 
 
 class SimulatedGuest:
@@ -21,12 +25,16 @@ class SimulatedGuest:
 
     def __init__(self) -> None:
         self.forms: dict[GuestVirtual, Form] = {}
+        self.covered: AbstractSet[GuestVirtual] = frozenset()
+        """The sites that learn by census."""
         self._claimed: dict[GuestVirtual, dict[int, set[GuestVirtual]]] = {}
 
     def poke(self, wanted: Mapping[GuestVirtual, Form]) -> dict[GuestVirtual, Form]:
         """Give sites their forms; return the sites that had another form before."""
         changes = {
-            site: form for site, form in wanted.items() if form != self.forms.get(site, ORIGINAL)
+            site: form
+            for site, form in as_poked(wanted, self.covered).items()
+            if form != self.forms.get(site, ORIGINAL)
         }
         for site, form in changes.items():
             if form == ORIGINAL:
@@ -43,12 +51,17 @@ class SimulatedGuest:
         self.forms.pop(site, None)
         self._claimed.pop(site, None)
 
-    def count(self, actual: EpochTruth) -> dict[GuestVirtual, SiteEpoch]:
-        """Return what the sites count in one epoch, summed over the CPUs."""
+    def count(self, actual: EpochTruth, *, census: bool = False) -> dict[GuestVirtual, SiteEpoch]:
+        """Return what the sites count in one epoch, summed over the CPUs.
+
+        :param census: Whether a census counts the calls of the covered sites.
+        """
         counts = {}
         for site, by_cpu in actual.items():
             form = self.forms.get(site, ORIGINAL)
             if isinstance(form, Original):
+                if census and site in self.covered:
+                    counts[site] = _all_calls(by_cpu)
                 continue
             gain = self._gain(site, form, by_cpu)
             if gain.calls or gain.other or gain.hits:
@@ -75,6 +88,26 @@ class SimulatedGuest:
                 else:
                     other += number
         return SiteEpoch(calls, other, hits)
+
+
+def as_poked(
+    wanted: Mapping[GuestVirtual, Form], covered: AbstractSet[GuestVirtual]
+) -> dict[GuestVirtual, Form]:
+    """Return what the daemon pokes for these wanted forms."""
+    return {
+        site: ORIGINAL if form == LEARNING and site in covered else form
+        for site, form in wanted.items()
+    }
+
+
+def _all_calls(by_cpu: Mapping[int, Mapping[GuestVirtual, int]]) -> SiteEpoch:
+    """Return what a census counts of a site: its pairs are never short of slots."""
+    calls: dict[GuestVirtual, int] = {}
+    for made in by_cpu.values():
+        for target, number in made.items():
+            calls[target] = calls.get(target, 0) + number
+    other = calls.pop(NOBODY, 0)
+    return SiteEpoch(calls, other)
 
 
 def _counts_all(form: Form) -> bool:

@@ -1,7 +1,8 @@
 """What learning saw of one guest, from attach to detach.
 
-A trace holds for each epoch the inputs of the strategy, CPU by CPU, and its decisions.  A made-up
-trace holds the calls of a guest whose sites all learn all the time: every call is counted.
+A trace holds for each epoch the inputs of the strategy, CPU by CPU, and its decisions.  The calls
+that a census counted are those of CPU 0, because the sites of a census are told by no CPU.  A
+made-up trace holds the calls of a guest whose sites all learn all the time: every call is counted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,6 +61,12 @@ class TraceEpoch:
     """The key tables of the sites that learned their keys."""
     wanted: Mapping[GuestVirtual, Form] = field(default_factory=dict)
     """What the strategy decided at the end of the epoch."""
+    covered: Sequence[GuestVirtual] = ()
+    """Sites that learn by census from this epoch on; a site that went does so no longer."""
+    uncovered: Sequence[GuestVirtual] = ()
+    """Sites that learned by census until now, and learn by a stub from this epoch on."""
+    census: bool = False
+    """Whether a census counted all calls of the covered sites that stood as they were built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,15 @@ class Trace:
                 else:
                     forms[site] = form
             yield epoch, forms
+
+    def covering(self) -> Iterator[frozenset[GuestVirtual]]:
+        """Yield the sites that learn by census in each epoch; the same object until it changes."""
+        covered: frozenset[GuestVirtual] = frozenset()
+        for epoch in self.epochs:
+            lost = covered.intersection((*epoch.went, *epoch.uncovered))
+            if lost or epoch.covered:
+                covered = (covered - lost).union(epoch.covered)
+            yield covered
 
 
 def summed(by_cpu: ByCpu) -> SiteEpoch:
