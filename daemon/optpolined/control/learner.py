@@ -151,10 +151,22 @@ class Learner:
             self._learn_by_stub(self._uncertain(census))
             counted = self._of_census(census, settled)
             counts = {**counts, **counted}
+            # What their records counted as well is not part of it, neither here nor in the trace.
+            for gains in by_cpu.values():
+                for site in counted.keys() & gains.keys():
+                    del gains[site]
             by_cpu.setdefault(0, {}).update(counted)
         covered = self.covered
         if self._recorder is not None:
-            self._recorder.note_counts(epoch, seconds, by_cpu, tables, settled)
+            self._recorder.note_counts(
+                epoch,
+                seconds,
+                by_cpu,
+                tables,
+                settled,
+                covered=covered,
+                census=census is not None,
+            )
         return self._runner.snapshot(
             epoch, seconds, counts, tables, settled, covered=covered, census=census is not None
         )
