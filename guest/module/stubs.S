@@ -32,8 +32,8 @@
  * - A task that moves to another CPU between finding a slot and counting may
  *   count in a slot that holds another target there, or claim a second slot
  *   for the same target, or leave a free slot behind.  The host adds slots up
- *   by target; one stray count is no matter to it, since a learned target is a
- *   guess about speed and never about meaning.
+ *   by target.  One stray count does no harm, because a learned target is a guess
+ *   about speed and never about meaning.
  */
 #include <linux/linkage.h>
 #include <asm/asm.h>
@@ -124,7 +124,7 @@ _ASM_NOKPROBE(optp_learn_\reg)
 	LEARN r14 r14d r11 r14d
 	LEARN r15 r15d r11 r15d
 
-/* By register number, for the header. */
+/* The header's tables, by register number. */
 .macro TABLE name:req prefix:req
 SYM_DATA_START(\name)
 	.irp reg, rax, rcx, rdx, rbx
