@@ -11,7 +11,7 @@ from typing import Any
 from guest.image.boot import Guest
 from optpolined.lab.actual_calls import find_actual_calls
 from optpolined.lab.replay import replay_recorded
-from optpolined.learning.trace.file import read_traces
+from optpolined.learning.trace.reader import read_traces
 from optpolined.qemu.monitor import Monitor
 from tests.guest.command import COMMAND, one_line, optpolined
 from tests.guest.harness import (

@@ -21,8 +21,8 @@ from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.config import LearningConfig
 from optpolined.lab.actual_calls import find_actual_calls
 from optpolined.lab.replay import replay_recorded
-from optpolined.learning.trace.file import read_traces
 from optpolined.learning.trace.model import Trace
+from optpolined.learning.trace.reader import read_traces
 from optpolined.telemetry.server import status_socket
 from optpolined.telemetry.socket_client import read_status
 from tests.guest.harness import PATIENCE_SECONDS, bench_calls, wait_until, write_config

@@ -11,8 +11,8 @@ from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.control.recorder import Recorder, Recording
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.errors import TraceError
-from optpolined.learning.trace.file import read_traces
 from optpolined.learning.trace.model import TraceHeader
+from optpolined.learning.trace.reader import read_traces
 
 S, T, A = GuestVirtual(16), GuestVirtual(32), GuestVirtual(48)
 HEADER = TraceHeader("6.1.0", "00ff")

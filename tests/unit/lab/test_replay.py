@@ -23,8 +23,9 @@ from optpolined.learning.runner import StrategyRunner
 from optpolined.learning.settings import LearningSettings, PeriodicSettings
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import SiteEpoch
-from optpolined.learning.trace.file import TraceWriter, read_traces
 from optpolined.learning.trace.model import Said, Trace, TraceHeader, summed
+from optpolined.learning.trace.reader import read_traces
+from optpolined.learning.trace.writer import TraceWriter
 from optpolined.x86 import Register
 from tests.laboratory.scenarios import alternation, make, site, target
 

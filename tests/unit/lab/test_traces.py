@@ -15,8 +15,9 @@ from optpolined.lab.replay import ReplayResult, replay, replay_recorded
 from optpolined.learning.settings import LearningSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategies import StrategyName
-from optpolined.learning.trace.file import TraceWriter, read_traces
 from optpolined.learning.trace.model import Trace
+from optpolined.learning.trace.reader import read_traces
+from optpolined.learning.trace.writer import TraceWriter
 from tests.laboratory.scenarios import SCENARIOS, alternation, name, site
 
 FILES = Path(__file__).parents[2] / "traces"
