@@ -1,4 +1,4 @@
-"""The small guest itself: it boots, obeys, runs what we test, and ends with us."""
+"""The small guest itself: it boots, runs commands, and ends with the test."""
 
 import re
 import signal
@@ -46,7 +46,7 @@ def test_kernel_uses_retpolines(fresh: dict[Flavour, Guest], flavour: Flavour) -
 
 
 def test_kaslr_is_on(fresh: dict[Flavour, Guest], guest: Guest) -> None:
-    # That chance moves none of three kernels happens once in 10^8 runs.
+    # By chance, KASLR moves none of three kernels once in 10^8 runs.
     texts = [
         int(booted.run("grep -m1 ' _text$' /proc/kallsyms").split()[0], 16)
         for booted in (guest, *fresh.values())
