@@ -1,7 +1,6 @@
 """The small guest itself: it boots, runs commands, and ends with the test."""
 
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -165,8 +164,10 @@ def test_qemu_dies_with_us(images: dict[Flavour, Image], tmp_path: Path) -> None
         stdout=subprocess.PIPE,
         cwd=GUEST.parent,
     ) as owner:
-        assert owner.stdout is not None
-        pid = int(owner.stdout.readline())
-        wait_until((tmp_path / "run" / "qmp").is_socket, "QEMU makes its socket")
-        owner.send_signal(signal.SIGKILL)
+        try:
+            assert owner.stdout is not None
+            pid = int(owner.stdout.readline())
+            wait_until((tmp_path / "run" / "qmp").is_socket, "QEMU makes its socket")
+        finally:
+            owner.kill()
         wait_until(lambda: not is_running(pid), "QEMU ends")

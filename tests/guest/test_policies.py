@@ -162,9 +162,13 @@ def daemon(guest: Guest, directory: Path) -> Iterator[Daemon]:
         wait_until(answers, "the daemon is attached")
         yield Daemon(directory, process, socket)
     finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(PATIENCE_SECONDS)
+        try:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(PATIENCE_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
 
 
 @contextmanager

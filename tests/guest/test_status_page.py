@@ -72,9 +72,12 @@ def managed(guest: Guest, directory: Path) -> Iterator[str]:
             wait_until(look, "the daemon knows something", pause_seconds=1)
             yield url
         finally:
-            daemon.terminate()
-            code = daemon.wait(PATIENCE_SECONDS)
-            end_load(guest)
+            try:
+                daemon.terminate()
+                code = daemon.wait(PATIENCE_SECONDS)
+            finally:
+                daemon.kill()  # nothing where it has ended
+                end_load(guest)
         assert code == 0, (directory / "daemon.log").read_text()
 
 
