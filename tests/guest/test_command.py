@@ -87,7 +87,7 @@ def check_recording(path: Path, kernel: str) -> None:
     assert result.returncode == 0
     assert not result.stderr
     rows = json.loads(result.stdout)
-    assert [row["strategy"] for row in rows] == ["hysteresis (recorded)", "continuous", "epoch"]
+    assert [row["strategy"] for row in rows] == ["hysteresis (recorded)", "continuous", "periodic"]
     # The coverage is 0 where the run ended soon after its first promotions.
     assert all(0 <= row["coverage"] <= 1 for row in rows)
 
