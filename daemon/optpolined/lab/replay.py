@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Form, LearnKeys
-from optpolined.lab.actual_calls import EpochTruth
+from optpolined.lab.actual_calls import EpochCalls
 from optpolined.lab.score import Score
 from optpolined.lab.simulated_guest import SimulatedGuest
 from optpolined.learning.config import LearningConfig
@@ -53,7 +53,7 @@ def is_recorded(trace: Trace, strategy: StrategyName, learning: LearningConfig) 
 
 def replay(
     trace: Trace,
-    actual: Sequence[EpochTruth],
+    actual: Sequence[EpochCalls],
     strategy: StrategyName,
     learning: LearningConfig,
     tick: Tick = lambda: None,
@@ -88,7 +88,7 @@ def replay(
 
 def replay_recorded(
     trace: Trace,
-    actual: Sequence[EpochTruth],
+    actual: Sequence[EpochCalls],
     tick: Tick = lambda: None,
 ) -> ReplayResult:
     """Run the recorded strategy on the recorded inputs."""

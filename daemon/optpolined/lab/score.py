@@ -18,11 +18,11 @@ from math import ceil
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Form, Original
-from optpolined.lab.actual_calls import NOBODY, Calls, EpochTruth
+from optpolined.lab.actual_calls import UNKNOWN_TARGET, Calls, EpochCalls
 from optpolined.learning.cost import Costs
 from optpolined.learning.strategy import Share
 
-__all__ = ("Score", "Spread", "spread", "stop_seconds")
+__all__ = ("Score", "TargetShares", "stop_seconds", "target_shares")
 
 _STOP_SECONDS = 0.36e-3
 _SITE_SECONDS = 3.24e-6
@@ -32,7 +32,7 @@ _SLICE_SITES = int((_BUDGET_SECONDS - _STOP_SECONDS) / _SITE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class TargetShares:
     """The calls of a site in one epoch by target, summed over the CPUs."""
 
     calls: int
@@ -40,16 +40,18 @@ class Spread:
     """The hottest first; calls without a noted target are left out."""
 
 
-def spread(by_cpu: Calls) -> Spread:
+def target_shares(by_cpu: Calls) -> TargetShares:
     """Sum up the calls of a site."""
     counts: dict[GuestVirtual, int] = {}
     for made in by_cpu.values():
         for target, number in made.items():
             counts[target] = counts.get(target, 0) + number
     total = sum(counts.values())
-    counts.pop(NOBODY, None)
+    counts.pop(UNKNOWN_TARGET, None)
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return Spread(total, tuple((target, number / total) for target, number in ranked if number))
+    return TargetShares(
+        total, tuple((target, number / total) for target, number in ranked if number)
+    )
 
 
 def stop_seconds(sites: int) -> float:
@@ -76,11 +78,11 @@ class Score:
     """Seconds from the start; ``None`` if no site was promoted."""
     _targets: dict[GuestVirtual, frozenset[GuestVirtual]] = field(default_factory=dict)
 
-    def epoch(self, actual: EpochTruth, seconds: float, forms: Mapping[GuestVirtual, Form]) -> None:
+    def epoch(self, actual: EpochCalls, seconds: float, forms: Mapping[GuestVirtual, Form]) -> None:
         """Add an epoch in which these ``forms`` stood."""
         calls = direct = 0
         for site, by_cpu in actual.items():
-            seen = spread(by_cpu)
+            seen = target_shares(by_cpu)
             form = forms.get(site, ORIGINAL)
             calls += seen.calls
             if isinstance(form, Original) or not seen.calls:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Chain, Form, LearnKeys, Original
 from optpolined.kernel.module.abi import RECORD_SLOTS
-from optpolined.lab.actual_calls import NOBODY, EpochTruth
+from optpolined.lab.actual_calls import UNKNOWN_TARGET, EpochCalls
 from optpolined.learning.strategy import SiteEpoch
 
 __all__ = ("SimulatedGuest",)
@@ -43,7 +43,7 @@ class SimulatedGuest:
         self.forms.pop(site, None)
         self._claimed.pop(site, None)
 
-    def count(self, actual: EpochTruth) -> dict[GuestVirtual, SiteEpoch]:
+    def count(self, actual: EpochCalls) -> dict[GuestVirtual, SiteEpoch]:
         """Return what the sites count in one epoch, summed over the CPUs."""
         counts = {}
         for site, by_cpu in actual.items():
@@ -69,7 +69,7 @@ class SimulatedGuest:
             for target, number in made.items():
                 if target in direct:
                     hits += number if counts_hits else 0
-                elif target != NOBODY and (target in slots or len(slots) < RECORD_SLOTS):
+                elif target != UNKNOWN_TARGET and (target in slots or len(slots) < RECORD_SLOTS):
                     slots.add(target)
                     calls[target] = calls.get(target, 0) + number
                 else:

@@ -9,7 +9,7 @@ import pytest
 
 from optpolined.codegen.forms import Original
 from optpolined.config import LearningConfig
-from optpolined.lab.actual_calls import EpochTruth, find_actual_calls
+from optpolined.lab.actual_calls import EpochCalls, find_actual_calls
 from optpolined.lab.clairvoyant import foresee
 from optpolined.lab.replay import ReplayResult, replay, replay_recorded
 from optpolined.learning.settings import LearningSettings
@@ -26,7 +26,7 @@ PATIENT = LearningConfig(hysteresis=LearningSettings(quarantine_epochs_max=1_000
 
 
 @cache
-def scenario(title: str) -> tuple[Trace, list[EpochTruth]]:
+def scenario(title: str) -> tuple[Trace, list[EpochCalls]]:
     (trace,) = read_traces(FILES / f"{title}.trace")
     return trace, find_actual_calls(trace)
 
