@@ -114,7 +114,7 @@ class Live:
         }
         forms = dict(self.worlds[0].forms)
         tables = {s: {0: A, 1: B} for s, form in forms.items() if isinstance(form, LearnKeys)}
-        for _ in range(1 + (place % 7 == 3)):  # what nobody decides on is not part of the trace
+        for _ in range(1 + (place % 7 == 3)):  # what no decision follows is left out
             recorder.note_counts(place, 0.5, by_cpu, tables, forms)
         made = self.runner.decide(self.runner.snapshot(place, 0.5, counts, tables, forms))
         recorder.write_epoch(made)

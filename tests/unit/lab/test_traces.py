@@ -123,7 +123,7 @@ def test_the_recorded_run_of_the_demo_is_decided_as_it_was() -> None:
     assert sum(epoch.seconds for epoch in trace.epochs) > 120
     recorded = replay_recorded(trace, actual)
     assert recorded.differs_at is None
-    # 0.976; what is lost are the first epochs, in which nobody knows anything.
+    # 0.976; what is lost are the first epochs, in which no strategy knows anything.
     best = foresee(actual, Shaper())
     assert recorded.score.coverage >= 0.97 * best.coverage
 
