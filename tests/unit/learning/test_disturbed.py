@@ -54,7 +54,7 @@ class Trouble(Enum):
 
 @dataclass
 class Disturbed:
-    """A guest, its strategy, and who reads the counters."""
+    """A guest, its strategy, and the reader of its counters."""
 
     strategy: Hysteresis = field(default_factory=lambda: Hysteresis(QUICK))
     epoch: int = 0
