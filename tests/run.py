@@ -7,6 +7,7 @@ processes run the guest tests, a file each, because the tests of a file may shar
 output goes to build/test-guest.log, and is shown as soon as the others have ended.
 """
 
+import signal
 import subprocess
 import sys
 import time
@@ -23,10 +24,13 @@ _OTHERS = (
     *("tests/observability/test_prometheus_rules.py", "tests/systemd"),
 )
 _LOOK_SECONDS = 0.2
+_CLEAN_UP_SECONDS = 120
 
 
 def main() -> int:
     """Run the tests; return the first exit code that is not 0."""
+    # A CI that gives up sends SIGTERM: the guests must not outlive it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     _LOG.parent.mkdir(exist_ok=True)
     pytest = (sys.executable, "-m", "pytest")
     with _LOG.open("wb") as log:
@@ -35,9 +39,23 @@ def main() -> int:
         others = subprocess.run((*pytest, *_OTHERS), check=False).returncode
         _show(guests)
     except KeyboardInterrupt:
-        guests.wait()  # it was interrupted too, and cleans up
         return 130
+    finally:
+        _end(guests)
+    if guests.returncode:
+        sys.stdout.write(f"test: the guest tests failed; {_LOG} has their output\n")
     return others or guests.returncode
+
+
+def _end(guests: subprocess.Popen[bytes]) -> None:
+    """Have the guest tests clean up, where they have not ended."""
+    if guests.poll() is None:
+        guests.send_signal(signal.SIGINT)
+        try:
+            guests.wait(_CLEAN_UP_SECONDS)
+        except subprocess.TimeoutExpired:
+            guests.kill()
+            guests.wait()
 
 
 def _show(guests: subprocess.Popen[bytes]) -> None:

@@ -5,7 +5,7 @@
     cli                  the command optpolined
     ctl                  the command optpolinectl: asks a daemon, or cleans up after a dead one
     daemon               the reconcile loop of one guest, and what serves it
-    views                what is told of a guest: status, site tables, the report; read-only
+    views                what the operator sees of a guest: status, sites, the report; read-only
     control              what is decided: strategy, operator's overrides, arena budget, call rates
     session              one attached guest: link, survey, mailbox
     session/transport    how bytes get into the guest
@@ -24,9 +24,9 @@
     telemetry/web        status, sites and metrics over HTTP
     telemetry            servers and sinks: metrics, web, journal, service manager
     api                  the schema that ctl, telemetry and the loop share
-    qemu                 QMP, gdbstub, process memory; knows nothing of optpolines
+    qemu                 QMP, gdbstub, process memory; independent of optpolines
     errors               the root of all errors
-    x86                  what every room needs to know of x86-64
+    x86                  the few facts of x86-64 that every room needs
     addresses            addresses that carry their kind in their type
 
 Imports go from the top of this list downwards, never up: `make house` draws them, and a test holds

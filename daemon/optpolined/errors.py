@@ -1,4 +1,4 @@
-"""The root of every error that optpolined raises on purpose.
+"""The root of all errors that optpolined raises on purpose.
 
     OptpolinedError
     +-- ConfigError      a setting is wrong (config.py)
@@ -10,7 +10,7 @@
     +-- LabError         a trace, or a comparison, that cannot be had (lab/errors.py)
     +-- TelemetryError   what is asked of the daemon, or not answered (api/errors.py)
 
-``str()`` of each is one line that says what is wrong and, where somebody can do something, what.
+``str()`` of each is one line that says what is wrong and, if the operator can do something, what.
 """
 
 __all__ = ("OptpolinedError",)

@@ -67,7 +67,7 @@ enum optp_sites_kind {
  */
 struct optp_sites_record {
 	__s32 site;
-	__s32 other;		/* as site; 0 is none */
+	__s32 other;		/* as site; 0: the record has none */
 	__u8 kind;		/* enum optp_sites_kind */
 	__u8 reg;		/* holds the target at an inline site */
 	__u8 key_reg;

@@ -16,13 +16,13 @@
  *
  *	byte   entry	what it means
  *	0xCC   ARMED	ours: emulate the slow path
- *	0xCC   IDLE	somebody else's breakpoint: not for us
+ *	0xCC   IDLE	a foreign breakpoint: not for us
  *	other  any	the change is over: execute the site again
  *
- * The byte and the state are two looks, and the host may have its stops in
- * between: 0xCC, steps 3 and 4, IDLE.  So "not for us" is looked at again.  To
- * be wrong each time, the host must make one whole change of this site between
- * the two looks of each round.
+ * The handler reads the byte, then the state, and the host may stop the guest
+ * between the two: 0xCC, steps 3 and 4, IDLE.  So the handler reads again before
+ * it decides "not for us".  It is wrong only if the host makes one whole change
+ * of this site between the two reads of every round.
  *
  * The host writes the 0xCC into memory behind the guest's back; a CPU may be
  * late, which is why entries outlive their use and are never taken out.
@@ -155,12 +155,12 @@ int optp_int3_start(unsigned int nr_sites)
 }
 
 /**
- * optp_int3_forget() - let go of the sites in code that never runs again
+ * optp_int3_forget() - mark the sites GONE in code that never runs again
  * @text: where the code begins
  * @size: its bytes
  *
- * Their entries stay where they are, so that searches do not end there; the host
- * may write one again for what comes to the same address.
+ * Their entries stay where they are, so that searches do not end there.  The
+ * host may use an entry again for new code at the same address.
  */
 void optp_int3_forget(u64 text, u64 size)
 {

@@ -2,8 +2,8 @@
 /*
  * The mailbox: a thread that does for the host what only the guest can do.
  *
- * The host cannot wake anybody, so the thread looks: every 1-2 ms within a
- * second of a request, else every 20 ms.
+ * The host cannot wake a thread, so this one polls: every 1-2 ms within a second
+ * of a request, else every 20 ms.
  *
  *	host				this thread
  *	op = ...
@@ -12,8 +12,8 @@
  *					3. result = ...
  *	sees done	<-------	4. done_seq = s (release)
  *
- * A request that is written over before it was seen is not served; the host
- * waits for done_seq before it asks again.
+ * A request that is overwritten before this thread sees it is not served.  The
+ * host waits for done_seq before its next request.
  */
 #include <linux/delay.h>
 #include <linux/err.h>
@@ -37,7 +37,7 @@ static int optp_hold(void)
 {
 	if (optp_header->held)
 		return 0;
-	/* Fails if a removal is under way: nothing can keep us then. */
+	/* Fails during a removal, which cannot be stopped. */
 	if (!try_module_get(THIS_MODULE))
 		return -ENODEV;
 	WRITE_ONCE(optp_header->held, 1);
@@ -89,7 +89,7 @@ static int optp_mailbox(void *unused)
 			enum optp_request op = READ_ONCE(optp_header->request_op);
 
 			WRITE_ONCE(optp_header->request_result, optp_serve(op));
-			/* What was served is seen before done_seq is. */
+			/* The host sees the result before done_seq. */
 			smp_store_release(&optp_header->request_done_seq, seq);
 			awake_until = jiffies + HZ;
 		}

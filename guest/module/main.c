@@ -3,7 +3,7 @@
  * optpoline: the guest's part of optpolined.
  *
  * The daemon on the host watches and patches this kernel from outside.  This
- * module gives it what it cannot have from there: executable memory near the
+ * module provides what needs code in the guest: executable memory near the
  * kernel's text, per-CPU counters, a handler for its breakpoints, and grace
  * periods.  It patches nothing itself.
  *
@@ -14,7 +14,7 @@
  * module's image for the host to trip over.
  *
  * The daemon holds a reference on the module (OPTP_REQUEST_HOLD) for as long
- * as anything in the kernel leads here, so unload finds nobody inside.
+ * as anything in the kernel leads here, so no CPU is inside at unload.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -146,7 +146,7 @@ static void optp_header_publish(void)
 	memcpy(&low, OPTP_MAGIC, sizeof(low));
 	memcpy(&high, OPTP_MAGIC + sizeof(low), sizeof(high));
 
-	/* Who sees the magic sees every field; the host is the partner. */
+	/* A host that sees the magic sees every field: its reads are the partner. */
 	smp_wmb();
 	WRITE_ONCE(magic[1], high);
 	WRITE_ONCE(magic[0], low);

@@ -16,7 +16,7 @@
  * it is complete before the module is live, and it lives as long as the
  * module's text.  (mod->kallsyms may still be the table that goes with the init
  * sections.)  Of one whose init still runs we give the name alone: the host has
- * to know who comes before he is there.  A module may go as soon as we have
+ * to know which module is about to load.  A module may go as soon as we have
  * listed it.  The host looks at modules_generation before and after it uses
  * the list, and checks every byte that it reads.
  */
@@ -67,7 +67,7 @@ static bool optp_is_module_node(const struct list_head *node)
  * optp_modules_list() - fill header.modules with the modules
  *
  * Return: 0, or -ENOSPC if there are more than fit: then the list is full and
- * says nothing about the rest.
+ * lacks the rest.
  */
 int optp_modules_list(void)
 {
@@ -105,7 +105,7 @@ static int optp_modules_event(struct notifier_block *nb, unsigned long event,
 		optp_int3_forget(optp_module_text(mod),
 				 optp_module_text_size(mod));
 
-	/* Who sees the new generation sees what was forgotten. */
+	/* A host that sees the new generation sees the entries marked GONE. */
 	smp_wmb();
 	/* COMING, LIVE or GOING, one at a time: the chain runs under a lock. */
 	WRITE_ONCE(optp_header->modules_generation,

@@ -32,7 +32,7 @@
 
 #ifdef __ASSEMBLY__
 
-/* By register number, for the header. */
+/* The header's tables, by register number. */
 .macro REGISTER_TABLE name:req prefix:req
 SYM_DATA_START(\name)
 	.irp reg, rax, rcx, rdx, rbx

@@ -95,8 +95,8 @@ enum optp_poke_state {
 /*
  * One site that the host has ever patched: what the int3 handler needs, and
  * what a new daemon needs to put the site back.  The host writes it; the module
- * only marks those GONE whose code is about to be freed, for something else may
- * come to stand there.
+ * only marks those GONE whose code is about to be freed, because other code may
+ * be loaded there.
  *
  * The table is a hash with open addressing: an entry stands in the first free
  * place from (site * OPTP_POKE_HASH) >> (64 - order) on, where the capacity

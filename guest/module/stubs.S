@@ -32,8 +32,8 @@
  * - A task that moves to another CPU between finding a slot and counting may
  *   count in a slot that holds another target there, or claim a second slot
  *   for the same target, or leave a free slot behind.  The host adds slots up
- *   by target; one stray count is no matter to it, since a learned target is a
- *   guess about speed and never about meaning.
+ *   by target.  One stray count does no harm, because a learned target is a guess
+ *   about speed and never about meaning.
  */
 #include <linux/linkage.h>
 #include <asm/asm.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Static calls that nobody logged: they go through the trampolines. */
+/* Static calls that the plugin did not log: they go through the trampolines. */
 #include "optseed.h"
 #include "optseed_static.h"
 

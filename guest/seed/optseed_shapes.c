@@ -129,7 +129,7 @@ static __always_inline bool right_pair(u64 arg, unsigned int id)
 }
 DEFINE_CHECKS(pair, OPTBENCH_SKEWED, 2)
 
-/* Comes back in memory, whose address is a first argument that nobody sees. */
+/* Returned in memory, whose address is a hidden first argument. */
 struct big {
 	u64 value[5];
 };

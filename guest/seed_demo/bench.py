@@ -1,6 +1,7 @@
 """Boots the loaded guest that the rows work on, and reads its counts."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +17,13 @@ from optpolined.session.attach import attach
 from optpolined.session.link import connect
 from optpolined.session.session import Session
 
-__all__ = ("Bench", "Tally", "attached", "settings", "tally")
+__all__ = ("PATIENCE_SECONDS", "Bench", "Tally", "attached", "settings", "tally")
 
 _LOOK_SECONDS = 1.5
+_CALLS_MIN = 1000
+
+PATIENCE_SECONDS = 120.0
+"""The deadline of every wait.  It is generous because the machine may be busy with other work."""
 
 
 def settings(
@@ -81,27 +86,47 @@ class Bench:
     def learned(
         self, sites: Mapping[GuestVirtual, Form], seconds: float = _LOOK_SECONDS
     ) -> dict[GuestVirtual, list[GuestVirtual]]:
-        """Give the sites these forms; return the targets of each site, most called first."""
-        self.session.apply(sites)
-        time.sleep(seconds)
-        counts = self.session.counters.count()
-        return {
-            site: sorted(counts[site].calls, key=lambda target: -counts[site].calls[target])
-            for site in sites
-            if site in counts
-        }
+        """Give the sites these forms; return the targets of each site, most called first.
 
-    def missed_share(self, sites: Mapping[GuestVirtual, float], seconds: float) -> float:
-        """Count misses for ``seconds``; return them as a share of these calls a second."""
+        This takes ``seconds``, and longer where a site is not called often enough in that time.
+        """
+        self.session.apply(sites)
+        called: dict[GuestVirtual, Counter[GuestVirtual]] = {}
+        end = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            time.sleep(seconds)
+            for site, gain in self.session.counters.count().items():
+                if site in sites:
+                    called.setdefault(site, Counter()).update(gain.calls)
+            enough = [site for site, calls in called.items() if calls.total() >= _CALLS_MIN]
+            if len(enough) == len(sites) or time.monotonic() > end:
+                return {
+                    site: [target for target, _ in calls.most_common()]
+                    for site, calls in called.items()
+                }
+
+    def missed_share(self, module: str, scenarios: Sequence[str]) -> float:
+        """Count for some seconds which share of the calls of these scenarios misses.
+
+        The guest counts the calls meanwhile, because their rate changes.
+        """
+        sites = [site.address for name in scenarios for site in self.sites(module, name)]
+        began = time.monotonic()
+        before = [self.tally(module, name) for name in scenarios]
         self.session.counters.count()
-        time.sleep(seconds)
+        # Calls made while the tallies are read must be few beside those made meanwhile.
+        time.sleep(max(_LOOK_SECONDS, 10 * (time.monotonic() - began)))
         counts = self.session.counters.count()
+        calls = sum(
+            self.tally(module, name).since(tally).calls
+            for name, tally in zip(scenarios, before, strict=True)
+        )
         missed = sum(
             sum(counts[site].calls.values()) + counts[site].other
             for site in sites
             if site in counts
         )
-        return missed / max(1.0, seconds * sum(sites.values()))
+        return missed / max(1, calls)
 
     def block(self, site: Site) -> Code | None:
         """Decode the block behind a site from guest memory; ``None`` if it calls its thunk."""
@@ -120,7 +145,7 @@ class Bench:
         return None if found == site.original else branch_target(found, site.address)
 
     def names(self, targets: Sequence[GuestVirtual]) -> list[str]:
-        """Return the addresses of functions."""
+        """Return the names of functions."""
         return [self.session.survey.symbols.name(target) for target in targets]
 
 

@@ -48,7 +48,7 @@ static void answer(const struct fuse_in_header *asked, int error,
 	memcpy(message, &head, sizeof(head));
 	if (size)
 		memcpy(message + sizeof(head), data, size);
-	/* One who was killed while it waited takes no answer. */
+	/* A process that was killed while it waited takes no answer. */
 	CHECK(write(device, message, head.len) == (ssize_t)head.len || errno == ENOENT);
 }
 

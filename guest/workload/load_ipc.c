@@ -20,7 +20,7 @@
 static char sent[MESSAGE];
 static char got[MESSAGE];
 
-/* pipe: nobody sleeps, both ends are ours */
+/* pipe: no task sleeps, because both ends are ours */
 
 static int own_pipe[2];
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * optheld DIR: reads a directory and sleeps within the kernel's callback that
- * takes its first name, for the page where the names shall go is missing until
- * SIGUSR1 comes.  Then it prints the names, one on a line.
+ * optheld DIR: reads a directory and sleeps in the kernel's callback that takes
+ * its first name, because the page for the names is missing until SIGUSR1 comes.
+ * Then it prints the names, one on a line.
  */
 #define _GNU_SOURCE
 #include <dirent.h>

@@ -80,7 +80,7 @@ def soon(condition: Callable[[], bool]) -> bool:
 
 
 def runs(monitor: Monitor) -> bool:
-    """The guest runs, or does so in a moment: the stub acknowledges before it acts."""
+    """Wait until the guest runs, because the stub acknowledges before it acts."""
     return soon(lambda: monitor.status() == "running")
 
 

@@ -25,7 +25,7 @@ def optpolined(
 
 
 def one_line(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
-    """The complaint: one line, with the exit code of bad input."""
+    """Return the complaint: one line, with the exit code of bad input."""
     lines = [line for line in result.stderr.splitlines() if line]
     assert len(lines) == 1, result.stderr
     assert result.returncode == code, result.stderr

@@ -13,7 +13,7 @@ from guest.image.paths import FLAVOURS, Flavour
 
 @pytest.fixture(scope="session")
 def images() -> dict[Flavour, Image]:
-    """Both images, up to date with their sources."""
+    """Build both images where their sources changed."""
     return {flavour: build(flavour) for flavour in FLAVOURS}
 
 
@@ -27,7 +27,7 @@ def guest(images: dict[Flavour, Image]) -> Iterator[Guest]:
 
 @pytest.fixture
 def boot(images: dict[Flavour, Image]) -> Iterator[Callable[..., Guest]]:
-    """A function that takes what Guest takes; its guests are ready, and end after the test."""
+    """Boot guests on demand.  The function takes what Guest takes; its guests end with the test."""
     with ExitStack() as running:
 
         def start(flavour: Flavour = "cloud", **options: Any) -> Guest:

@@ -1,4 +1,4 @@
-"""Kill the daemon at every point of its work on a loaded guest; nothing may come of it.
+"""Kill the daemon at every point of its work on a loaded guest: it must do no harm.
 
     python -m tests.guest.crash                       every packet of a cycle, then 300 random cuts
     python -m tests.guest.crash --every 20 --random 5 a sample
@@ -40,7 +40,7 @@ _LONG_SECONDS = 0.25
 
 
 class Crash:
-    """Kills daemons of one guest, and counts what came of it."""
+    """Kills daemons of one guest, and counts what went wrong."""
 
     def __init__(self, guest: Guest, config: GuestConfig, watch: Watch) -> None:
         self.kills = self.unrecovered = self.failures = 0
@@ -60,7 +60,7 @@ class Crash:
         gc.freeze()  # the children collect their own garbage, and leave our pages shared
 
     def at(self, cut: Cut) -> tuple[int, int] | None:
-        """Kill a daemon there, and recover; or how many packets and bytes a cycle sends."""
+        """Kill a daemon there, and recover; return packets and bytes sent if it was not killed."""
         trace = Trace()
         _, status = os.waitpid(self._daemon(cut, trace), 0)
         if os.WIFEXITED(status):
@@ -84,7 +84,7 @@ class Crash:
             self._recover()
 
     def text_is_identical(self) -> bool:
-        """Whether every byte of code is what it was before the first kill."""
+        """Return whether every byte of code is what it was before the first kill."""
         return read_text(self._attachment.space, self._texts) == self._texts
 
     def _daemon(self, cut: Cut, trace: Trace) -> int:
@@ -108,7 +108,7 @@ class Crash:
             )
 
     def _runs_again(self) -> bool:
-        """Wait until the guest runs and the guardian has done what it had to."""
+        """Wait until the guest runs and the guardian has done its work."""
         deadline = time.monotonic() + _RUNS_AGAIN_SECONDS
         while not (self._watch.is_running() and not noted_pids(self._config.runtime_directory)):
             if time.monotonic() > deadline:
@@ -140,7 +140,7 @@ class Crash:
 
 
 def main() -> int:
-    """Run the program; answer its exit code."""
+    """Run the program; return its exit code."""
     parser = argparse.ArgumentParser(description="Kill the daemon at every point of its work.")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th packet only")
     parser.add_argument("--random", type=int, default=300, metavar="N", help="then N random cuts")
@@ -162,7 +162,7 @@ def main() -> int:
 
 
 def _every_packet(crash: Crash, every: int) -> tuple[int, int, float]:
-    """Kill after each ``every``-th packet of a cycle; what a whole one sends, and takes."""
+    """Kill after each ``every``-th packet of a cycle; return what a whole one sends."""
     for number in itertools.count(every, every):
         began = time.monotonic()
         whole = crash.at(Cut(packets=number))

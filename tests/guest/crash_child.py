@@ -58,13 +58,13 @@ class Trace:
         self._LAYOUT.pack_into(self._memory, 0, killed_at, packets, sent)
 
     def read(self) -> tuple[float, int, int]:
-        """When it killed itself (seconds since 1970, or 0), packets and bytes sent."""
+        """Return when it killed itself (seconds since 1970, or 0), packets and bytes sent."""
         killed_at, packets, sent = self._LAYOUT.unpack_from(self._memory)
         return float(killed_at), int(packets), int(sent)
 
 
 class DyingSocket(socket.socket):
-    """Sends up to the cut; there the process ends."""
+    """Sends up to the cut, where the process ends."""
 
     def __init__(self, connection: socket.socket, cut: Cut, trace: Trace) -> None:
         super().__init__(fileno=connection.detach())
@@ -90,7 +90,7 @@ class DyingSocket(socket.socket):
 
 
 def cycle(config: GuestConfig, plan: Plan, cut: Cut, trace: Trace) -> None:
-    """What a daemon does to its sites in its life, without the survey; dies at ``cut``."""
+    """Do what a daemon does to its sites, without the survey; die at ``cut``."""
 
     def connect_dying(path: Path, *, timeout_seconds: float) -> socket.socket:
         return DyingSocket(connect_unix(path, timeout_seconds=timeout_seconds), cut, trace)
@@ -105,7 +105,7 @@ def cycle(config: GuestConfig, plan: Plan, cut: Cut, trace: Trace) -> None:
 
 
 def _patcher(link: Link, config: GuestConfig, plan: Plan) -> Patcher:
-    """A patcher of the guest, whose module is held."""
+    """Make a patcher of the guest, and hold the guest's module."""
     space, header = link.attachment.space, link.attachment.header
     counters = Counters.from_header(space.read, header)
     transport = transport_of(link, config, time.monotonic)
@@ -133,7 +133,7 @@ def _patcher(link: Link, config: GuestConfig, plan: Plan) -> Patcher:
 
 
 def fork(work: Callable[[], None]) -> int:
-    """Do ``work`` in a child, and answer its pid; its exit code is 0 where nothing was raised."""
+    """Do ``work`` in a child, and return its pid; its exit code is 0 where nothing was raised."""
     pid = os.fork()
     if pid:
         return pid

@@ -1,4 +1,4 @@
-"""What a guest's second QMP socket tells of its stops; without a thread, for `crash` forks."""
+"""Reads from a guest's second QMP socket when it stops; has no thread, because `crash` forks."""
 
 import json
 import socket
@@ -33,16 +33,16 @@ class Watch:
         self._socket.close()
 
     def is_running(self) -> bool:
-        """Whether the guest runs now; takes in the events up to now."""
+        """Return whether the guest runs now; collect the events up to now."""
         return bool(self.execute("query-status")["status"] == "running")
 
     def take_events(self) -> list[Event]:
-        """The events since the last call, the oldest first."""
+        """Return the events since the last call, the oldest first."""
         events, self._events = self._events, []
         return events
 
     def execute(self, command: str) -> Any:
-        """What QEMU answers to a command."""
+        """Return what QEMU answers to a command."""
         self._socket.sendall(json.dumps({"execute": command}).encode())
         while "return" not in (message := self._message()):
             if message.get("event") in ("STOP", "RESUME"):
@@ -56,7 +56,7 @@ class Watch:
 
 
 def longest_after(events: list[Event], moment: float) -> float:
-    """For how many seconds from ``moment`` on the guest stood at the longest."""
+    """Return the longest stop in seconds, counted from ``moment`` at the earliest."""
     longest, since = 0.0, None
     for name, seconds in events:
         if name == "STOP":

@@ -32,7 +32,7 @@ __all__ = ("Frame", "Head", "Held", "Work", "attached", "head", "hot_calls", "ot
 
 _LOOK_SECONDS = 3.0
 _PATIENCE_EPOCHS = 240
-# As in /proc/PID/stack; nothing else may stand there.
+# A line of /proc/PID/stack; every line must match.
 _FRAME = re.compile(r"\[<0>\] ([\w.]+)\+0x([0-9a-f]+)/0x[0-9a-f]+( \[\w+\])?")
 
 
@@ -44,7 +44,7 @@ class Head(NamedTuple):
 
 
 def head(session: Session, site: Site) -> Head:
-    """What stands in front of the slow path, from the guest's memory."""
+    """Read from the guest's memory the instructions in front of the slow path."""
     part = site.inline
     assert part is not None
     decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
@@ -76,7 +76,7 @@ def hot_calls(
 
 
 def other_functions(session: Session, module: str | None, called: Calls) -> list[GuestVirtual]:
-    """Functions of ``module`` for calls to be mistaken for: those that sites call come first."""
+    """Return functions of ``module`` to use as wrong targets: those that sites call come first."""
     regions = [region for region in session.survey.texts if region.module == module]
     functions = [
         function.start
@@ -101,7 +101,7 @@ class Work:
 
     @property
     def sites(self) -> Mapping[GuestVirtual, Site]:
-        """All sites of the drivers."""
+        """Return all sites of the drivers."""
         return self.session.survey.inventory.eligible
 
 
@@ -125,7 +125,7 @@ def attached(guest: Guest) -> Iterator[Work]:
         stop = threading.Event()
 
         def look(status: Status) -> None:
-            """Called once an epoch."""
+            """Stop the daemon when it has done enough.  It calls this once an epoch."""
             if status.epoch > _PATIENCE_EPOCHS or is_promoted(session, hot):
                 stop.set()
 
@@ -148,26 +148,26 @@ def attached(guest: Guest) -> Iterator[Work]:
 
 
 def is_promoted(session: Session, sites: Iterable[GuestVirtual]) -> bool:
-    """Whether each of ``sites`` compares with something."""
+    """Return whether each of ``sites`` has a target."""
     forms = session.patcher.observe()
     return all(isinstance(form := forms.get(site), Chain) and form.targets for site in sites)
 
 
 class Frame(NamedTuple):
-    """A function on the stack, and where in it the next call will return to."""
+    """A function on the stack, and the offset in it where execution will continue."""
 
     function: str
     offset: int
 
 
 class Held:
-    """A task that reads a directory of an overlay, and sleeps in what takes the first name."""
+    """A task that reads a directory of an overlay, and sleeps when it gets the first name."""
 
     NAMES = frozenset({"above", "below"})
     _AT = "/run/held"
 
     def __init__(self, guest: Guest) -> None:
-        """Let a task go to sleep there; the overlay must be mounted (see :meth:`mount`)."""
+        """Start the task, and wait until it sleeps; call :meth:`mount` before."""
         self._guest = guest
         command = f"optheld {self._AT}/merged >{self._AT}/names 2>&1 & echo $!"
         self._pid = int(guest.run(command))
@@ -187,11 +187,11 @@ class Held:
 
     @classmethod
     def unmount(cls, guest: Guest) -> None:
-        """Leave nothing behind."""
+        """Undo :meth:`mount`."""
         guest.run(f"umount {cls._AT}/merged && rm -r {cls._AT}")
 
     def stack(self) -> list[Frame]:
-        """The frames of the task, the innermost first."""
+        """Return the frames of the task, the innermost first."""
         frames = []
         for line in self._guest.run(f"cat /proc/{self._pid}/stack").splitlines():
             found = _FRAME.fullmatch(line)
@@ -200,7 +200,7 @@ class Held:
         return frames
 
     def release(self) -> set[str]:
-        """Wake the task; the names that it then read."""
+        """Wake the task; return the names that it then reads."""
         names = self._guest.run(
             f"kill -USR1 {self._pid} && while [ -d /proc/{self._pid} ]; do sleep 0.1; done;"
             f"cat {self._AT}/names",

@@ -70,7 +70,7 @@ def wait_until(
 
 
 def config_of(guest: Guest, **poke: object) -> GuestConfig:
-    """The settings with which a test attaches to ``guest``.
+    """Return the settings with which a test attaches to ``guest``.
 
     The poke protocol is `breakpoint` unless given, because that is the one that can go wrong.
     """
@@ -91,7 +91,7 @@ def write_config(guest: Guest, directory: Path, text: str = "") -> None:
 
 @contextmanager
 def open_session(config: GuestConfig) -> Iterator[Session]:
-    """Attach, and put everything back at the end; the text must then be what it was."""
+    """Attach; at the end put everything back, and check that the text is what it was."""
     with (
         connect(config) as link,
         attach(link, Settings(config), time.monotonic, force=False) as session,
@@ -104,7 +104,7 @@ def open_session(config: GuestConfig) -> Iterator[Session]:
 
 
 def site_in(session: Session, function: str) -> Site:
-    """The one site in a function of the guest."""
+    """Return the one site in a function of the guest."""
     (site,) = (
         site for site in session.survey.inventory.eligible.values() if site.function == function
     )
@@ -167,7 +167,7 @@ def start_load(guest: Guest, options: str = "") -> None:
 
 
 def end_load(guest: Guest) -> dict[str, int]:
-    """End optload, and return its last counts: every result was right, the kernel is content."""
+    """End optload, and return its last counts; check its results and the kernel's log."""
     guest.run("killall optload; until [ -s /run/optload.exit ]; do sleep 0.1; done")
     said = guest.run("cat /run/optload.exit /run/optload.log")
     assert said.startswith("0\n"), said
@@ -179,7 +179,7 @@ def end_load(guest: Guest) -> dict[str, int]:
 
 
 def load_state(guest: Guest) -> dict[str, int]:
-    """The counts of optload: rounds, checks, errors, workers; none before it has begun."""
+    """Return the counts of optload: rounds, checks, errors, workers; empty before it has begun."""
     try:
         lines = guest.run("cat /run/optload").splitlines()
     except GuestCommandError:
@@ -206,7 +206,7 @@ def wait_bench(
 
 
 def bench_calls(guest: Guest, module: str = "optbench") -> dict[str, tuple[int, int]]:
-    """The calls and the errors of each scenario of optbench, or of optseed."""
+    """Return the calls and the errors of each scenario of optbench, or of optseed."""
     counts = {}
     for line in guest.run(f"cat /proc/{module}").splitlines():
         fields = dict(word.partition("=")[::2] for word in line.split())

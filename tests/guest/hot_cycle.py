@@ -27,7 +27,7 @@ _TARGETS_MAX = 4
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """What the guest has verified by itself, and what was wrong: results, workers, kernel BUGs."""
+    """How many results the guest has checked, and the errors: results, BUGs, dead workers."""
 
     calls: int
     errors: int
@@ -35,13 +35,13 @@ class Checks:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Sites, and what each really calls, the most called first."""
+    """Sites, and the targets of each site, the most called first."""
 
     sites: Mapping[GuestVirtual, Site]
     targets: Mapping[GuestVirtual, tuple[GuestVirtual, ...]]
 
     def cycle(self, turn: int = 0) -> Iterator[dict[GuestVirtual, Form]]:
-        """Promote, retarget, revert: the forms of all sites, one after the other."""
+        """Yield the forms of all sites: promoted, then retargeted, then reverted."""
         yield {site: Chain(targets) for site, targets in self.targets.items()}
         retargeted: dict[GuestVirtual, Form] = {}
         for site, targets in self.targets.items():
@@ -52,7 +52,7 @@ class Plan:
 
 
 def load(guest: Guest) -> None:
-    """Let optload run, and some sites of optbench as fast as they can."""
+    """Start optload, and some scenarios of optbench at full speed."""
     start_load(guest)
     guest.run("echo reset >/proc/optbench; echo rate 0 >/proc/optbench")
     for name in BENCH:
@@ -69,7 +69,7 @@ def checks(guest: Guest) -> Checks:
 
 
 def plan_hottest(session: Session, count: int) -> Plan:
-    """The sites of optbench that run, and the hottest of the kernel's: ``count`` in all."""
+    """Plan for the sites of optbench that run, and the hottest of the kernel: ``count`` in all."""
     eligible = session.survey.inventory.eligible
 
     def of_bench(called: Calls) -> list[GuestVirtual]:

@@ -6,6 +6,6 @@ __all__ = ("sites_in",)
 
 
 def sites_in(table: bytes, address: int) -> set[int]:
-    """The sites in the ``table`` that stands at ``address``: s32, each relative to itself."""
+    """Return the sites in the ``table`` at ``address``: each s32 is relative to itself."""
     offsets = np.frombuffer(table, "<i4").tolist()
     return {address + 4 * index + offset for index, offset in enumerate(offsets)}

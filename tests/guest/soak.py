@@ -1,4 +1,4 @@
-"""Promote, retarget and revert without end, on a guest under load; then look at what it cost.
+"""Promote, retarget and revert for minutes on a guest under load; then report the cost.
 
     python -m tests.guest.soak --minutes 10
 
@@ -54,7 +54,7 @@ class Wanted:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; answer its exit code."""
+    """Run the program; return its exit code."""
     parser = argparse.ArgumentParser(description="Change a loaded guest's hot sites without end.")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument(

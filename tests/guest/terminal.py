@@ -1,4 +1,4 @@
-"""A real terminal for what is to be seen in one: tmux."""
+"""A real terminal for the tests: tmux."""
 
 import os
 import subprocess
@@ -12,11 +12,11 @@ from tests.guest.harness import PATIENCE_SECONDS, wait_until
 __all__ = ("Terminal",)
 
 _RUN = '"$@"; echo $? >"$0"; exec sleep infinity'
-"""Keeps the window, and tells the exit code: tmux itself does not always notice an end."""
+"""Keeps the window and writes the exit code, because tmux does not always notice an end."""
 
 
 class Terminal:
-    """Runs a command in a window of so many columns and lines while the ``with`` block runs.
+    """Runs a command in a window of this size while the ``with`` block runs.
 
     :param socket: Where tmux makes its socket; a short path.
     """
@@ -45,20 +45,20 @@ class Terminal:
         self._run("send-keys", *keys)
 
     def screen(self) -> str:
-        """What is to be seen, also after the command has ended."""
+        """Return what the window shows, also after the command has ended."""
         return self._run("capture-pane", "-p")
 
     def exit_code(self) -> int | None:
-        """Of the command; ``None`` while it runs."""
+        """Return the exit code of the command; ``None`` while it runs."""
         code = self._code.read_text(encoding="utf-8") if self._code.exists() else ""
         return int(code) if code.endswith("\n") else None
 
     def wait_for(self, wanted: Callable[[str], bool]) -> str:
-        """Wait until the screen is as wanted; what it then shows."""
+        """Wait until the screen is as wanted; return what it shows."""
         return wait_until(self.screen, "the screen is as wanted", wanted)
 
     def wait_end(self) -> int:
-        """Wait until the command has ended; its exit code."""
+        """Wait until the command has ended; return its exit code."""
         code, _ = wait_until(
             lambda: (self.exit_code(), self.screen()),
             "the command ends",
@@ -68,7 +68,7 @@ class Terminal:
         return code
 
     def _run(self, *arguments: str) -> str:
-        # Not the environment of C, in which Python's readline has put a size of the terminal.
+        # A copy of Python's environment: readline has put a terminal size into that of C.
         return subprocess.run(
             [*self._tmux, *arguments],
             env=dict(os.environ),

@@ -67,7 +67,7 @@ def test_the_sites_of_loaded_modules_are_found(guest: Guest) -> None:
 def test_without_permission_to_read_qemus_memory_it_is_read_by_short_stops(
     boot: Callable[..., Guest], tmp_path: Path
 ) -> None:
-    """A process without capabilities may not look into one that has some, not even root's."""
+    """Even as root, a process without capabilities may not read the memory of one that has some."""
     guest = boot()
     start_load(guest)
     few = '[policy]\nmode = "opt-in"\ninclude = ["vfs_read", "vfs_write"]\n'

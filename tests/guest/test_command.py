@@ -11,7 +11,7 @@ from typing import Any
 from guest.image.boot import Guest
 from optpolined.lab.actual_calls import find_actual_calls
 from optpolined.lab.replay import replay_recorded
-from optpolined.learning.trace.file import read_traces
+from optpolined.learning.trace.reader import read_traces
 from optpolined.qemu.monitor import Monitor
 from tests.guest.command import COMMAND, one_line, optpolined
 from tests.guest.harness import (
@@ -39,7 +39,7 @@ def test_a_dry_run_says_what_there_is_and_changes_nothing(guest: Guest, tmp_path
 
 
 def test_a_short_run_promotes_and_restores(guest: Guest, tmp_path: Path) -> None:
-    """What `make demo` does, in small."""
+    """Do in small what `make demo` does."""
     start_load(guest)
     write_config(guest, tmp_path, "[learning]\nepoch_milliseconds = 500\n")
     for seconds in DURATIONS_SECONDS:
@@ -72,7 +72,7 @@ def run_for(seconds: int, directory: Path) -> dict[str, Any]:
 
 
 def check_recording(path: Path, kernel: str) -> None:
-    """A replay decides what the daemon decided, and the rivals find calls to decide on."""
+    """Check that a replay decides what the daemon decided, and that the rivals find calls."""
     (trace,) = read_traces(path)
     assert trace.header.release == kernel
     assert len(trace.header.build_id) == 40
@@ -88,7 +88,7 @@ def check_recording(path: Path, kernel: str) -> None:
     assert not result.stderr
     rows = json.loads(result.stdout)
     assert [row["strategy"] for row in rows] == ["hysteresis (recorded)", "continuous", "periodic"]
-    # None at all where the run ended soon after its first promotions.
+    # The coverage is 0 where the run ended soon after its first promotions.
     assert all(0 <= row["coverage"] <= 1 for row in rows)
 
 

@@ -50,7 +50,7 @@ def test_a_daemon_killed_anywhere_does_no_harm() -> None:
 
 
 def command(program: str, *arguments: object) -> tuple[int, str]:
-    """Run one of the two commands; its exit code, and the line that it says."""
+    """Run one of the two commands; return its exit code, and the line that it prints."""
     path = Path(sys.executable).with_name(program)
     result = subprocess.run(
         [path, *map(str, arguments)],
@@ -66,7 +66,7 @@ def command(program: str, *arguments: object) -> tuple[int, str]:
 
 @pytest.fixture
 def left(guest: Guest) -> list[int]:
-    """Sites that a daemon has left patched."""
+    """Leave sites patched, as a daemon that died."""
     config = config_of(guest)
     with (
         connect(config) as link,
@@ -134,7 +134,7 @@ def test_recover_only_leaves_and_names_the_bytes_of_others(
 
 @contextmanager
 def in_a_stop(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A daemon that has stopped the guest."""
+    """Start a daemon that stops the guest and stays there."""
     with subprocess.Popen(
         [sys.executable, "-c", DAEMON, directory], stdout=subprocess.PIPE
     ) as process:

@@ -55,7 +55,7 @@ def busy_config(guest: Guest) -> GuestConfig:
 
 
 class Run:
-    """The daemon at work, until the last of some conditions has been met in turn."""
+    """Runs the daemon until its status has met some conditions, one after the other."""
 
     def __init__(self, *conditions: Callable[[Status], bool]) -> None:
         self._conditions = list(conditions)

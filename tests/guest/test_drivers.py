@@ -45,7 +45,7 @@ def driven(images: dict[Flavour, Image]) -> Iterator[Guest]:
 
 @pytest.fixture(scope="module")
 def work(driven: Guest) -> Iterator[Work]:
-    """The daemon, when it has promoted what is hot; the load goes on, and must end well."""
+    """The daemon after it has promoted what is hot; the load goes on, and must end well."""
     start_load(driven, "--families veth,fuse,overlay")
     Held.mount(driven)
     with attached(driven) as at_work:
@@ -53,7 +53,7 @@ def work(driven: Guest) -> Iterator[Work]:
 
 
 def stands(work: Work, site: Site) -> Head:
-    """The same as head(), which must be unlearned, or compare with where it goes."""
+    """Return head(), which must be unlearned, or go to the function that it compares with."""
     found = head(work.session, site)
     assert found.compared in {found.goes_to, _UNLEARNED}
     return found
@@ -64,16 +64,16 @@ def unlearned(site: Site) -> Head:
 
 
 def decoys(work: Work, site: GuestVirtual) -> tuple[GuestVirtual, GuestVirtual]:
-    """Two functions that the site might call and does not."""
+    """Return two functions that the site does not call."""
     others = other_functions(work.session, work.sites[site].module, work.calls)
     first, second, *_ = (other for other in others if other not in work.calls[site])
     return first, second
 
 
 def forms_of(work: Work, site: GuestVirtual) -> tuple[Form, ...]:
-    """Forms whose inline parts all differ from the next one's, as the last from the first."""
+    """Return forms; the inline part of each differs from that of the next, and last from first."""
     near, far = decoys(work, site)
-    # The second one that the site really calls, where there is one.
+    # The second target of the site, where it has two.
     (true, _), (far, _), *_ = [*work.calls[site].most_common(), (far, 0)]
     return (
         ORIGINAL,
@@ -94,7 +94,7 @@ def expected_head(site: Site, form: Form) -> Head:
 
 
 def test_drivers_have_inline_sites(images: dict[Flavour, Image], work: Work) -> None:
-    """Those that the plugin wrote down, and the daemon finds each of them."""
+    """The daemon finds each site that the plugin declared."""
     built = images["cloud"].seed_modules
     assert set(built) == {*drivers.DRIVERS, "optseed"}
     declared = {name: len(records(built[name])) for name in drivers.DRIVERS}
@@ -116,14 +116,14 @@ def test_what_is_hot_is_promoted_to_its_hottest_target(work: Work) -> None:
         form, called = promoted[site], work.calls[site]
         assert stands(work, work.sites[site]) == Head(form.targets[0], form.targets[0])
         hottest, most = called.most_common(1)[0]
-        # Of two that are as hot as each other, either will do.
+        # Either of two targets will do where both are as hot.
         assert form.targets[0] == hottest or called[form.targets[0]] > most / 2
     for site in work.sites.keys() - promoted.keys():
         assert stands(work, work.sites[site]) == unlearned(work.sites[site])
 
     wait_few_miss(work, {site: promoted[site] for site in promoted.keys() & work.calls.keys()})
 
-    # A load that became slower since may have left some of them cold, but none that stays hot.
+    # A site may be cold where the load became slower, but none that stays hot.
     if left := work.calls.keys() - promoted.keys():
         wait_until(
             lambda: hot_calls(work.session, left, work.hot),
@@ -158,7 +158,7 @@ def wait_few_miss(work: Work, chains: Mapping[GuestVirtual, Chain]) -> None:
 
 
 def test_stack_within_a_promoted_call_is_complete(work: Work) -> None:
-    """As within the call of the unpatched site, but for where it returns to."""
+    """It is that of the unpatched site, except for the return address."""
     (site,) = (site for site in work.sites.values() if site.function == "ovl_iterate")
     assert site.inline is not None
     function = work.session.survey.symbols.function(site.address)
@@ -188,7 +188,7 @@ def test_stack_within_a_promoted_call_is_complete(work: Work) -> None:
 
 
 def test_wrong_target_costs_time_only(work: Work) -> None:
-    """The load goes through each of the sites, though it compares with what it never calls."""
+    """The load goes through each site, although the site compares with what it never calls."""
     wrong = {site: Chain(decoys(work, site)[:1]) for site in work.calls}
     assert work.session.apply(wrong).done == len(wrong)
     calls: dict[GuestVirtual, Counter[GuestVirtual]] = {site: Counter() for site in wrong}
@@ -208,7 +208,7 @@ def test_wrong_target_costs_time_only(work: Work) -> None:
 
 
 def test_retargets_under_load(work: Work) -> None:
-    """All sites at once, and a task sleeps below one of them through it all."""
+    """All sites change at once, while a task sleeps below one of them."""
     before = load_state(work.guest)
     forms = {site: forms_of(work, site) for site in work.calls}
     work.session.apply({site: possible[-1] for site, possible in forms.items()})
@@ -253,7 +253,7 @@ def test_detach_leaves_nothing_behind(work: Work) -> None:
 def test_each_driver_carries_a_load(driven: Guest) -> None:
     for family in drivers.DRIVERS:
         start_load(driven, f"--families {family}")
-        # What one turn checks, for each worker.
+        # Each worker has done a turn.
         wait_until(
             lambda: load_state(driven),
             f"each worker has done a turn of {family}",

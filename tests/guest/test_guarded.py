@@ -1,6 +1,6 @@
 """A guest whose text is watched: nothing is changed, put back or begun.
 
-What is loaded here is a real module of LKRG's name and nothing more, for tests need no network.
+What is loaded here is a real module of LKRG's name and nothing more, because tests need no network.
 LKRG itself (its main branch of June 2026, after 1.0.1) was loaded by hand, before a daemon and
 under one: where text changes it panics the guest at its next check, which is not tested here.
 """
@@ -35,7 +35,7 @@ MODULE_LICENSE("GPL");
 
 @pytest.fixture(scope="module")
 def lkrg(tmp_path_factory: pytest.TempPathFactory, guest: Guest) -> str:
-    """Where the guest has a module of the name `lkrg`."""
+    """Build a module named `lkrg` into the guest; return its path there."""
     directory = tmp_path_factory.mktemp("lkrg")
     (directory / "lkrg.c").write_text(SOURCE)
     (directory / "Kbuild").write_text("obj-m := lkrg.o\n")
@@ -55,7 +55,7 @@ def lkrg(tmp_path_factory: pytest.TempPathFactory, guest: Guest) -> str:
 
 @pytest.fixture
 def watched(guest: Guest, lkrg: str) -> Iterator[Callable[[], None]]:
-    """A function that loads the module; afterwards it is gone, and nothing is left patched."""
+    """A function that loads the module, which is removed after the test."""
 
     def load() -> None:
         guest.run(f"insmod {lkrg}")

@@ -1,4 +1,4 @@
-"""A guest that turns hostile: its header, its tables and its note say other things than before."""
+"""A guest that turns hostile: its header, its tables and its note change."""
 
 import os
 import struct
@@ -31,14 +31,14 @@ NOWHERE = struct.pack("<Q", 0xFFFF_8000_0000_0000)
 
 @dataclass(frozen=True)
 class Liar:
-    """A guest as a program sees it that may write anything to its memory."""
+    """A guest to whose memory the test may write anything."""
 
     guest: Guest
     link: Link
     ranges: list[RamRange]
 
     def field(self, name: str) -> GuestPhysical:
-        """Where a field of the module's header is."""
+        """Return where a field of the module's header is."""
         return self.at(self.link.attachment.header.field(name))
 
     def at(self, address: GuestVirtual) -> GuestPhysical:
@@ -46,7 +46,7 @@ class Liar:
 
     @contextmanager
     def says(self, address: GuestPhysical, data: bytes) -> Iterator[None]:
-        """Let ``data`` stand at ``address`` within the block, and then what stood there before."""
+        """Write ``data`` at ``address``; put back at the end what stood there before."""
         (host,) = (
             item.host + address - item.start
             for item in self.ranges
@@ -78,7 +78,7 @@ def symbol(liar: Liar, name: str) -> GuestPhysical:
 
 
 def kernel_root(liar: Liar) -> GuestPhysical:
-    """The entry of the kernel's own root that maps its text and its modules."""
+    """Return the entry of the kernel's page table root that maps its text and its modules."""
     return GuestPhysical(liar.link.attachment.space.root + 8 * 511)
 
 

@@ -1,7 +1,6 @@
-"""The small guest itself: it boots, obeys, runs what we test, and ends with us."""
+"""The small guest itself: it boots, runs commands, and ends with the test."""
 
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -46,7 +45,7 @@ def test_kernel_uses_retpolines(fresh: dict[Flavour, Guest], flavour: Flavour) -
 
 
 def test_kaslr_is_on(fresh: dict[Flavour, Guest], guest: Guest) -> None:
-    # That chance moves none of three kernels happens once in 10^8 runs.
+    # By chance, KASLR moves none of three kernels once in 10^8 runs.
     texts = [
         int(booted.run("grep -m1 ' _text$' /proc/kallsyms").split()[0], 16)
         for booted in (guest, *fresh.values())
@@ -165,8 +164,10 @@ def test_qemu_dies_with_us(images: dict[Flavour, Image], tmp_path: Path) -> None
         stdout=subprocess.PIPE,
         cwd=GUEST.parent,
     ) as owner:
-        assert owner.stdout is not None
-        pid = int(owner.stdout.readline())
-        wait_until((tmp_path / "run" / "qmp").is_socket, "QEMU makes its socket")
-        owner.send_signal(signal.SIGKILL)
+        try:
+            assert owner.stdout is not None
+            pid = int(owner.stdout.readline())
+            wait_until((tmp_path / "run" / "qmp").is_socket, "QEMU makes its socket")
+        finally:
+            owner.kill()
         wait_until(lambda: not is_running(pid), "QEMU ends")

@@ -54,7 +54,7 @@ def migration(monitor: Monitor) -> str:
 
 
 def wait_incoming(target: Guest) -> None:
-    """Wait until the QEMU listens for the guest that comes: it opens its monitors last."""
+    """Wait until QEMU listens for the incoming guest: its monitors answer only after that."""
     with connect_when_there(target.side_qmp) as monitor:
         assert monitor.status() == "inmigrate"
 
@@ -71,7 +71,7 @@ def leftovers(guest: Guest) -> list[Leftover]:
 
 
 def holds_still(daemon: Running) -> bool:
-    """Whether neither stops nor pokes are made in some epochs of a migration."""
+    """Return whether the daemon makes no stop and no poke in some epochs of a migration."""
     first = daemon.wait_for(lambda status: status.phase is DaemonPhase.MIGRATING)
     last = daemon.wait_epochs(5)
     assert last.phase is DaemonPhase.MIGRATING
@@ -90,7 +90,7 @@ def test_a_guest_that_moves_is_taken_over_where_it_runs_then(
     with Guest("cloud", extra_args=("-incoming", where)) as target:
         wait_incoming(target)
         with Monitor.connect(source.side_qmp) as monitor:
-            # So slow that it does not end before the daemon is seen to wait for it.
+            # It is slow, so that it does not end before the daemon is seen to wait for it.
             migrate(monitor, where, bytes_per_second=1 << 20)
             assert holds_still(first)
             monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 30})

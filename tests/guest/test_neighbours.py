@@ -76,7 +76,7 @@ def busy(guest: Guest) -> Iterator[Guest]:
 
 
 def hot_kernel_site(session: Session) -> Site:
-    """The site in the kernel's own vfs_write() that a program which is `writing` goes through."""
+    """Return the site in vfs_write() that is hot while a program is `writing`."""
     eligible = session.survey.inventory.eligible
     called = called_while_learning(
         session,
@@ -166,7 +166,7 @@ def test_a_module_goes_and_comes_while_its_sites_and_targets_are_patched(busy: G
         assert change is not None
         assert site.address in change.went
         assert site.address not in session.patcher.observe()
-        # Another module may come to stand there, with other instructions.
+        # Another module may be loaded there, with other instructions.
         assert site.address not in PokeEntries(session.space, session.header).originals()
         busy.run("insmod /lib/modules/optbench.ko")
         busy.run("echo rate 100 >/proc/optbench; echo run all >/proc/optbench")

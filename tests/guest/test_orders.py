@@ -1,4 +1,4 @@
-"""What people order of a daemon at work: freeze, thaw, revert, relearn; and what it explains."""
+"""Orders to a daemon at work: freeze, thaw, revert, relearn; and what it explains."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ class Ordered(Running):
         self._directory = directory
 
     def order(self, *words: str) -> str:
-        """Run `optpolinectl`, which must succeed; what it says."""
+        """Run `optpolinectl`, which must succeed; return what it says."""
         result = subprocess.run(
             [
                 *(str(COMMAND.with_name("optpolinectl")), *words),
@@ -59,7 +59,7 @@ class Ordered(Running):
 
 
 def kernel_text(guest: Guest) -> dict[object, bytes]:
-    """All text that holds sites, by another way in than the daemon's."""
+    """Read all text that has sites, through the guest's second QMP socket."""
     config = config_of(guest)
     aside = config.qemu.model_copy(update={"qmp_socket": guest.side_qmp})
     with connect(config.model_copy(update={"qemu": aside}), writable=False) as link:
@@ -82,14 +82,14 @@ def daemon(guest: Guest, tmp_path: Path) -> Iterator[Ordered]:
 
 
 def pokes_nothing(daemon: Running) -> bool:
-    """Whether the daemon, which is frozen, makes no pokes in some epochs."""
+    """Return whether the frozen daemon makes no pokes in some epochs."""
     before = daemon.wait_for(lambda status: status.phase is DaemonPhase.FROZEN)
     after = daemon.wait_for(lambda status: status.epoch > before.epoch + 5)
     return after.frozen and after.pokes == before.pokes
 
 
 def follows(kinds: Sequence[object], wanted: Sequence[object]) -> bool:
-    """Whether ``wanted`` stands in ``kinds`` without anything between."""
+    """Return whether ``wanted`` is a part of ``kinds`` without gaps."""
     size = len(wanted)
     return any(kinds[at : at + size] == wanted for at in range(len(kinds) - size + 1))
 

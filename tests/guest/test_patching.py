@@ -1,4 +1,4 @@
-"""Sites of a loaded guest, patched for real: results checked by the guest itself."""
+"""Sites of a loaded guest are patched, and the guest itself checks its results."""
 
 import time
 from collections import Counter
@@ -70,7 +70,7 @@ class Meddler(Transport):
 
 
 def cold_sites(session: Session, count: int) -> list[GuestVirtual]:
-    """Sites that a guest without such hardware never reaches."""
+    """Return sites that a guest without such hardware never reaches."""
     eligible = session.survey.inventory.eligible
     cold = [address for address, site in eligible.items() if site.function.startswith("acpi_ev_")]
     assert len(cold) >= count
@@ -185,7 +185,7 @@ def test_hits_and_misses_of_a_promoted_chain_are_counted(loaded: Guest) -> None:
         assert first not in calls
         assert 0.8 < hits / calls[second] < 1.25
         session.apply({site: Chain((first, second))})
-        # What still ran in the block before is counted now.
+        # This takes in the calls that were still in the old block.
         wait_bench(loaded, ["call_2_random"], 1000)
         session.counters.count()
         wait_bench(loaded, ["call_2_random"], 1000)

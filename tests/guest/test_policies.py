@@ -1,4 +1,4 @@
-"""Sites of each kind under the command itself: where they end, why, and how soon."""
+"""Sites of each kind under the command itself: their last state, its reason, and how soon."""
 
 import json
 import signal
@@ -21,8 +21,8 @@ from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.config import LearningConfig
 from optpolined.lab.actual_calls import find_actual_calls
 from optpolined.lab.replay import replay_recorded
-from optpolined.learning.trace.file import read_traces
 from optpolined.learning.trace.model import Trace
+from optpolined.learning.trace.reader import read_traces
 from optpolined.telemetry.server import status_socket
 from optpolined.telemetry.socket_client import read_status
 from tests.guest.harness import PATIENCE_SECONDS, bench_calls, wait_until, write_config
@@ -55,7 +55,7 @@ class Daemon:
         self._status = status
 
     def ctl(self, *arguments: str) -> str:
-        """What optpolinectl prints."""
+        """Run optpolinectl; return what it prints."""
         command: list[str | Path] = [COMMANDS / "optpolinectl", *arguments, "--guest", "test"]
         result = subprocess.run(
             [*command, "--config-dir", self.directory],
@@ -69,7 +69,7 @@ class Daemon:
         return said
 
     def site(self, function: str) -> dict[str, str]:
-        """Where the one site of a function of optbench stands, and why."""
+        """Return state, reason and targets of the one site of a function of optbench."""
         said = json.loads(self.ctl("sites", f"optbench:optbench_{function}", "--json"))
         (row,) = said["sites"]
         targets = [target["name"].partition(" ")[0] for target in row["targets"]]
@@ -116,7 +116,7 @@ class Daemon:
         return line
 
     def end(self) -> Trace:
-        """Let it leave; the text is what it was, and a replay decides what it decided."""
+        """End it; check that the text is what it was, and that a replay decides the same."""
         self.process.terminate()
         assert self.process.wait(PATIENCE_SECONDS) == 0, self.log.read_text()
         report = json.loads((self.directory / "report.json").read_text())
@@ -136,7 +136,7 @@ class Daemon:
 
 @contextmanager
 def daemon(guest: Guest, directory: Path) -> Iterator[Daemon]:
-    """A daemon that records, and is attached."""
+    """Start a daemon that records, and wait until it is attached."""
     write_config(guest, directory, SETTINGS)
     with (directory / "log").open("w") as log:
         process = subprocess.Popen(
@@ -162,14 +162,18 @@ def daemon(guest: Guest, directory: Path) -> Iterator[Daemon]:
         wait_until(answers, "the daemon is attached")
         yield Daemon(directory, process, socket)
     finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(PATIENCE_SECONDS)
+        try:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(PATIENCE_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
 
 
 @contextmanager
 def bench(guest: Guest, *commands: str) -> Iterator[None]:
-    """optbench at work; every call is checked."""
+    """Run scenarios of optbench; at the end check that all calls were right."""
     for command in ("reset", "rate 5", *commands):
         guest.run(f"echo {command} >/proc/optbench")
     try:
@@ -181,7 +185,7 @@ def bench(guest: Guest, *commands: str) -> Iterator[None]:
 
 
 def standing_at_last(trace: Trace) -> dict[str, Form]:
-    """What stood in the last epoch, by the name of the site's function."""
+    """Return the forms of the last epoch, by the name of the site's function."""
     *_, (_, forms) = trace.standing()
     return {function_of(trace, site): form for site, form in forms.items()}
 
@@ -196,7 +200,7 @@ def names(trace: Trace, form: Form) -> list[str]:
 
 
 def decisions(trace: Trace, function: str) -> list[Form]:
-    """What was decided on the site of a function over the whole trace, in order."""
+    """Return all decisions of the trace on the site of a function, in order."""
     return [
         form
         for epoch in trace.epochs
@@ -206,7 +210,7 @@ def decisions(trace: Trace, function: str) -> list[Form]:
 
 
 def only_windows(decided: Sequence[Form]) -> bool:
-    """Whether a site learned, was put back after each window, and got no other form.
+    """Return whether a site learned, was put back after each window, and got no other form.
 
     The trace may end within a window.
     """
@@ -215,7 +219,7 @@ def only_windows(decided: Sequence[Form]) -> bool:
 
 
 def stands_since(trace: Trace, function: str) -> list[Form]:
-    """What stood at the site of a function in each epoch, from its first promotion on."""
+    """Return the form of the site of a function in each epoch, from its first promotion on."""
     stood = [
         {function_of(trace, site): form for site, form in forms.items()}.get(function, ORIGINAL)
         for _, forms in trace.standing()

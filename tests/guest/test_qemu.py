@@ -89,13 +89,13 @@ def test_the_process_is_found_and_its_end_noticed() -> None:
             except ProcessGoneError:
                 return True
 
-        # Its threads end one by one, and the memory with the last of them.
+        # Its threads end one by one; the memory ends with the last.
         assert soon(is_gone)
         memory.close()
 
 
 def test_a_process_whose_socket_another_program_has_opened_is_found() -> None:
-    # As libvirt does it.
+    # Libvirt does it this way.
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "qmp"
         with socket.socket(socket.AF_UNIX) as listener:
@@ -368,7 +368,7 @@ def test_what_a_dead_client_left_in_the_parser_is_not_executed(
         stub.write([(AT, bytes(8))])
         stub.resume()
     line = b"M%x,2:ffff" % AT
-    # An odd digit more is no data; a checksum of 00 would make a command of the line.
+    # One more odd digit is no data; a checksum of 00 would complete the command.
     line += bytes([-sum(line) & 0xFF])
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as client:
         await_free(monitor, path)

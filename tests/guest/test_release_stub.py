@@ -61,14 +61,14 @@ class Gdb:
 
 
 class Daemon(Running):
-    """The daemon under a guest at work, and the command that rules it."""
+    """The daemon of a guest at work, and the command that gives it orders."""
 
     def __init__(self, guest: Guest, directory: Path) -> None:
         super().__init__(guest, directory, FEW_SITES)
         self._directory = directory
 
     def command(self, name: str) -> tuple[int, str]:
-        """Run `optpolinectl`; its exit code, and the one line that it prints."""
+        """Run `optpolinectl`; return its exit code, and the one line that it prints."""
         result = subprocess.run(
             [
                 *(COMMAND.with_name("optpolinectl"), name),
@@ -83,7 +83,7 @@ class Daemon(Running):
         return result.returncode, line
 
     def release(self) -> Path:
-        """Have the stub released; where the debugger is told to connect to."""
+        """Have the stub released; return the socket that the debugger is told to connect to."""
         code, line = self.command("release-stub")
         assert code == 0, line
         assert "optpolinectl take-stub --guest test" in line
@@ -92,7 +92,7 @@ class Daemon(Running):
         return Path(place[1])
 
     def now(self) -> Status:
-        """The status as it is now."""
+        """Return the status as it is now."""
         return self.wait_for(lambda _: True)
 
     def wait_taken_back(self) -> str:
@@ -141,7 +141,7 @@ def wait_works(guest: Guest) -> None:
 
 
 def test_a_debugger_has_the_stub_for_a_while(loaded: Guest, daemon: Daemon, side: Monitor) -> None:
-    """Twice: one that leaves the guest stopped at a breakpoint, and one that behaves."""
+    """The first one leaves the guest stopped at a breakpoint; the second one behaves."""
     daemon.wait_promoted()
     assert daemon.command("take-stub") == (0, "the daemon has the gdbstub")
     vfs_read = int(loaded.run("grep ' T vfs_read$' /proc/kallsyms").split()[0], 16)

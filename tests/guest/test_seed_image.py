@@ -35,7 +35,7 @@ class Record(NamedTuple):
 
 
 def records(module: Path) -> list[Record]:
-    """What the plugin wrote into ``module``, run by run."""
+    """Return the records that the plugin wrote into ``module``."""
     with module.open("rb") as file:
         section = ELFFile(file).get_section_by_name(".optpoline_sites")
         assert section is not None

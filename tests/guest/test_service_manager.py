@@ -1,4 +1,4 @@
-"""What a service manager hears of the daemon of a real guest; tests/systemd has a real one."""
+"""What a service manager receives from the daemon; tests/systemd has a real manager."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ class Manager:
         self.heard: list[str] = []
 
     def until(self, holds: Callable[[str], bool]) -> None:
-        """Listen until a line holds that comes after the one of the call before."""
+        """Listen until a line holds; look only at lines after the one that the last call found."""
 
         def look() -> list[str]:
             if not any(map(holds, self.heard[self._place :])):

@@ -61,7 +61,7 @@ def thunks(attachment: Attachment) -> Thunks:
 def test_live_text_has_the_sites_of_the_file(
     kernel: Scan, symbols: Symbols, images: dict[Flavour, Image]
 ) -> None:
-    """No alternative and no patcher of the kernel's own has made or taken one."""
+    """No alternative and no patcher of the kernel has added or removed a site."""
     with images["cloud"].vmlinux.open("rb") as file:
         elf = ELFFile(file)
         text, table = (elf.get_section_by_name(name) for name in (".text", ".retpoline_sites"))

@@ -44,15 +44,15 @@ def running(flavour: Flavour, guest: Guest, boot: Callable[..., Guest]) -> Guest
 
 
 def text_symbols(running: Guest) -> list[tuple[int, str]]:
-    """The text symbols of the kernel itself, as it runs, sorted."""
-    # The way out is a serial port.
+    """Return the text symbols of the running kernel, sorted."""
+    # The output goes through a serial port, which is slow.
     packed = running.run("grep -i ' [tw] ' /proc/kallsyms | gzip | base64", timeout_seconds=180)
     fields = [line.split() for line in gzip.decompress(base64.b64decode(packed)).splitlines()]
     return sorted((int(field[0], 16), field[2].decode()) for field in fields if len(field) == 3)
 
 
 def functions_of(symbols: Sequence[tuple[int, str]], slide: int) -> list[Function]:
-    """Functions as the linker placed them; each ends where the next one starts."""
+    """Return functions as the linker placed them; each ends where the next one starts."""
     starts = sorted({address for address, _ in symbols})
     end = dict(itertools.pairwise(starts))
     return [
@@ -109,7 +109,7 @@ def test_modules_of_debian(images: dict[Flavour, Image], name: str) -> None:
         index: {site.address - _MODULE_BASE for site in scan.sites} for index, scan in scans.items()
     } == listed
     assert any(listed.values())
-    # What kvm emulates takes and leaves its flags in the guest's (fastop, arch/x86/kvm/emulate.c).
+    # An instruction that kvm emulates uses live flags (fastop, arch/x86/kvm/emulate.c).
     live = {site.function for scan in scans.values() for site in scan.sites if site.live_flags}
     assert live == ({"fastop", "em_loop", "x86_emulate_insn"} if name == "kvm" else set())
 
@@ -131,7 +131,7 @@ class Module:
         ]
 
     def listed(self, index: int) -> set[int]:
-        """The sites in a section, as .retpoline_sites has them."""
+        """Return the sites in a section, from .retpoline_sites."""
         return {
             symbol["st_value"] + relocation["r_addend"]
             for relocation, symbol in self._relocations(".retpoline_sites")

@@ -42,11 +42,11 @@ class Seed:
         self.guest = guest
 
     def allow(self, key: str, *targets: str) -> None:
-        """Say what calls may reach from now on; everything else is an error."""
+        """Set which targets calls may reach from now on; every other target is an error."""
         self.guest.run(f"echo {key} {' '.join(targets)} >/proc/optseed_static")
 
     def reached(self, key: str) -> Counter[tuple[str, str]]:
-        """The calls so far by scenario and target."""
+        """Return the calls so far by scenario and target."""
         lines = self.guest.run("cat /proc/optseed_static").splitlines()
         rows = (dict(word.split("=") for word in line.split()) for line in lines)
         return Counter(
@@ -87,7 +87,7 @@ def seed(guest: Guest) -> Iterator[Seed]:
 
 @pytest.fixture
 def start(seed: Seed, tmp_path: Path) -> Iterator[Callable[[], Running]]:
-    """Start the daemon, which comes to know the static calls; it does not outlive the test."""
+    """Start the daemon, and wait until it knows the static calls; it ends with the test."""
     started: list[Running] = []
 
     def run() -> Running:
@@ -102,7 +102,7 @@ def start(seed: Seed, tmp_path: Path) -> Iterator[Callable[[], Running]]:
 
 @pytest.fixture(scope="module")
 def text(seed: Seed) -> Callable[[], bool]:
-    """Whether the guest's text is what it was at first; a daemon may be there."""
+    """Return whether the guest's text is what it was at first; a daemon may be attached."""
     with open_session(config_of(seed.guest)) as session:
         before = session.survey.texts
     side = GuestConfig(
@@ -150,7 +150,7 @@ def point(seed: Seed, directory: Path, key: str, old: str, new: str) -> None:
 
 @contextmanager
 def put_back(seed: Seed, *, number: int, event: int | None = None) -> Iterator[None]:
-    """The block ends with both keys as they were built; calls reach the old target or that one."""
+    """Allow both keys to be put back within the block, and wait until that is done."""
     seed.allow(NUMBER, f"{NUMBER}_{number}", f"{NUMBER}_0")
     seed.allow(EVENT, "none" if event is None else f"{EVENT}_{event}", "none")
     yield
@@ -163,13 +163,13 @@ def put_back(seed: Seed, *, number: int, event: int | None = None) -> Iterator[N
 def ended(
     seed: Seed, running: Running, *, number: int, event: int | None = None
 ) -> tuple[int, str]:
-    """Have the daemon put everything back; its exit code, and what it said."""
+    """Have the daemon put everything back; return its exit code, and what it said."""
     with put_back(seed, number=number, event=event):
         return running.end()
 
 
 def refuses_what_cannot_be(directory: Path) -> None:
-    """Each in one line, and nothing is changed."""
+    """Check that each is refused in one line, and that nothing is changed."""
     before = listed(directory)
     for key, function, why in (
         ("no_such_key", f"{NUMBER}_1", f"known: {EVENT}, {NUMBER}"),
@@ -208,7 +208,7 @@ def test_each_target_in_turn_while_they_are_called(
     assert text()
 
 
-def test_while_somebody_elses_bytes_stand_at_a_place_the_module_is_held(seed: Seed) -> None:
+def test_while_foreign_bytes_stand_at_a_place_the_module_is_held(seed: Seed) -> None:
     """A 0xCC of ours might stand there, which only the module can handle."""
     seed.allow(EVENT, "none")
     with open_session(config_of(seed.guest)) as session:
@@ -228,7 +228,7 @@ def test_what_a_killed_daemon_had_set_stays_until_it_is_put_back(
     tmp_path: Path,
     by_next_daemon: bool,
 ) -> None:
-    """By the next one, which knows of it, at its end; or by --recover-only."""
+    """The next daemon puts it back at its end, or --recover-only does."""
     running = start()
     seed.allow(NUMBER, f"{NUMBER}_0", f"{NUMBER}_2")
     seed.allow(EVENT, "none", f"{EVENT}_3")

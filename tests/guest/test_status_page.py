@@ -36,7 +36,7 @@ PICTURES: Sequence[tuple[str, int, Theme]] = (
 PROMOTED_MIN = 30
 MOMENTS_MIN = 5
 CALM_SECONDS = 2.0
-"""An answer that comes so soon says that the loop is not in the middle of much."""
+"""An answer that comes so soon shows that the loop has no long work to do."""
 
 
 def tell(url: str, path: str, **query: object) -> Any:
@@ -52,7 +52,7 @@ def free_port() -> int:
 
 @contextmanager
 def managed(guest: Guest, directory: Path) -> Iterator[str]:
-    """Let the daemon manage ``guest`` under load, until it knows something; gives its URL."""
+    """Let the daemon manage ``guest`` under load until it has promoted sites; yield its URL."""
     port = free_port()
     write_config(guest, directory, f"[metrics]\nport = {port}\n")
     start_load(guest)
@@ -72,14 +72,17 @@ def managed(guest: Guest, directory: Path) -> Iterator[str]:
             wait_until(look, "the daemon knows something", pause_seconds=1)
             yield url
         finally:
-            daemon.terminate()
-            code = daemon.wait(PATIENCE_SECONDS)
-            end_load(guest)
+            try:
+                daemon.terminate()
+                code = daemon.wait(PATIENCE_SECONDS)
+            finally:
+                daemon.kill()  # nothing where it has ended
+                end_load(guest)
         assert code == 0, (directory / "daemon.log").read_text()
 
 
 def is_known(url: str) -> bool:
-    """Whether sites are promoted, the chart has a line, and the loop has no long work to do.
+    """Return whether sites are promoted, the chart has a line, and the loop has no long work to do.
 
     An answer that does not come in time would be an error on the page's console.
     """
@@ -107,7 +110,7 @@ def test_the_page_and_the_api_tell_of_a_real_guest(guest: Guest, tmp_path: Path)
 
 
 def check_api(url: str) -> None:
-    """What the routes tell fits together, and is what the guest is."""
+    """Check that the answers of the routes agree with each other and with the guest."""
     status = STATUS.validate_python(tell(url, "/api/status"))
     assert status.kernel.startswith("6.1")
     assert status.found >= 7000
@@ -123,7 +126,7 @@ def check_api(url: str) -> None:
 
 
 def check_page(page: Page, site: dict[str, Any], picture: Path) -> None:
-    """The page shows the guest, filters, and explains ``site``, by clicking."""
+    """Check that the page shows the guest, filters sites, and explains ``site`` on a click."""
     expect(page.locator("#guest")).to_have_text("test")
     expect(page.locator("#facts")).to_contain_text("6.1")
     expect(page.locator("#coverage")).to_contain_text("%")
@@ -145,7 +148,7 @@ def check_page(page: Page, site: dict[str, Any], picture: Path) -> None:
 
 
 def check_filter(page: Page, site: str) -> None:
-    """What is typed narrows the table to one function, of which ``site`` is the hottest."""
+    """Check that a filter narrows the table to one function, of which ``site`` is the hottest."""
     links = page.locator("#sites tbody a")
     expect(links).not_to_have_count(0)
     before = links.count()

@@ -35,7 +35,7 @@ FIGURES = (
 
 @pytest.fixture(scope="module")
 def where(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """The options that name a guest under a daemon that has promoted some of its sites."""
+    """Yield the options that name a guest whose daemon has promoted some sites."""
     directory = tmp_path_factory.mktemp("top")
     start_load(guest)
     daemon = Running(guest, directory, FEW_SITES)
@@ -57,7 +57,7 @@ def control(*arguments: str) -> str:
 
 
 def site_column(screen: str) -> list[str]:
-    """The sites in the table, from the top."""
+    """Return the sites in the table, from the top."""
     return re.findall(r"^ *[\d,]+ +[\d,]+ +[a-z]+ +(\S+)", screen, re.MULTILINE)
 
 
@@ -67,7 +67,7 @@ def calls_column(screen: str) -> list[int]:
 
 
 def shows_hottest(screen: str) -> bool:
-    """Whether the screen shows the daemon at work, and the sites that are called most first."""
+    """Return whether the screen shows the daemon at work, and the sites called most first."""
     calls = calls_column(screen)
     return (
         screen.startswith(" test  ")

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.hostile.examples import RAN, profile
 
-# `make test` tries the same examples every time, so that it fails only for who broke something.
+# `make test` tries the same examples every time, so that it fails only where a change broke it.
 settings.register_profile(
     "hostile",
     max_examples=2000,

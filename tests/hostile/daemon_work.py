@@ -10,7 +10,7 @@ from optpolined.config import PolicyConfig
 from optpolined.errors import OptpolinedError
 from optpolined.kernel.errors import TranslationError
 from optpolined.kernel.module.attachment import Attachment
-from optpolined.kernel.module.counters import Counters, clean, difference
+from optpolined.kernel.module.counters import Counters, difference, zero_records
 from optpolined.kernel.module.guards import integrity_guard
 from optpolined.kernel.module.module_list import read_modules
 from optpolined.patching.poke_entries import PokeEntries
@@ -121,7 +121,7 @@ def recover(attachment: Attachment, memory: HostileMemory, *, still: bool) -> No
 
 
 def survey(attachment: Attachment) -> Survey:
-    """Find symbols, modules, text, sites, and who guards them."""
+    """Find symbols, modules, text, sites, and what guards them."""
     space = attachment.space
     modules = read_modules(space, attachment.header)
     originals = PokeEntries(space, attachment.header).originals()
@@ -136,7 +136,7 @@ def count(attachment: Attachment) -> None:
     """Read the counters twice and take the difference."""
     counters = Counters.from_header(attachment.space.read, attachment.header)
     before = counters.snapshot(counters.capacity)
-    clean(before)
+    zero_records(before)
     gained = difference(before, counters.snapshot(counters.capacity)).by_record()
     assert all(record < counters.capacity for record in gained)
     counters.int3()

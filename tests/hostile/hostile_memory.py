@@ -25,8 +25,8 @@ class Change:
 class HostileMemory:
     """The whole guest's RAM with changes.
 
-    More than ``reads_max`` reads, or ``bytes_max`` bytes in all, fail the test: whoever reads has
-    lost his bounds.
+    More than ``reads_max`` reads, or ``bytes_max`` bytes in all, fail the test: the reader
+    has lost its bounds.
     """
 
     def __init__(

@@ -178,7 +178,7 @@ def test_any_counters_are_read_within_bounds(changes: list[Change]) -> None:
 
 
 class _Clock:
-    """Time passes only where somebody sleeps."""
+    """Time passes only in calls of sleep."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,8 +1,8 @@
 """A whole guest made of bytes: everything that the daemon reads, well-formed, in 8 MiB of RAM.
 
 `GUEST` is built once; each example lays its corruptions over it (`hostile_memory.py`).  It has the
-leftovers of a daemon that died: a patched site, one with a breakpoint of ours, one that somebody
-else has written to.
+leftovers of a daemon that died: a patched site, one with a breakpoint of ours, and one that another
+program has written to.
 """
 
 import ctypes

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from optpolined.learning.trace.file import TraceWriter
+from optpolined.learning.trace.writer import TraceWriter
 from tests.laboratory.scenarios import SCENARIOS, name
 
 TRACES = Path(__file__).parents[1] / "traces"

@@ -12,7 +12,7 @@ import numpy as np
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING
-from optpolined.kernel.module.counters import RECORD_DTYPE, Records, each_cpu, forget
+from optpolined.kernel.module.counters import RECORD_DTYPE, Records, each_cpu, set_cleared
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.model import ByCpu, Trace, TraceEpoch, TraceHeader
 
@@ -226,7 +226,7 @@ def wrap_and_reset() -> Trace:
         for epoch in range(160):
             before = raw.copy()
             if epoch in (50, 110):
-                forget(before, range(sites))
+                set_cleared(before, range(sites))
                 raw = before.copy()
             _count_raw(raw, noise)
             yield _read_raw(before, raw)

@@ -18,8 +18,8 @@ from optpolined.learning.overridden import Override
 from optpolined.learning.shape import KeyTable
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.errors import TraceError
-from optpolined.learning.trace.file import Name, TraceWriter
 from optpolined.learning.trace.model import Said, TraceEpoch, TraceHeader
+from optpolined.learning.trace.writer import Name, TraceWriter
 
 __all__ = ("Recorder", "Recording")
 

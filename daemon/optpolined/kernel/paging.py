@@ -46,12 +46,12 @@ _Entries = npt.NDArray[np.uint64]
 
 
 def _shift(level: int) -> int:
-    """The number of address bits below those that index a table of ``level``."""
+    """Return the number of address bits below those that index a table of ``level``."""
     return _PAGE_SHIFT + _INDEX_BITS * (level - 1)
 
 
 def is_canonical(address: int, levels: int) -> bool:
-    """Whether the bits above those that ``levels`` of tables translate copy the highest of them."""
+    """Return whether the bits that ``levels`` of tables do not translate copy the highest one."""
     width = _shift(levels + 1)
     return address < 1 << (width - 1) or (1 << 64) - (1 << (width - 1)) <= address < 1 << 64
 
@@ -94,7 +94,7 @@ class AddressSpace:
         return self._levels
 
     def translate(self, address: GuestVirtual) -> GuestPhysical:
-        """Where ``address`` is in guest-physical memory.
+        """Return where ``address`` is in guest-physical memory.
 
         :raise TranslationError: nothing is mapped there, or a table makes no sense.
         :raise QemuError: the guest's memory cannot be read at all.
@@ -103,7 +103,7 @@ class AddressSpace:
         return GuestPhysical(page + (address & ((1 << shift) - 1)))
 
     def pieces(self, address: GuestVirtual, size: int) -> list[tuple[GuestPhysical, int]]:
-        """A virtual range as physical ones, in order, cut at page ends; sizes in bytes.
+        """Return a virtual range as physical ones, in order, cut at page ends; sizes in bytes.
 
         :raise TranslationError: part of it is not mapped.
         """
@@ -118,7 +118,7 @@ class AddressSpace:
         return pieces
 
     def is_contiguous(self, address: GuestVirtual, size: int) -> bool:
-        """Whether a virtual range is one physical range too.
+        """Return whether a virtual range is one physical range too.
 
         :raise TranslationError: part of it is not mapped.
         """
@@ -126,7 +126,7 @@ class AddressSpace:
         return all(start + here == after for (start, here), (after, _) in pairwise(pieces))
 
     def read(self, address: GuestVirtual, size: int) -> bytes:
-        """``size`` bytes from ``address``; the caller bounds the size.
+        """Return the ``size`` bytes from ``address`` on; the caller bounds the size.
 
         :raise TranslationError: part of it is not mapped, or is not RAM.
         :raise QemuError: the guest's memory cannot be read at all.
@@ -140,9 +140,9 @@ class AddressSpace:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def mapped(self, start: GuestVirtual, end: GuestVirtual) -> Iterator[PageRange]:
-        """The mappings in ``start`` .. ``end`` (exclusive), in order.
+        """Yield the mappings in ``start`` .. ``end`` (exclusive), in order.
 
-        What the tables do not map, or say nonsense about, is passed over.  The range bounds the
+        What the tables do not map, or map by an illegal entry, is left out.  The range bounds the
         number of mappings: at most one for each 4 KiB of it.
 
         :raise QemuError: the guest's memory cannot be read at all.
@@ -152,16 +152,16 @@ class AddressSpace:
 
     @contextmanager
     def snapshot(self) -> Iterator["Snapshot"]:
-        """The same address space with every table and translation remembered until the block ends.
+        """Yield the same address space; it remembers each table and translation in the block.
 
-        For a stop, or for a scan that bears to see one state of the tables: a page may be gone, or
-        be somebody else's, as soon as the guest runs.
+        Use it in a stop, or for a scan that may see one state of the tables.  As soon as the guest
+        runs, a page may be gone or belong to something else.
         """
         snapshot = Snapshot(self._memory, self._root, self._levels)
         try:
             yield snapshot
         finally:
-            snapshot.forget()
+            snapshot.end()
 
     def _entry(self, table: GuestPhysical, index: int) -> int:
         return int.from_bytes(self._memory.read(GuestPhysical(table + 8 * index), 8), "little")
@@ -170,7 +170,7 @@ class AddressSpace:
         return np.frombuffer(self._memory.read(table, PAGE_SIZE), dtype="<u8")
 
     def _leaf(self, address: GuestVirtual) -> tuple[GuestPhysical, int]:
-        """The page that ``address`` is in, and the number of address bits within it."""
+        """Return the page that ``address`` is in, and the number of address bits within it."""
         if not is_canonical(address, self._levels):
             raise TranslationError(address, 0, "it is not canonical")
         table = self._root
@@ -194,7 +194,7 @@ class AddressSpace:
     def _walk(
         self, table: GuestPhysical, level: int, start: int, end: int, flags: int
     ) -> Iterator[PageRange]:
-        """The mappings below one table; ``flags`` are what the levels above allow and forbid."""
+        """Yield the mappings below one table; ``flags`` is what the levels above allow."""
         shift = _shift(level)
         base = start & ~((1 << _shift(level + 1)) - 1)
         first = (start - base) >> shift
@@ -266,7 +266,7 @@ class Snapshot(AddressSpace):
         except OutOfRamError:
             return False
 
-    def forget(self) -> None:
+    def end(self) -> None:
         self._over = True
         self._tables.clear()
         for leaves in self._leaves.values():
@@ -302,7 +302,7 @@ class Snapshot(AddressSpace):
 
 
 def _page_base(entry: int, level: int) -> GuestPhysical | None:
-    """The page that a leaf entry maps; ``None`` where the entry is not a legal one."""
+    """Return the page that a leaf entry maps; ``None`` where the entry is not a legal one."""
     # Bit 12 of a large page's entry is its PAT bit; the address bits above it must be zero.
     reserved = ((1 << _shift(level)) - 1) & ADDRESS_MASK & ~(1 << _PAGE_SHIFT)
     if level > _LARGEST_LEAF or entry & reserved:

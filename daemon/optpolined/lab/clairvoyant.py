@@ -11,8 +11,8 @@ learns can do as well, and where a site changes each epoch, no strategy should t
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from optpolined.lab.actual_calls import EpochTruth
-from optpolined.lab.score import Spread, spread
+from optpolined.lab.actual_calls import EpochCalls
+from optpolined.lab.score import TargetShares, target_shares
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategy import Share
 
@@ -34,14 +34,14 @@ class Clairvoyant:
         return sum(self.direct) / calls if calls else 0.0
 
 
-def foresee(actual: Sequence[EpochTruth], shaper: Shaper) -> Clairvoyant:
+def foresee(actual: Sequence[EpochCalls], shaper: Shaper) -> Clairvoyant:
     """Return the clairvoyant's result for these calls."""
     account = Clairvoyant()
     known: dict[tuple[Share, ...], tuple[float, float]] = {}
     for sites in actual:
         calls, direct = 0, 0.0
         for by_cpu in sites.values():
-            seen = spread(by_cpu)
+            seen = target_shares(by_cpu)
             if seen.shares not in known:
                 known[seen.shares] = _best(seen, shaper)
             saving, covered = known[seen.shares]
@@ -53,7 +53,7 @@ def foresee(actual: Sequence[EpochTruth], shaper: Shaper) -> Clairvoyant:
     return account
 
 
-def _best(seen: Spread, shaper: Shaper) -> tuple[float, float]:
+def _best(seen: TargetShares, shaper: Shaper) -> tuple[float, float]:
     """Return the cycles that the cheapest form saves, and its share of direct calls."""
     best = (0.0, 0.0)
     covered = 0.0

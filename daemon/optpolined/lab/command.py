@@ -22,8 +22,8 @@ from optpolined.learning.config import LearningConfig
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.trace.errors import TraceError
-from optpolined.learning.trace.file import read_traces
 from optpolined.learning.trace.model import Trace
+from optpolined.learning.trace.reader import read_traces
 
 __all__ = ("main", "make_parser", "with_settings")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Form, LearnKeys
-from optpolined.lab.actual_calls import EpochTruth
+from optpolined.lab.actual_calls import EpochCalls
 from optpolined.lab.score import Score
 from optpolined.lab.simulated_guest import SimulatedGuest, as_poked
 from optpolined.learning.config import LearningConfig
@@ -54,7 +54,7 @@ def is_recorded(trace: Trace, strategy: StrategyName, learning: LearningConfig) 
 
 def replay(
     trace: Trace,
-    actual: Sequence[EpochTruth],
+    actual: Sequence[EpochCalls],
     strategy: StrategyName,
     learning: LearningConfig,
     tick: Tick = lambda: None,
@@ -100,7 +100,7 @@ def replay(
 
 def replay_recorded(
     trace: Trace,
-    actual: Sequence[EpochTruth],
+    actual: Sequence[EpochCalls],
     tick: Tick = lambda: None,
 ) -> ReplayResult:
     """Run the recorded strategy on the recorded inputs."""

@@ -23,11 +23,11 @@ from math import ceil
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Form, Original
-from optpolined.lab.actual_calls import NOBODY, Calls, EpochTruth
+from optpolined.lab.actual_calls import UNKNOWN_TARGET, Calls, EpochCalls
 from optpolined.learning.cost import Costs
 from optpolined.learning.strategy import Share
 
-__all__ = ("Score", "Spread", "spread", "stop_seconds")
+__all__ = ("Score", "TargetShares", "stop_seconds", "target_shares")
 
 _STOP_SECONDS = 0.36e-3
 _SITE_SECONDS = 3.24e-6
@@ -39,7 +39,7 @@ _SLICE_SITES = int((_BUDGET_SECONDS - _STOP_SECONDS) / _SITE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class TargetShares:
     """The calls of a site in one epoch by target, summed over the CPUs."""
 
     calls: int
@@ -47,16 +47,18 @@ class Spread:
     """The hottest first; calls without a noted target are left out."""
 
 
-def spread(by_cpu: Calls) -> Spread:
+def target_shares(by_cpu: Calls) -> TargetShares:
     """Sum up the calls of a site."""
     counts: dict[GuestVirtual, int] = {}
     for made in by_cpu.values():
         for target, number in made.items():
             counts[target] = counts.get(target, 0) + number
     total = sum(counts.values())
-    counts.pop(NOBODY, None)
+    counts.pop(UNKNOWN_TARGET, None)
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return Spread(total, tuple((target, number / total) for target, number in ranked if number))
+    return TargetShares(
+        total, tuple((target, number / total) for target, number in ranked if number)
+    )
 
 
 def stop_seconds(sites: int) -> float:
@@ -87,7 +89,7 @@ class Score:
 
     def epoch(
         self,
-        actual: EpochTruth,
+        actual: EpochCalls,
         seconds: float,
         forms: Mapping[GuestVirtual, Form],
         census: AbstractSet[GuestVirtual] | None = None,
@@ -99,7 +101,7 @@ class Score:
         self._add_census(is_taken=census is not None)
         calls = direct = 0
         for site, by_cpu in actual.items():
-            seen = spread(by_cpu)
+            seen = target_shares(by_cpu)
             form = forms.get(site, ORIGINAL)
             calls += seen.calls
             if census is not None and site in census and isinstance(form, Original):

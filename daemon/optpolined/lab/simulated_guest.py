@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, LearnKeys, Original
 from optpolined.kernel.module.abi import RECORD_SLOTS
-from optpolined.lab.actual_calls import NOBODY, EpochTruth
+from optpolined.lab.actual_calls import UNKNOWN_TARGET, EpochCalls
 from optpolined.learning.strategy import SiteEpoch
 
 __all__ = ("SimulatedGuest", "as_poked")
@@ -51,7 +51,7 @@ class SimulatedGuest:
         self.forms.pop(site, None)
         self._claimed.pop(site, None)
 
-    def count(self, actual: EpochTruth, *, census: bool = False) -> dict[GuestVirtual, SiteEpoch]:
+    def count(self, actual: EpochCalls, *, census: bool = False) -> dict[GuestVirtual, SiteEpoch]:
         """Return what the sites count in one epoch, summed over the CPUs.
 
         :param census: Whether a census counts the calls of the covered sites.
@@ -82,7 +82,7 @@ class SimulatedGuest:
             for target, number in made.items():
                 if target in direct:
                     hits += number if counts_hits else 0
-                elif target != NOBODY and (target in slots or len(slots) < RECORD_SLOTS):
+                elif target != UNKNOWN_TARGET and (target in slots or len(slots) < RECORD_SLOTS):
                     slots.add(target)
                     calls[target] = calls.get(target, 0) + number
                 else:
@@ -106,7 +106,7 @@ def _all_calls(by_cpu: Mapping[int, Mapping[GuestVirtual, int]]) -> SiteEpoch:
     for made in by_cpu.values():
         for target, number in made.items():
             calls[target] = calls.get(target, 0) + number
-    other = calls.pop(NOBODY, 0)
+    other = calls.pop(UNKNOWN_TARGET, 0)
     return SiteEpoch(calls, other)
 
 

@@ -1,10 +1,10 @@
 r"""What QEMU's human monitor prints, parsed: one function for each command.
 
-The texts are made for people and no interface.  So each form is dated, and read with tolerance: for
-other spacing, line ends, letter case, further columns, and lines that are not known.  A text in
-which nothing is understood raises HmpFormatError, which says which command printed it.
+The texts are made for people; they are not an interface.  So each form is dated, and read with
+tolerance: for other spacing, line ends, letter case, further columns, and lines that are not known.
+A text in which nothing is understood raises HmpFormatError, which says which command printed it.
 
-The forms are those of QEMU 5.2, 7.2, 10.0 and 11.1, seen in November 2026; lines end in ``\r\n``.
+The forms are those of QEMU 7.2, 10.0 and 11.1, seen in November 2026; lines end in ``\r\n``.
 """
 
 import re
@@ -45,7 +45,7 @@ def parse_flat_view(text: str) -> list[tuple[GuestPhysical, int]]:
 
     The ranges are those of the address space ``memory``, which is what vCPUs see.  Left out are
     ``rom``, ``i/o``, ``ramd`` (device memory), ``nv-ram`` and the like.  As of QEMU 11.1
-    (system/memory.c, mtree_print_flatview(); 7.2: softmmu/memory.c)::
+    (mtree_print_flatview(), in 7.2 in softmmu/memory.c, later in system/memory.c)::
 
         FlatView #1
          AS "memory", root: system
@@ -67,8 +67,8 @@ def parse_flat_view(text: str) -> list[tuple[GuestPhysical, int]]:
 def parse_host_address(text: str) -> HostVirtual | None:
     """Parse ``gpa2hva ADDRESS``: where the QEMU process has a guest-physical address.
 
-    ``None`` where that is not RAM.  As of QEMU 11.1 (monitor/hmp-cmds-target.c, hmp_gpa2hva(); 7.2:
-    monitor/misc.c), one of::
+    ``None`` where that is not RAM.  As of QEMU 11.1 (hmp_gpa2hva(), in 7.2 in
+    monitor/misc.c, later in monitor/hmp-cmds-target.c), one of::
 
         Host virtual address for 0x1000 (pc.ram) is 0x7f5c1ac01000
         No memory is mapped at address 0x1000

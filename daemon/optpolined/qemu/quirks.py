@@ -1,8 +1,8 @@
 """What this package knows of QEMU's versions: the one place for it.
 
 Nothing here asks for a version.  Where QEMU says what it can do, the code goes by that; elsewhere
-it keeps to what every version takes.  Seen means: tried on QEMU 7.2.22, 10.0 and 11.1 in November
-2026.  5.2 was looked at only in the forms of :mod:`~optpolined.qemu.hmp`.
+it keeps to what every version takes.  All of it was seen on QEMU 7.2.22 in November 2026; packets
+and the monitor's texts on 10.0 and 11.1 too.
 
 ====================================  ==========================================================
 What QEMU does                        What the code does about it
@@ -43,7 +43,7 @@ __all__ = (
 )
 
 PACKET_BYTES = 0x1000
-"""The smallest ``PacketSize`` of any QEMU.
+"""The smallest ``PacketSize`` that was seen.
 
 It is MAX_PACKET_LENGTH (7.2: 4096 in gdbstub/gdbstub.c; 11.1 says 0x20020, which is 131104).  More
 would be of no use: what is read and written at once is smaller.

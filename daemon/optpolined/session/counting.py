@@ -8,10 +8,10 @@ from optpolined.kernel.module.counters import (
     Counters,
     Difference,
     RecordGain,
-    clean,
     difference,
     each_cpu,
-    forget,
+    set_cleared,
+    zero_records,
 )
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.patching.counter_records import RecordAllocator, key_table_records
@@ -43,7 +43,7 @@ class SiteCounters:
         self._last = self.counters.snapshot(0)
 
     def _clean_records(self) -> list[int]:
-        untouched = clean(self.counters.snapshot(self.counters.capacity))
+        untouched = zero_records(self.counters.snapshot(self.counters.capacity))
         dirty = sorted(set(range(self.counters.capacity)) - set(untouched))
         if dirty or any(self._access.entries):
             self._access.pass_grace()
@@ -118,5 +118,5 @@ class SiteCounters:
         :raise QemuError: QEMU failed.
         """
         cleared = self._clear(list(stale))
-        forget(self._last, (record for record in cleared if record < self._last.shape[1]))
+        set_cleared(self._last, (record for record in cleared if record < self._last.shape[1]))
         self.records.recycle(cleared)

@@ -299,7 +299,7 @@ def test_an_idle_client_does_not_keep_the_daemon_from_its_end(tmp_path: Path) ->
         assert has_ended(connection)
 
 
-def test_what_answers_with_something_else_is_no_daemon(tmp_path: Path) -> None:
+def test_a_reply_of_another_program_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "other"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))

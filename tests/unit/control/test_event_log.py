@@ -14,7 +14,7 @@ def event_log() -> EventLog:
     return EventLog(lambda: 1e9, lambda address: f"f{address:x}")
 
 
-def test_decisions_and_changes_are_told_the_newest_first() -> None:
+def test_decisions_and_changes_are_listed_newest_first() -> None:
     found = event_log()
     found.add_decision(3, Decision(states={SITE: "learning"}, reasons={SITE: "first window"}), {})
     wanted: dict[GuestVirtual, Form] = {SITE: Chain((ONE, TWO)), OTHER: LEARNING}
@@ -28,7 +28,7 @@ def test_decisions_and_changes_are_told_the_newest_first() -> None:
     assert [event.site for event in found.journal()] == ["f20", "f10", "f10"]
 
 
-def test_neither_a_site_nor_the_journal_grows_without_end() -> None:
+def test_the_events_of_a_site_and_the_journal_are_bounded() -> None:
     found = event_log()
     for epoch in range(1000):
         found.add_changes(epoch, {SITE: LEARNING}, {})

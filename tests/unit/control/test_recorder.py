@@ -11,15 +11,15 @@ from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form
 from optpolined.control.recorder import Recorder, Recording
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.errors import TraceError
-from optpolined.learning.trace.file import read_traces
 from optpolined.learning.trace.model import TraceHeader
+from optpolined.learning.trace.reader import read_traces
 
 S, T, A = GuestVirtual(16), GuestVirtual(32), GuestVirtual(48)
 HEADER = TraceHeader("6.1.0", "00ff")
 CHAIN = Chain((A,))
 
 
-def saw(recorder: Recorder, epoch: int, **forms: Form) -> None:
+def note(recorder: Recorder, epoch: int, **forms: Form) -> None:
     sites = {"s": S, "t": T}
     standing = {sites[key]: form for key, form in forms.items()}
     recorder.note_counts(epoch, 0.5, {0: {S: SiteEpoch({A: epoch})}, 1: {}}, {}, standing)
@@ -29,15 +29,15 @@ def test_an_epoch_is_what_was_seen_and_decided(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "x.trace")
     recorder = recording.attach(HEADER, hex)
     recorder.note_sites({S: None, T: None}, ())
-    saw(recorder, 1, s=LEARNING, t=ORIGINAL)
+    note(recorder, 1, s=LEARNING, t=ORIGINAL)
     recorder.write_epoch({S: CHAIN})
-    saw(recorder, 2, s=CHAIN)  # the guest migrates: nothing is decided
-    saw(recorder, 2, s=CHAIN, t=LEARNING)
+    note(recorder, 2, s=CHAIN)  # the guest migrates: no decision
+    note(recorder, 2, s=CHAIN, t=LEARNING)
     recorder.write_epoch({})
-    recorder.write_epoch({S: ORIGINAL})  # nothing was seen since
+    recorder.write_epoch({S: ORIGINAL})  # no counts since
     recorder.note_sites({}, [T])
     recorder.note_sites({T: None}, [])
-    saw(recorder, 3, t=LEARNING)
+    note(recorder, 3, t=LEARNING)
     recorder.write_epoch({})
     recording.close()
     (trace,) = read_traces(tmp_path / "x.trace")
@@ -62,7 +62,7 @@ def test_each_attachment_is_a_trace_of_its_own(tmp_path: Path) -> None:
     for _ in range(2):
         recorder = recording.attach(HEADER, hex)
         recorder.note_sites({S: None}, ())
-        saw(recorder, 1)
+        note(recorder, 1)
         recorder.write_epoch({})
     recording.close()
     assert [len(trace.epochs) for trace in read_traces(tmp_path / "x.trace")] == [1, 1]
@@ -72,7 +72,7 @@ def test_an_epoch_can_be_read_while_the_daemon_works(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "x.trace")
     recorder = recording.attach(HEADER, hex)
     recorder.note_sites({S: None}, ())
-    saw(recorder, 1)
+    note(recorder, 1)
     recorder.write_epoch({})
     (trace,) = read_traces(tmp_path / "x.trace")
     assert trace.is_cut
@@ -92,7 +92,7 @@ def test_a_full_disk_ends_the_recording_with_one_line(caplog: pytest.LogCaptureF
         recorder = recording.attach(HEADER, hex)
         recorder.note_sites({S: None}, ())
         for epoch in range(5):
-            saw(recorder, epoch)
+            note(recorder, epoch)
             recorder.write_epoch({})
         recording.attach(HEADER, hex)
         recording.close()

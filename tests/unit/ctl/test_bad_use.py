@@ -21,7 +21,7 @@ from tests.unit.ctl.fake_daemon import served
 NOBODY = 65534
 
 
-def test_a_wrong_guest_name_is_told_the_nearest_one(command: Command) -> None:
+def test_a_wrong_guest_name_is_answered_with_the_nearest_one(command: Command) -> None:
     code, out, err = command("status", guest="vm11")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "no configuration for guest 'vm11'" in err
@@ -32,14 +32,14 @@ def test_a_wrong_guest_name_is_told_the_nearest_one(command: Command) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../vm1", ".vm1", "a\nb"])
-def test_what_is_no_guest_name_is_refused_in_one_line(command: Command, name: str) -> None:
+def test_an_impossible_guest_name_is_refused_in_one_line(command: Command, name: str) -> None:
     code, _, err = command("status", guest=name)
     assert (code, err.count("\n")) == (2, 1)
 
 
 @pytest.mark.parametrize("left", ["nothing", "a dead socket"])
 @pytest.mark.parametrize("arguments", [["status"], ["freeze"], ["explain", "a+0x1"], ["top"]])
-def test_where_no_daemon_runs_it_says_how_to_start_one(
+def test_without_a_daemon_the_error_says_how_to_start_one(
     command: Command, directory: Path, left: str, arguments: list[str]
 ) -> None:
     path = directory / "vm1.status"
@@ -54,7 +54,7 @@ def test_where_no_daemon_runs_it_says_how_to_start_one(
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["freeze"]])
-def test_what_answers_with_something_else_is_no_daemon(
+def test_a_reply_of_another_program_is_an_error(
     command: Command, directory: Path, arguments: list[str]
 ) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
@@ -77,7 +77,7 @@ def test_what_answers_with_something_else_is_no_daemon(
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """A folder that everybody may look into; those of pytest are private."""
+    """A folder that all users may read; those of pytest are private."""
     with TemporaryDirectory(prefix="optpolinectl-") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -87,7 +87,7 @@ def open_directory() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("closed", ["the socket", "its folder"])
-def test_a_socket_that_one_may_not_open_says_who_may(
+def test_a_socket_without_permission_names_its_owner(
     open_directory: Path, closed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = open_directory / "run"
@@ -105,7 +105,7 @@ def test_a_socket_that_one_may_not_open_says_who_may(
         run.chmod(0o700)
 
 
-def test_a_configuration_that_one_may_not_read_says_so(
+def test_a_configuration_without_permission_is_an_error(
     open_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (open_directory / "run").chmod(0)
@@ -145,7 +145,7 @@ def somebody_else() -> Iterator[None]:
     ],
 )
 @pytest.mark.parametrize("name", ["explain", "relearn", "revert", "unpin"])
-def test_what_the_daemon_says_of_a_site_is_handed_on(
+def test_the_message_of_the_daemon_is_printed(
     command: Command, directory: Path, name: str, said: str
 ) -> None:
     with served(directory, lambda _: Answer(outcome="refused", says=said)):
@@ -207,7 +207,7 @@ def test_top_without_a_terminal_says_what_to_use(command: Command, directory: Pa
     )
 
 
-def test_a_reader_that_has_seen_enough_is_no_trouble(directory: Path) -> None:
+def test_a_reader_that_closes_the_pipe_causes_no_error(directory: Path) -> None:
     where = f"--guest vm1 --config-dir {directory}"
     run = f"{sys.executable} -c 'from optpolined.ctl import main; main()'"
     with served(directory):

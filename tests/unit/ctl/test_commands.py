@@ -56,7 +56,7 @@ ASKED: list[tuple[list[str], Request]] = [
 
 @pytest.mark.parametrize(("arguments", "request_"), ASKED, ids=[" ".join(it[0]) for it in ASKED])
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
-def test_each_command_asks_for_what_it_says(
+def test_each_command_sends_its_request(
     command: Command, directory: Path, arguments: list[str], request_: Request, *, as_json: bool
 ) -> None:
     with served(directory) as asked:
@@ -114,7 +114,7 @@ def test_an_explanation_as_json_is_that_of_the_api(command: Command, directory: 
     assert Answer.model_validate_json(out).explanation == EXPLANATION
 
 
-def test_static_calls_tell_where_they_go_and_where_they_went(
+def test_static_calls_show_their_targets_of_now_and_of_the_build(
     command: Command, directory: Path
 ) -> None:
     calls = (

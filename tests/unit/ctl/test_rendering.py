@@ -28,7 +28,7 @@ STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def drawn(what: RenderableType, width: int = 80) -> str:
-    """As on a terminal, without its styles."""
+    """Render as on a terminal, without styles."""
     out = StringIO()
     console = Console(
         file=out, force_terminal=True, width=width, markup=False, highlight=False, emoji=False
@@ -53,7 +53,7 @@ def test_an_explanation_is_readable_on_80_columns() -> None:
     assert "foreign_breakpoint (epoch 4)" in lines[-1]
 
 
-def test_a_site_that_stands_as_it_was_built_is_shown_once() -> None:
+def test_a_site_with_its_original_code_is_shown_once() -> None:
     (part,) = EXPLANATION.parts
     untouched = replace(
         EXPLANATION, parts=(replace(part, standing=part.original),), block=None, history=()
@@ -83,7 +83,7 @@ def test_in_a_pipe_no_line_is_cut_or_padded(command: Command, directory: Path) -
     assert out.splitlines() == [line.rstrip() for line in out.splitlines()]
 
 
-def test_a_table_tells_what_lines_tell() -> None:
+def test_a_table_has_what_lines_have() -> None:
     text = drawn(site_table([HOT, MISSED]), width=160)
     for word in ("224,527", "vfs_read+0x9e", "ext4_file_read_iter 81%", "40% missed", "missing"):
         assert word in text
@@ -130,9 +130,7 @@ def evil_status(name: str) -> Status:
 
 @pytest.mark.parametrize("show", SHOWN)
 @given(name=EVIL)
-def test_nothing_that_a_guest_has_named_moves_the_cursor(
-    show: Callable[[str], str], name: str
-) -> None:
+def test_no_name_from_a_guest_moves_the_cursor(show: Callable[[str], str], name: str) -> None:
     assert all(line.isprintable() for line in show(name).split("\n"))
 
 

@@ -20,11 +20,11 @@ from optpolined.kernel.module.counters import (
     Int3Stats,
     RecordGain,
     Records,
-    clean,
     difference,
     each_cpu,
-    forget,
     full_address,
+    set_cleared,
+    zero_records,
 )
 from optpolined.kernel.module.header import Header
 
@@ -217,7 +217,7 @@ def test_a_forgotten_record_counts_from_zero() -> None:
     put(before, 0, 1, (HOT, 100), hits=5)
     put(now, 0, 0, (HOT, 3), hits=1)
     put(now, 0, 1, (HOT, 103), hits=6)
-    forget(before, [0])
+    set_cleared(before, [0])
     assert difference(before, now).by_record() == {
         0: RecordGain({TARGET: 3}, 0, 1),
         1: RecordGain({TARGET: 3}, 0, 1),
@@ -260,7 +260,7 @@ def test_clean_records() -> None:
     now = records(2, 4)
     put(now, 1, 0, (0, 1))
     put(now, 0, 2, hits=1)
-    assert clean(now) == [1, 3]
+    assert zero_records(now) == [1, 3]
 
 
 def test_the_cpus_alone_make_the_sum() -> None:
@@ -287,7 +287,7 @@ def test_hostile_records_never_raise(before: np.ndarray, now: np.ndarray) -> Non
     pairs = list(zip(gained.records.tolist(), gained.targets.tolist(), strict=True))
     assert pairs == sorted(set(pairs))
     gained.by_record()
-    clean(snapshots[0])
+    zero_records(snapshots[0])
 
 
 _FEW = st.sampled_from([0, 5, HOT, COLD, HOT + 16, HOT + 32, COLD + 16, COLD + 32, COLD + 48])

@@ -202,7 +202,7 @@ def test_aliases_and_inner_labels() -> None:
 
 
 def test_the_nearest_function_decides() -> None:
-    # A constant swallows the site for who decodes from the start, but a function begins behind it.
+    # Decoded from the start, the site is part of a constant; but a function begins there.
     text = b"\x48\xb8" + b"\x90" * 4 + branch(Register.RDX, 6)
     inner = Function(GuestVirtual(BASE + 6), 5, "inner")
     (site,) = scan(text, BASE, THUNKS, [Function(BASE, len(text), "outer"), inner]).sites

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Tree
-from optpolined.lab.actual_calls import NOBODY, find_actual_calls
+from optpolined.lab.actual_calls import UNKNOWN_TARGET, find_actual_calls
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.model import Trace, TraceEpoch, TraceHeader
 
@@ -38,7 +38,7 @@ def calls(*epochs: tuple[Form, Mapping[int, SiteEpoch]]) -> list[dict[GuestVirtu
 
 def test_who_learns_counts_the_truth_and_what_found_no_slot_went_to_nobody() -> None:
     assert calls((LEARNING, gain(a=5, b=3, other=2)), (LEARNING, {}), (LEARNING, gain(c=1))) == [
-        {A: 5, B: 3, NOBODY: 2},
+        {A: 5, B: 3, UNKNOWN_TARGET: 2},
         {},
         {C: 1},
     ]
@@ -78,7 +78,7 @@ def test_before_the_first_measurement_the_next_one_counts() -> None:
 
 
 def test_an_original_site_calls_what_it_called_when_it_learned() -> None:
-    assert calls((LEARNING, gain(a=4, other=1)), (ORIGINAL, {})) == [{A: 4, NOBODY: 1}] * 2
+    assert calls((LEARNING, gain(a=4, other=1)), (ORIGINAL, {})) == [{A: 4, UNKNOWN_TARGET: 1}] * 2
 
 
 def test_a_site_that_nobody_measured_calls_only_what_it_counted() -> None:

@@ -13,9 +13,9 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Key, LearnKeys
 from optpolined.config import LearningConfig
 from optpolined.control.recorder import Recorder
-from optpolined.lab.actual_calls import EpochTruth, find_actual_calls
+from optpolined.lab.actual_calls import EpochCalls, find_actual_calls
 from optpolined.lab.replay import is_recorded, replay, replay_recorded
-from optpolined.lab.score import Score, spread, stop_seconds
+from optpolined.lab.score import Score, stop_seconds, target_shares
 from optpolined.lab.simulated_guest import SimulatedGuest
 from optpolined.learning.cost import Costs
 from optpolined.learning.overridden import Override
@@ -23,8 +23,9 @@ from optpolined.learning.runner import StrategyRunner
 from optpolined.learning.settings import LearningSettings, PeriodicSettings
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import SiteEpoch
-from optpolined.learning.trace.file import TraceWriter, read_traces
 from optpolined.learning.trace.model import Said, Trace, TraceHeader, summed
+from optpolined.learning.trace.reader import read_traces
+from optpolined.learning.trace.writer import TraceWriter
 from optpolined.x86 import Register
 from tests.laboratory.scenarios import alternation, make, site, target
 
@@ -99,7 +100,7 @@ class Live:
             self.runner.update_sites(came, went)
             recorder.note_sites(came, went)
 
-    def epoch(self, place: int, calls: EpochTruth, recorder: Recorder) -> None:
+    def epoch(self, place: int, calls: EpochCalls, recorder: Recorder) -> None:
         by_cpu = {
             cpu: world.count({s: {cpu: made[cpu]} for s, made in calls.items() if cpu in made})
             for cpu, world in enumerate(self.worlds)
@@ -113,7 +114,7 @@ class Live:
         }
         forms = dict(self.worlds[0].forms)
         tables = {s: {0: A, 1: B} for s, form in forms.items() if isinstance(form, LearnKeys)}
-        for _ in range(1 + (place % 7 == 3)):  # what nobody decides on is not part of the trace
+        for _ in range(1 + (place % 7 == 3)):  # what no decision follows is left out
             recorder.note_counts(place, 0.5, by_cpu, tables, forms)
         made = self.runner.decide(self.runner.snapshot(place, 0.5, counts, tables, forms))
         recorder.write_epoch(made)
@@ -212,7 +213,7 @@ def test_what_was_recorded_is_asked_of_strategy_settings_and_costs() -> None:
 
 def test_the_ledger_accounts_for_an_epoch() -> None:
     score = Score(Costs())
-    calls: EpochTruth = {site(0): {0: {A: 60}, 1: {A: 30, B: 10}}, site(1): {0: {B: 7}}}
+    calls: EpochCalls = {site(0): {0: {A: 60}, 1: {A: 30, B: 10}}, site(1): {0: {B: 7}}}
     score.epoch(calls, 0.5, {})
     score.poke({site(0): LEARNING})
     score.epoch(calls, 0.5, {site(0): LEARNING})
@@ -242,7 +243,7 @@ def test_stops_are_cut_into_slices() -> None:
 
 
 def test_what_a_call_costs_follows_the_form() -> None:
-    seen = spread({0: {A: 50}, 1: {B: 50}})
+    seen = target_shares({0: {A: 50}, 1: {B: 50}})
     costs = Costs()
     assert costs.form(ORIGINAL, seen.shares) == 36
     assert costs.form(Chain((A, B)), seen.shares) == costs.chain([0.5, 0.5])

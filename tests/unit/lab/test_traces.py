@@ -9,14 +9,15 @@ import pytest
 
 from optpolined.codegen.forms import Original
 from optpolined.config import LearningConfig
-from optpolined.lab.actual_calls import EpochTruth, find_actual_calls
+from optpolined.lab.actual_calls import EpochCalls, find_actual_calls
 from optpolined.lab.clairvoyant import foresee
 from optpolined.lab.replay import ReplayResult, replay, replay_recorded
 from optpolined.learning.settings import LearningSettings
 from optpolined.learning.shape import Shaper
 from optpolined.learning.strategies import StrategyName
-from optpolined.learning.trace.file import TraceWriter, read_traces
 from optpolined.learning.trace.model import Trace
+from optpolined.learning.trace.reader import read_traces
+from optpolined.learning.trace.writer import TraceWriter
 from tests.laboratory.scenarios import SCENARIOS, alternation, name, site
 
 FILES = Path(__file__).parents[2] / "traces"
@@ -25,7 +26,7 @@ PATIENT = LearningConfig(hysteresis=LearningSettings(quarantine_epochs_max=1_000
 
 
 @cache
-def scenario(title: str) -> tuple[Trace, list[EpochTruth]]:
+def scenario(title: str) -> tuple[Trace, list[EpochCalls]]:
     (trace,) = read_traces(FILES / f"{title}.trace")
     return trace, find_actual_calls(trace)
 
@@ -122,7 +123,7 @@ def test_the_recorded_run_of_the_demo_is_decided_as_it_was() -> None:
     assert sum(epoch.seconds for epoch in trace.epochs) > 120
     recorded = replay_recorded(trace, actual)
     assert recorded.differs_at is None
-    # 0.976; what is lost are the first epochs, in which nobody knows anything.
+    # 0.976; what is lost are the first epochs, in which no strategy knows anything.
     best = foresee(actual, Shaper())
     assert recorded.score.coverage >= 0.97 * best.coverage
 

@@ -81,6 +81,15 @@ def every(pause: int, length: int) -> Schedule:
     return lambda epoch: epoch % (pause + length) < length
 
 
+def recurring(epochs: list[bool]) -> Schedule:
+    return lambda epoch: epochs[epoch % len(epochs)]
+
+
+def follow(plan: list[tuple[int, Mix]]) -> Site:
+    track = [rates for length, rates in plan for _ in range(length)]
+    return lambda epoch: track[epoch % len(track)]
+
+
 def play(
     plans: list[list[tuple[int, Mix]]],
     schedule: Schedule,
@@ -88,19 +97,13 @@ def play(
     covered: set[GuestVirtual],
     strategy: Strategy[Any],
 ) -> Run:
-    tracks = [[rates for length, rates in plan for _ in range(length)] for plan in plans]
-    sites: dict[GuestVirtual, Site] = {
-        site(n): (lambda epoch, track=track: track[epoch % len(track)])
-        for n, track in enumerate(tracks)
-    }
+    sites = {site(number): follow(plan) for number, plan in enumerate(plans)}
     return run_with(sites, schedule, covered=covered, strategy=strategy).epochs(80)
 
 
 ALL = pytest.mark.parametrize("strategy", [make(name) for name in StrategyName])
 PLANS = st.lists(PHASES, min_size=2, max_size=3)
-SCHEDULES = st.lists(st.booleans(), min_size=1, max_size=12).map(
-    lambda epochs: lambda epoch: epochs[epoch % len(epochs)]
-)
+SCHEDULES = st.lists(st.booleans(), min_size=1, max_size=12).map(recurring)
 COVERED = st.sets(st.integers(min_value=0, max_value=2).map(site))
 relaxed = settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
 
@@ -242,7 +245,7 @@ def test_a_site_that_changed_its_targets_is_right_again_without_a_census() -> No
 
 
 def test_a_site_that_must_learn_again_does_so_within_two_censuses() -> None:
-    before, after = mix(900, 100), mix(*[200] * 5, first=8)
+    before, after = mix(900, 100), mix(*[200] * 6, first=8)
     run = run_with({S: phases(42, before, after)}, every(10, 4)).epochs(42)
     assert run.targets(S) == tuple(before)
     run.epochs(28)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import ORIGINAL, Chain, Form
-from optpolined.kernel.module.counters import RECORD_DTYPE, Records, difference, forget
+from optpolined.kernel.module.counters import RECORD_DTYPE, Records, difference, set_cleared
 from optpolined.learning.hysteresis import Hysteresis
 from optpolined.learning.state import HysteresisState
 from optpolined.learning.strategy import Decision, SiteEpoch, Snapshot
@@ -54,7 +54,7 @@ class Trouble(Enum):
 
 @dataclass
 class Disturbed:
-    """A guest, its strategy, and who reads the counters."""
+    """A guest, its strategy, and the reader of its counters."""
 
     strategy: Hysteresis = field(default_factory=lambda: Hysteresis(QUICK))
     epoch: int = 0
@@ -79,7 +79,7 @@ class Disturbed:
             self.raw[self.epoch % CPUS] = np.zeros((), RECORD_DTYPE)
         if trouble is Trouble.CLEARED:
             self.raw[:] = np.zeros((), RECORD_DTYPE)
-            forget(self.read, range(len(SITES)))
+            set_cleared(self.read, range(len(SITES)))
         if trouble is not Trouble.EMPTY:
             self._call(CPUS - 1 if trouble is Trouble.HALF else CPUS)
         now = self.raw.copy()

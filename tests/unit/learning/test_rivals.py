@@ -123,7 +123,7 @@ def test_empty_epochs_give_no_target_up(
     for epoch in range(50, 53):
         state, decision = strategy.decide(state, Snapshot(epoch, SECONDS, {}, dict(standing)))
         for address, form in decision.wanted.items():
-            # A window that nobody called in may end; Epoch retrains by the clock.
+            # A window without calls may end; Periodic retrains by the clock.
             gives_up = form == ORIGINAL and standing[address] != LEARNING
             assert not gives_up or isinstance(strategy, Periodic)
         standing.update(decision.wanted)

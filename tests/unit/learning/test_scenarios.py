@@ -143,7 +143,7 @@ def test_the_work_of_an_epoch_follows_the_active_sites() -> None:
 
 
 def cpu_seconds(run: Run, snapshot: Snapshot) -> float:
-    """The best of five: a decision is pure, so that it can be made again."""
+    """Return the least CPU time of five runs; a decision is pure, so it can be made again."""
     seconds = []
     for _ in range(5):
         start = time.process_time()

@@ -18,8 +18,9 @@ from optpolined.learning.settings import LearningSettings, PeriodicSettings
 from optpolined.learning.strategies import StrategyName
 from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.errors import TraceError
-from optpolined.learning.trace.file import TraceWriter, read_traces
 from optpolined.learning.trace.model import Trace, TraceEpoch, TraceHeader
+from optpolined.learning.trace.reader import read_traces
+from optpolined.learning.trace.writer import TraceWriter
 from optpolined.x86 import Register
 
 SITES = [GuestVirtual(0xFFFFFFFF81000000 + 16 * n) for n in range(4)]
@@ -234,7 +235,7 @@ def test_a_file_that_unpacks_to_more_than_there_may_be_is_refused(
     made = written(numbered([TraceEpoch(0, 0.5, {})] * 50))
     for limit in ("_LINE_MAX", "_FILE_MAX", "_EPOCHS_MAX"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"optpolined.learning.trace.file.{limit}", 40)
+            patch.setattr(f"optpolined.learning.trace.reader.{limit}", 40)
             assert "more than" in refused(tmp_path, made)
     assert len(read(tmp_path, made)[0].epochs) == 50
 

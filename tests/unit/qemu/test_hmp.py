@@ -80,7 +80,7 @@ def test_the_ram_of_the_address_space_memory_is_found() -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("(prio 0, ram)", "(ram)"),  # as proposed on qemu-devel in 2023
+        ("(prio 0, ram)", "(ram)"),  # as a patch on qemu-devel proposed
         ("(prio 0, ram)", "(prio 0, ram, shared)"),
         ("00000000000bffff", "BFFFF"),
         ("  0000000000000000-", "  0x0-"),

@@ -4,19 +4,19 @@ from optpolined.api.status import DaemonPhase, Status
 from optpolined.telemetry.history import HISTORY, INTERVAL_SECONDS, History
 
 
-def test_a_moment_is_kept_in_each_interval_and_an_hour_in_all() -> None:
+def test_one_sample_is_kept_in_each_interval_for_an_hour() -> None:
     history = History()
     status = Status("vm1", DaemonPhase.RUNNING, coverage=0.5)
     for second in range(5000):
         history.add(status, 1e9 + second)
-    moments = history.samples()
-    assert len(moments) == 360
-    assert moments[-1].at - moments[-2].at == INTERVAL_SECONDS
-    assert (moments[0].phase, moments[0].coverage) == ("running", 0.5)
-    assert HISTORY.validate_json(HISTORY.dump_json(moments)) == list(moments)
+    samples = history.samples()
+    assert len(samples) == 360
+    assert samples[-1].at - samples[-2].at == INTERVAL_SECONDS
+    assert (samples[0].phase, samples[0].coverage) == ("running", 0.5)
+    assert HISTORY.validate_json(HISTORY.dump_json(samples)) == list(samples)
 
 
-def test_a_clock_that_goes_back_does_not_silence_it() -> None:
+def test_a_clock_that_is_set_back_does_not_stop_the_samples() -> None:
     history = History()
     history.add(Status("vm1"), 1e9)
     history.add(Status("vm1"), 1e9 - 3600)

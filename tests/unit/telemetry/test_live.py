@@ -40,7 +40,7 @@ def test_names_from_the_guest_are_not_markup() -> None:
     assert "[red]text[/]" in show(Status("vm1", hottest=(site,)), terminal=True)
 
 
-def test_elsewhere_a_line_comes_when_the_phase_changes_and_no_storm() -> None:
+def test_elsewhere_a_line_comes_when_the_phase_changes() -> None:
     learning = Status("vm1", DaemonPhase.LEARNING)
     lines = show(learning, learning, learning, RUNNING, terminal=False).splitlines()
     assert len(lines) == 2

@@ -17,7 +17,7 @@ from optpolined.telemetry.logs import JournalHandler, RateLimitHandler, configur
 
 
 class Kept(logging.Handler):
-    """Keeps what it is given."""
+    """Keeps its records."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Clock:
         return self.now
 
 
-def test_the_same_is_said_once_and_then_how_often() -> None:
+def test_an_event_is_logged_once_and_then_its_number() -> None:
     kept, clock = Kept(), Clock()
     calm = RateLimitHandler(kept, clock=clock, seconds=60)
     for second in range(120):
@@ -64,7 +64,7 @@ def test_the_same_is_said_once_and_then_how_often() -> None:
     assert {(kept.site, kept.reason) for kept in kept.records} == {("0x10", "foreign_bytes")}  # type: ignore[attr-defined]
 
 
-def test_what_differs_in_its_site_reason_or_else_its_text_is_not_the_same() -> None:
+def test_events_differ_by_site_and_reason_otherwise_by_text() -> None:
     kept = Kept()
     calm = RateLimitHandler(kept, clock=Clock())
     for site in ("0x10", "0x20"):
@@ -75,7 +75,7 @@ def test_what_differs_in_its_site_reason_or_else_its_text_is_not_the_same() -> N
     assert len(kept.lines) == 6
 
 
-def test_a_storm_about_ten_thousand_sites_is_some_lines() -> None:
+def test_events_about_ten_thousand_sites_are_a_few_lines() -> None:
     kept, clock = Kept(), Clock()
     calm = RateLimitHandler(kept, clock=clock)
     for site in range(10_000):
@@ -86,7 +86,7 @@ def test_a_storm_about_ten_thousand_sites_is_some_lines() -> None:
     assert kept.lines[10:] == ["0xa left alone (and 9989 more of this kind)", "something else"]
 
 
-def test_who_asks_for_everything_gets_it() -> None:
+def test_records_of_level_debug_are_not_limited() -> None:
     kept = Kept()
     calm = RateLimitHandler(kept, clock=Clock())
     for _ in range(30):

@@ -41,7 +41,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
         yield made
 
 
-def test_nobody_is_told_where_there_is_no_manager() -> None:
+def test_nothing_is_sent_without_a_manager() -> None:
     notifier = Notifier.from_environment({})
     notifier.ready()
     notifier.alive()
@@ -73,12 +73,12 @@ def test_the_environment_names_the_manager_and_is_not_inherited(manager: Manager
         {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"},
     ],
 )
-def test_a_watchdog_that_is_not_meant_for_us(manager: Manager, watchdog: dict[str, str]) -> None:
+def test_a_watchdog_of_another_process(manager: Manager, watchdog: dict[str, str]) -> None:
     notifier = Notifier.from_environment({"NOTIFY_SOCKET": manager.address} | watchdog)
     assert not notifier.is_watched
 
 
-def test_pings_come_at_half_the_watchdogs_time_however_often_we_say_that_we_live(
+def test_pings_come_at_half_the_watchdogs_time_however_often_progress_is_reported(
     manager: Manager,
 ) -> None:
     notifier = manager.notifier(watchdog_seconds=10.0)
@@ -91,7 +91,7 @@ def test_pings_come_at_half_the_watchdogs_time_however_often_we_say_that_we_live
     assert told == [0.0, 5.0, 10.0, 15.0]
 
 
-def test_progress_moves_the_deadline_on_the_way_in_and_out_only(manager: Manager) -> None:
+def test_progress_extends_the_deadline_of_start_and_stop_only(manager: Manager) -> None:
     notifier = manager.notifier()
     steps: list[tuple[Callable[[], None], bool]] = [
         (lambda: None, True),
@@ -106,7 +106,7 @@ def test_progress_moves_the_deadline_on_the_way_in_and_out_only(manager: Manager
         assert manager.heard() == [["EXTEND_TIMEOUT_USEC=60000000" if extends else "WATCHDOG=1"]]
 
 
-def test_a_status_is_told_when_it_changes_and_cannot_add_lines(manager: Manager) -> None:
+def test_a_status_is_sent_when_it_changes_and_cannot_add_lines(manager: Manager) -> None:
     notifier = manager.notifier()
     for text in ("attaching", "attaching", "evil\nREADY=1"):
         notifier.send_status(text)
@@ -127,10 +127,10 @@ def test_a_reload_ends_with_ready_even_where_it_fails(manager: Manager) -> None:
     assert manager.heard() == [["READY=1"]]
 
 
-def test_a_manager_that_is_gone_is_said_and_no_more(
+def test_a_manager_that_is_gone_is_a_line_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Notifier(str(tmp_path / "nobody")).ready()
+    Notifier(str(tmp_path / "absent")).ready()
     assert "the service manager cannot be reached" in caplog.text
 
 

@@ -5,8 +5,8 @@
    (bit 12 of CR3 set): so each raw root is followed by the one with bit 12 cleared.
 2. One of the module area's pages carries the magic and its own address.  False magics exist: the
    module's file in the page cache, the string constant in the module.
-3. The header leads to VMCOREINFO, and that to the kernel's own root.  From there on no process's
-   root is used: it is freed with its process.
+3. The header leads to VMCOREINFO, and VMCOREINFO to the kernel's own root.  From there on no
+   process's root is used, because it is freed with its process.
 """
 
 from collections.abc import Iterable, Iterator
@@ -49,7 +49,7 @@ _CR4_LA57 = 1 << 12
 _EFER_LMA = 1 << 10
 _USER_ROOT = 1 << 12  # PTI_USER_PGTABLE_BIT
 
-_ROOTS_MAX = 32  # the first or second one does, unless the guest wants to waste our time
+_ROOTS_MAX = 32  # one of the first two works, unless the guest wastes our time
 _PAGES_MAX = 400_000  # in all; the whole area has 258,048, and a guest with all modules 40,000
 _PREFIX_SIZE = abi.offset_of(abi.HeaderLayout, "self") + 8
 
@@ -107,7 +107,7 @@ def find_header(memory: PhysicalMemory, registers: str) -> Header:
 
 
 def roots(registers: str) -> list[Root]:
-    """The roots to try, in this order, from the text of HMP ``info registers -a``."""
+    """Return the roots to try, in this order, from the text of HMP ``info registers -a``."""
     found: dict[Root, None] = {}
     for vcpu in parse_control_registers(registers):
         if not (vcpu.cr0 & _CR0_PG and vcpu.efer & _EFER_LMA):
@@ -122,12 +122,12 @@ def roots(registers: str) -> list[Root]:
 def _pages(
     memory: PhysicalMemory, candidates: Iterable[Root]
 ) -> Iterator[tuple[AddressSpace, GuestVirtual, GuestPhysical]]:
-    """Each page of the module area that each root maps."""
+    """Yield each page of the module area that each root maps."""
     for root in candidates:
         space = AddressSpace(memory, root.address, root.levels)
         ranges = list(space.mapped(_MODULES_START, _MODULES_END))
-        # The header is data, most of the area is code: four times as fast on a guest with many
-        # modules.
+        # The header is data, and most of the area is code.  Data first is four times as fast on a
+        # guest with many modules.
         ranges.sort(key=lambda page: page.executable or not page.writable)
         for page in ranges:
             for offset in range(0, page.size, PAGE_SIZE):
@@ -136,7 +136,7 @@ def _pages(
 
 
 def _is_named(memory: PhysicalMemory, virtual: GuestVirtual, physical: GuestPhysical) -> bool:
-    """Whether a page carries the magic and names its own address."""
+    """Return whether a page carries the magic and names its own address."""
     try:
         prefix = memory.read(physical, _PREFIX_SIZE)
     except OutOfRamError:

@@ -8,8 +8,8 @@
 
 Counts only rise, and wrap at 32 bits, so what was gained is the difference modulo 2**32; an epoch
 is short against the 2**32 calls that a CPU would need to come round.  What goes back is a record
-that was cleared: tell ``forget`` where the host has done that.  Otherwise it is taken to have been
-where it lost a target, or would have to have gained half of 2**32.
+that was cleared: call ``set_cleared`` where the host has done that.  Without the call, a record
+counts as cleared where it lost a target, or where it would have gained half of 2**32.
 """
 
 import struct
@@ -32,11 +32,11 @@ __all__ = (
     "Int3Stats",
     "RecordGain",
     "Records",
-    "clean",
     "difference",
     "each_cpu",
-    "forget",
     "full_address",
+    "set_cleared",
+    "zero_records",
 )
 
 RECORD_DTYPE: Final = np.dtype(
@@ -109,7 +109,7 @@ class Difference:
     hits: _U64
 
     def by_record(self) -> dict[int, RecordGain]:
-        """The same for people and dictionaries: only the records that gained anything."""
+        """Return the same as a dictionary of the records that gained anything."""
         calls: dict[int, dict[GuestVirtual, int]] = {}
         for record, target, count in zip(
             self.records.tolist(), self.targets.tolist(), self.calls.tolist(), strict=True
@@ -166,12 +166,12 @@ class Counters:
         return len(self._chunks) * RECORDS_PER_CHUNK
 
     def offset(self, record: int) -> int:
-        """The percpu offset of a record, as code refers to it."""
+        """Return the percpu offset of a record, as code refers to it."""
         chunk, place = divmod(record, RECORDS_PER_CHUNK)
         return (self._chunks[chunk] + place * RECORD_DTYPE.itemsize) % _TOP
 
     def copies(self, record: int) -> list[GuestVirtual]:
-        """Where each CPU's copy of a record is."""
+        """Return where each CPU's copy of a record is."""
         return [self._address(cpu, self.offset(record)) for cpu in self._per_cpu_offsets]
 
     def snapshot(self, count: int) -> Records:
@@ -255,17 +255,17 @@ def difference(previous: Records, current: Records) -> Difference:
 
 
 def each_cpu(previous: Records, current: Records) -> Iterator[Difference]:
-    """What the records gained on each CPU alone; :func:`difference` is the sum."""
+    """Yield what the records gained on each CPU alone; :func:`difference` is the sum."""
     for before, now in zip(previous, current, strict=True):
         yield difference(before[np.newaxis], now[np.newaxis])
 
 
 def full_address(low_half: int) -> GuestVirtual:
-    """The target whose low half a slot holds."""
+    """Return the target whose low half a slot holds."""
     return GuestVirtual(low_half | int(_HIGH_HALF) if low_half >> 31 else low_half)
 
 
-def forget(snapshot: Records, records: Iterable[int]) -> None:
+def set_cleared(snapshot: Records, records: Iterable[int]) -> None:
     """Make ``records`` zero in ``snapshot``, as the host has just made them in the guest.
 
     Without it, a target that claims its old slot again would seem to have counted almost 2**32.
@@ -273,8 +273,8 @@ def forget(snapshot: Records, records: Iterable[int]) -> None:
     snapshot[:, list(records)] = np.zeros((), RECORD_DTYPE)
 
 
-def clean(snapshot: Records) -> list[int]:
-    """The records that are all zero on every CPU."""
+def zero_records(snapshot: Records) -> list[int]:
+    """Return the indices of the records that are all zero on every CPU."""
     cpus, count = snapshot.shape
     words = snapshot.view(np.uint64).reshape(cpus, count, _WORDS // 2)
     return np.flatnonzero(~words.any(axis=(0, 2))).tolist()
@@ -299,7 +299,7 @@ def _changed(before: Records, now: Records) -> tuple[npt.NDArray[np.intp], _U32,
 
 
 def _risen(old: _U32, new: _U32) -> _U32:
-    """What counters gained; one that went back was cleared, and counts from zero."""
+    """Return what counters gained; one that went back was cleared, and counts from zero."""
     gained = new - old
     return np.where(gained < _HALF, gained, new)
 
@@ -342,7 +342,7 @@ class _Merged:
         self._keep(*_keyed(records, targets, gained))
 
     def _keep(self, keys: _U64, calls: _U64) -> None:
-        """Keep what is in no table; summed up now and then, for a guest may have much of it."""
+        """Keep what is in no table; sum it up now and then, because a guest may have much of it."""
         if not len(keys):
             return
         self._others.append((keys, calls))
@@ -351,13 +351,13 @@ class _Merged:
             self._others, self._pending = [_summed(self._others)], 0
 
     def sums(self) -> tuple[_U64, _U64]:
-        """The keys, each once and in order, and the calls of each."""
+        """Return the keys, each once and in order, and the calls of each."""
         records = np.arange(self._targets.shape[1])
         return _summed([_keyed(records, self._targets, self._calls), *self._others])
 
 
 def _keyed(records: npt.NDArray[np.intp], targets: _U32, calls: _U32 | _U64) -> tuple[_U64, _U64]:
-    """The keys that were called, and the calls, of what is by slot and record."""
+    """Return the keys that were called, and the calls, of what is by slot and record."""
     slots, places = np.nonzero(calls)
     keys = records[places].astype(np.uint64) << np.uint64(32) | targets[slots, places]
     return keys, calls[slots, places].astype(np.uint64)

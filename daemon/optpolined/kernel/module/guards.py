@@ -1,4 +1,4 @@
-"""Guests that watch their own text: patching one would look like an attack, and be answered so."""
+"""Find guests that watch their own text, because patching one looks like an attack to it."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,11 +15,11 @@ _LOCKED_DOWN = "kernel_locked_down"
 
 
 def text_guard(names: Iterable[str]) -> str | None:
-    """Say who compares the kernel's text with what it was when he came; ``None`` where nobody does.
+    """Return the name of what compares the kernel's text with a copy; ``None`` without such.
 
-    LKRG (https://lkrg.org) is known by its module's name, one of ``names``.  At its next check
-    (each 15 seconds) it panics over any byte that differs, be it one of ours that comes or one that
-    goes.  One that was told to hide (sysctl lkrg.hide) is in no list of modules and is not found.
+    LKRG (https://lkrg.org) is known by its module's name, one of ``names``.  At its next check,
+    within 15 seconds, it panics over any byte that differs: one that the daemon writes, or one that
+    it puts back.  An LKRG that is told to hide (sysctl lkrg.hide) is in no list and is not found.
     """
     for name in names:
         if name in _LKRG:
@@ -28,10 +28,10 @@ def text_guard(names: Iterable[str]) -> str | None:
 
 
 def check_text_guard(space: AddressSpace, header: Header) -> None:
-    """See that no module would take a change of the text for an attack.
+    """Check that no module takes a change of the text for an attack.
 
-    :raise GuardedError: one would.
-    :raise ModuleGoneError, HeaderError, ModuleListError: as of the list of modules.
+    :raise GuardedError: one does.
+    :raise ModuleGoneError, HeaderError, ModuleListError: the list of modules cannot be read.
     """
     guard = text_guard(read_module_names(space, header))
     if guard is not None:
@@ -43,7 +43,7 @@ def integrity_guard(
     read: Callable[[GuestVirtual, int], bytes],
     modules: Iterable[GuestModule],
 ) -> str | None:
-    """Say what guards the integrity of the guest's kernel; ``None`` where nothing does.
+    """Return the name of what guards the kernel's integrity; ``None`` where nothing does.
 
     Lockdown keeps its level in ``kernel_locked_down`` (security/lockdown/lockdown.c): an enum
     lockdown_reason, 4 bytes, 0 for none.

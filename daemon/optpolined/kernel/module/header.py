@@ -71,7 +71,7 @@ class Header:
     modules_capacity: int
 
     def field(self, name: str) -> GuestVirtual:
-        """The address of a field of ``struct optp_header`` in the guest."""
+        """Return the address of a field of ``struct optp_header`` in the guest."""
         return GuestVirtual(self.address + abi.offset_of(abi.HeaderLayout, name))
 
 

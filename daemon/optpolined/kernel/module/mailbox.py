@@ -1,6 +1,6 @@
 """The mailbox: what the host asks the guest's module to do.
 
-    mailbox.request(RequestOp.GRACE)     # returns once nobody sleeps in what was unlinked before
+    mailbox.request(RequestOp.GRACE)     # returns once no task sleeps in what was unlinked
 
 The host writes ``request_op``, then ``request_seq``; the module serves the request, writes
 ``request_result`` and then ``request_done_seq = request_seq``.  A request is outstanding while the
@@ -59,14 +59,14 @@ class Mailbox:
         self._sleep = sleep
 
     def idle(self) -> bool:
-        """Whether no request is outstanding.
+        """Return whether no request is outstanding.
 
         :raise ModuleGoneError: the module is no longer there.
         """
         return _idle(self._status())
 
     def post(self, op: RequestOp) -> None:
-        """Ask, and do not wait; :meth:`result` tells what came of it.
+        """Post a request and do not wait; :meth:`result` says when it is done.
 
         :raise RequestBusyError: another request is outstanding.
         :raise ModuleGoneError: the module is no longer there.
@@ -85,7 +85,7 @@ class Mailbox:
         )
 
     def result(self) -> bool:
-        """Whether the last request is done; ``False`` while it is outstanding.
+        """Return whether the last request is done; ``False`` while it is outstanding.
 
         :raise RequestFailedError: it was answered with an errno.
         :raise ModuleGoneError: the module is no longer there.
@@ -98,7 +98,7 @@ class Mailbox:
         return True
 
     def request(self, op: RequestOp, *, timeout_seconds: float = 30.0) -> None:
-        """Ask and wait until it is done; an outstanding request is waited for first.
+        """Post a request and wait until it is done, after any outstanding request.
 
         The guest must run, and may be slow: GRACE waits for every task to leave preempted code.
 

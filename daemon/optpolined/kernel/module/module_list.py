@@ -37,7 +37,7 @@ class GuestModule:
 
 
 def read_modules(space: AddressSpace, header: Header) -> list[GuestModule]:
-    """The modules in the order of their addresses; those whose text makes no sense are left out.
+    """Return the modules by ascending address, without those whose text makes no sense.
 
     :raise ModuleGoneError: the header is no longer there.
     :raise HeaderError, ModuleListError: the list makes no sense, or changed while it was read.
@@ -49,7 +49,7 @@ def read_modules(space: AddressSpace, header: Header) -> list[GuestModule]:
 
 
 def read_module_names(space: AddressSpace, header: Header) -> list[str]:
-    """The names of all modules, of those too whose init still runs or that have no text.
+    """Return the names of all modules, of those too whose init still runs or that have no text.
 
     :raise ModuleGoneError, HeaderError, ModuleListError: as :func:`read_modules`.
     """
@@ -90,7 +90,7 @@ def _module(raw: abi.ModuleLayout) -> GuestModule | None:
 
 
 def _name(raw: bytes) -> str:
-    """A name fit for logs, labels and terminals, whatever the guest wrote."""
+    """Return a name fit for logs, labels and terminals, whatever the guest wrote."""
     return "".join(
         chr(byte) if chr(byte).isascii() and (chr(byte).isalnum() or byte in b"_-.") else "?"
         for byte in raw.split(b"\0", 1)[0]

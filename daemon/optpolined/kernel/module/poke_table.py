@@ -62,12 +62,12 @@ class Defect:
 
 
 def home(site: GuestVirtual, order: int) -> int:
-    """The place where the search for a site begins, in a table of ``1 << order``."""
+    """Return the place where the search for a site begins, in a table of ``1 << order``."""
     return ((site * POKE_HASH) & _U64) >> (64 - order)
 
 
 def encode(entry: PokeEntry) -> bytes:
-    """The ``ENTRY_SIZE`` bytes of an entry."""
+    """Return the ``ENTRY_SIZE`` bytes of an entry."""
     if not 0 < entry.length <= _ORIGINAL_MAX:
         raise ValueError(f"an instruction of {entry.length} bytes does not fit a poke entry")
     return _ENTRY.pack(
@@ -98,7 +98,7 @@ def decode(data: bytes) -> PokeEntry | None:
 
 
 def _nonsense(site: int, slow_path: int, kind: int, state: int, length: int) -> str | None:
-    """What is wrong with an entry's fields; thousands are asked about at each attach."""
+    """Return what is wrong with an entry's fields; thousands are asked about at each attach."""
     if site < _TEXT_START:
         return f"site {site:#x} is not in kernel text"
     if slow_path < _TEXT_START:
@@ -149,7 +149,7 @@ class PokeTable:
         return [Defect(index, reason) for index, reason in sorted(self._defects.items())]
 
     def place(self, site: GuestVirtual) -> int:
-        """The index of the entry of ``site``, or else of the free one that it would take.
+        """Return the index of the entry of ``site``, or else of the free one that it would take.
 
         :raise PokeTableFullError: there is neither.
         """
@@ -180,13 +180,13 @@ class PokeTable:
         return index
 
     def _first_free(self, site: GuestVirtual) -> int | None:
-        """The free place that the search for ``site`` would end at."""
+        """Return the free place that the search for ``site`` would end at."""
         if not self._free:
             return None
         return self._free[bisect_left(self._free, home(site, self.order)) % len(self._free)]
 
     def _distance(self, site: GuestVirtual, index: int) -> int:
-        """How many places the search for ``site`` passes before ``index``."""
+        """Return how many places the search for ``site`` passes before ``index``."""
         return (index - home(site, self.order)) % self.capacity
 
     def _note(self, index: int, site: GuestVirtual) -> None:

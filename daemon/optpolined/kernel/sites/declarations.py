@@ -56,7 +56,7 @@ _INLINE: Final = frozenset({DeclarationKind.INLINE_CALL, DeclarationKind.INLINE_
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """One record; ``other`` is 0 where there is none, ``register`` None where it names none."""
+    """One record; ``other`` is 0, and ``register`` is ``None``, where the record has none."""
 
     kind: DeclarationKind
     site: GuestVirtual
@@ -94,7 +94,7 @@ def read_declarations(space: AddressSpace, runs: Iterable[GuestVirtual]) -> Decl
 
 
 def _count(space: AddressSpace, run: GuestVirtual, left: int, declared: Declarations) -> int:
-    """How many records of a run are to be read: all or none."""
+    """Return how many records of a run are to be read: all or none."""
     magic, version, record_size, count, _ = _RUN.unpack(space.read(run, _RUN.size))
     if magic != _MAGIC:
         declared.refused.append(f"what stands at {run:#x} are no site records")
@@ -144,7 +144,7 @@ def _take(at: GuestVirtual, data: bytes, declared: Declarations) -> None:
 
 
 def _key_nonsense(key_register: int, register: int, shift: int, bits: int) -> str | None:
-    """What is wrong with the key of a record."""
+    """Return what is wrong with the key of a record."""
     if key_register >= len(Register):
         return f"no key register has the number {key_register}"
     try:

@@ -21,7 +21,7 @@ def with_inline_parts(
     base: GuestVirtual,
     thunks: Thunks,
 ) -> tuple[Sequence[Site], Sequence[str]]:
-    """The ``sites`` of the ``text`` at ``base``, those that are declared inline with that part.
+    """Return the ``sites`` of the ``text`` at ``base``; declared inline ones get their part.
 
     The branch of an inline part is no site of its own any more.  The second answer says of each
     declaration that is not believed why; its code stays what it is without one: two thunk sites.

@@ -110,7 +110,7 @@ class Exclusions:
         return self.reason_at(site.address, site.function, site.module)
 
     def reason_at(self, address: GuestVirtual, function: str, module: str | None) -> Refusal | None:
-        """The same for an instruction in ``function`` that leaves the flags as they are."""
+        """Return the same for an instruction in ``function`` that leaves the flags as they are."""
         inside = {reason for reason, ranges in self._ranges.items() if address in ranges}
         # gcc gives parts and clones of a function its name and a suffix (.cold, .isra.0).
         if module is None and function.partition(".")[0] in _INT3_PATH:

@@ -58,7 +58,7 @@ def inline_part(
     base: GuestVirtual,
     thunks: Thunks,
 ) -> InlinePart | str:
-    """The inline part of the declared site in the ``text`` that stands at ``base``, or why not.
+    """Return the inline part of the declared site in the ``text`` at ``base``, or why not.
 
     ``text`` holds the code as it was built: what the poke table knows of is put back in it.
     """

@@ -53,7 +53,7 @@ _TOP: Final = 1 << 64
 # test_cc()).  One instruction between would still be near.
 _FLAGS_REACH: Final = 16
 
-# The text is searched in pieces, for what numpy makes of one is up to 32 times as long.
+# The text is searched in pieces, because what numpy makes of one is up to 32 times as long.
 _PIECE: Final = 1 << 20
 
 # One call of capstone allocates 248 bytes an instruction, and the guest may claim that a function
@@ -261,7 +261,7 @@ class _Functions:
             yield (None if index < 0 else self._functions[index]), members
 
     def _find(self, offsets: npt.NDArray[np.int64]) -> _Indices:
-        """Index the function of each offset; -1 where there is none."""
+        """Return the index of each offset's function, or -1 outside all functions."""
         if not self._functions:
             return np.full(len(offsets), -1, np.intp)
         nearest = np.searchsorted(self._starts, offsets, "right") - 1
@@ -274,8 +274,8 @@ def _confirm(
 ) -> Iterator[tuple[int, bool] | RejectionCause]:
     """Decode from ``start``, a function's, to the last of ``offsets``.
 
-    Yields, for each: where its instruction starts and whether the flags are live there, or why it
-    is none.
+    Yield, for each: where its instruction starts and whether the flags are live there, or why the
+    bytes are no site.
     """
     ends = {offset + _BRANCH_SIZE for offset in offsets}
     sizes: dict[int, int] = {}

@@ -4,8 +4,8 @@
                  int3; int3; int3
     site:        call  trampoline   inline, where the plugin has logged it; a tail call is a jmp
 
-Changed is the target of the one branch.  A key without a function is a call that does nothing, as
-include/linux/static_call.h has it: its trampoline returns, and its sites are nops or return.
+The daemon changes the target of one branch.  A call of a key without a function does nothing, as in
+include/linux/static_call.h: its trampoline returns, and its sites are nops or return.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -68,7 +68,7 @@ def collect_static_calls(
     code: Callable[[GuestVirtual, int], bytes],
     function: Callable[[GuestVirtual], FunctionRange | None],
 ) -> tuple[dict[str, StaticCall], Sequence[str]]:
-    """The static calls by key, and why other declarations are not believed, one line each.
+    """Return the static calls by key, and why other declarations are not believed, one line each.
 
     ``code`` gives bytes as they were built (none where nothing is mapped), ``function`` the one
     that an address lies in.
@@ -111,7 +111,7 @@ def collect_static_calls(
 def static_instruction(
     place: StaticPlace, target: GuestVirtual | None, return_thunk: GuestVirtual | None
 ) -> bytes:
-    """The instruction at ``place`` that goes to ``target``; ``None``: the call does nothing.
+    """Return the instruction at ``place`` that goes to ``target``; ``None``: the call does nothing.
 
     ``return_thunk`` is the kernel's ``__x86_return_thunk``, where it has one: returns go through it
     (arch/x86/lib/retpoline.S).
@@ -128,9 +128,9 @@ def static_instruction(
 
 
 def static_target(place: StaticPlace, found: bytes) -> GuestVirtual | None:
-    """Where the instruction ``found`` at ``place`` goes; ``None`` where it does nothing.
+    """Return where the instruction ``found`` at ``place`` goes; ``None`` where it does nothing.
 
-    :raise DecodeError: it is none that stands at a static call.
+    :raise DecodeError: no static call holds such an instruction.
     """
     if found == (_NOP if place.kind is SiteKind.STATIC_CALL else _RETURN):
         return None

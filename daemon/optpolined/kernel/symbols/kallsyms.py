@@ -40,7 +40,7 @@ _LONG_NAME = 0x80
 
 
 def load_kallsyms(space: AddressSpace, vmcoreinfo: Vmcoreinfo) -> list[tuple[int, str]]:
-    """The address and name of each kernel symbol, in no order.  Names are printable ASCII.
+    """Return the address and name of each kernel symbol, in no order.  Names are printable ASCII.
 
     :raise SymbolsError: there is no table, or it makes no sense.
     :raise QemuError: the guest's memory cannot be read at all.
@@ -68,7 +68,7 @@ def load_kallsyms(space: AddressSpace, vmcoreinfo: Vmcoreinfo) -> list[tuple[int
 
 
 def _note(vmcoreinfo: Vmcoreinfo, tables: Iterable[str]) -> bytes:
-    """The VMCOREINFO for drgn: what it asks for and nothing else."""
+    """Return the VMCOREINFO for drgn: what it asks for and nothing else."""
     places = {name: vmcoreinfo.symbols.get(name, 0) for name in ("_stext", *tables)}
     symbols = "".join(f"SYMBOL({name})={address:x}\n" for name, address in places.items())
     # The root of the page tables must not be absent, and is never looked at.
@@ -84,7 +84,7 @@ def _add_table(program: drgn.Program, address: GuestVirtual, table: bytes) -> No
 
 
 def _read_tables(space: AddressSpace, symbols: Mapping[str, GuestVirtual]) -> dict[str, bytes]:
-    """What drgn will read, by name."""
+    """Return what drgn will read, by name."""
 
     def place(name: str) -> GuestVirtual:
         try:
@@ -118,7 +118,7 @@ def _read_tables(space: AddressSpace, symbols: Mapping[str, GuestVirtual]) -> di
 
 
 def _expanded_size(names: bytes, lengths: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> int:
-    """The bytes of all names with their tokens written out."""
+    """Return the bytes of all names with their tokens written out."""
     pieces = range(0, len(names), _PIECE)
     octets = (np.frombuffer(names[start : start + _PIECE], np.uint8) for start in pieces)
     return sum(int(lengths[piece].sum()) for piece in octets)
@@ -127,7 +127,7 @@ def _expanded_size(names: bytes, lengths: "np.ndarray[tuple[int], np.dtype[np.in
 def _read_tokens(
     space: AddressSpace, address: GuestVirtual, index: bytes
 ) -> tuple[bytes, "np.ndarray[tuple[int], np.dtype[np.int64]]"]:
-    """The NUL-terminated tokens, and the length of each of the 256."""
+    """Return the NUL-terminated tokens, and the length of each of the 256."""
     starts = np.frombuffer(index, "<u2").tolist()
     table = bytearray()
     while (end := table.find(b"\0", max(starts))) < 0:

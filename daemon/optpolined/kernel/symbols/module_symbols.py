@@ -97,7 +97,7 @@ def module_symbols(space: AddressSpace, module: GuestModule, bytes_left: int) ->
 
 
 def _cut(symbols: list[tuple[int, int, str]], end: int) -> list[tuple[int, int, str]]:
-    """One function an address; where a size is missing it reaches to the next one."""
+    """Return one function an address; where a size is missing it reaches to the next one."""
     by_start = itertools.groupby(symbols, key=lambda symbol: symbol[0])
     # Of several at an address, the last is the one with the largest size.
     functions = [list(group)[-1] for _, group in by_start]

@@ -100,7 +100,7 @@ class Symbols:
         return self._runs
 
     def function(self, address: GuestVirtual) -> Function | None:
-        """The function that ``address`` is in."""
+        """Return the function that ``address`` is in."""
         position = int(np.searchsorted(self._starts, np.uint64(address), side="right")) - 1
         if position < 0:
             return None
@@ -108,18 +108,18 @@ class Symbols:
         return function if address - function.start < function.size else None
 
     def functions_in(self, start: GuestVirtual, size: int) -> Sequence[Function]:
-        """The functions that begin in the ``size`` bytes from ``start`` on, in order."""
+        """Return the functions that begin in the ``size`` bytes from ``start`` on, in order."""
         ends = np.array([start, min(start + size, _HIGHEST)], np.uint64)
         first, last = np.searchsorted(self._starts, ends).tolist()
         return self._functions[first:last]
 
     def is_function_entry(self, address: GuestVirtual) -> bool:
-        """Whether a function begins at ``address``."""
+        """Return whether a function begins at ``address``."""
         function = self.function(address)
         return function is not None and function.start == address
 
     def entries(self, name: str) -> Sequence[Function]:
-        """The functions of this name, the kernel's and its modules'."""
+        """Return the functions of this name, the kernel's and its modules'."""
         found = {function.start: function for function in self._named.get(name, ())}
         for address in self.addresses(name):  # an alias
             function = self.function(address)
@@ -145,16 +145,16 @@ class Symbols:
         return str(name if name.offset else replace(name, offset=None))
 
     def addresses(self, name: str) -> Sequence[GuestVirtual]:
-        """Where the kernel's own symbols of this name are; static ones may share a name."""
+        """Return where the kernel's own symbols of this name are; static ones may share a name."""
         return self._addresses.get(name, ())
 
     def address_of(self, name: str) -> GuestVirtual | None:
-        """Where the kernel's own symbol of this name is; ``None`` unless there is exactly one."""
+        """Return where the kernel's only symbol of this name is; ``None`` without exactly one."""
         addresses = self.addresses(name)
         return addresses[0] if len(addresses) == 1 else None
 
     def section(self, start: str, end: str) -> tuple[GuestVirtual, GuestVirtual]:
-        """The range between two marks of the linker script, the end exclusive.
+        """Return the range between two marks of the linker script, the end exclusive.
 
         :raise SymbolsError: the kernel lacks one of them, or they are in the wrong order.
         """

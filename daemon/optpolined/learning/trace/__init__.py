@@ -1,7 +1,8 @@
 """Traces: what learning saw of one guest, from attach to detach.
 
 model.py   a trace, epoch by epoch
-file.py    traces in a file, written while they grow, and read without trust
-lines.py   the lines of that file
+writer.py  writes traces to a file while they grow
+reader.py  reads the traces of a file, which is not trusted
+lines.py   the format of that file
 errors.py  the errors of traces
 """

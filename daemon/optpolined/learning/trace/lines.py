@@ -1,4 +1,14 @@
-"""The lines of a trace file, as pydantic models, and how forms and keys are written."""
+"""The lines of a trace file, as pydantic models, and how forms and keys are written.
+
+The file is gzip, of one or more members, with lines of JSON in it.  A line with
+``optpolined_trace``, the version of the format, starts a trace, and the lines that follow are its
+epochs.  A daemon that attaches again starts another trace.  The models below define the lines.
+
+Each address is written once: ``new`` has those that a line is the first to use, each with its
+symbol, and numbers them through the trace, from 0, in that order.  All other fields refer to an
+address by its number.  ``forms`` holds what changed since the line before.  What many sites have in
+common is written once, with the numbers of the sites.
+"""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
