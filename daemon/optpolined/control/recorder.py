@@ -102,6 +102,7 @@ class Recorder:
         self._overrides: dict[GuestVirtual, Override] = {}
         self._written: dict[GuestVirtual, Form] = {}
         self._standing: dict[GuestVirtual, Form] = {}
+        self._present: set[GuestVirtual] = set()
         self._written_covered: AbstractSet[GuestVirtual] = frozenset()
         self._covered: AbstractSet[GuestVirtual] = frozenset()
         self._seen: TraceEpoch | None = None
@@ -119,6 +120,8 @@ class Recorder:
         ]
         self._overrides = _without(self._overrides, gone)
         self._written_covered -= gone
+        self._present -= gone
+        self._present.update(came)
         for site in went:
             self._written.pop(site, None)
             if site in self._came:
@@ -153,6 +156,7 @@ class Recorder:
         :param covered: The sites that learn by census.
         :param census: Whether a census counted all calls of those for all of the epoch.
         """
+        covered &= self._present  # the trace has no other sites
         counts: dict[GuestVirtual, dict[int, SiteEpoch]] = {}
         for cpu, gains in by_cpu.items():
             for site, gain in gains.items():
@@ -163,8 +167,8 @@ class Recorder:
             counts,
             forms=self._changed(forms),
             tables=tables,
-            covered=sorted(covered - self._written_covered),
-            uncovered=sorted(self._written_covered - covered),
+            covered=tuple(sorted(covered - self._written_covered)),
+            uncovered=tuple(sorted(self._written_covered - covered)),
             census=census,
         )
         self._standing = {site: form for site, form in forms.items() if form != ORIGINAL}

@@ -57,6 +57,34 @@ def test_an_epoch_is_what_was_seen_and_decided(tmp_path: Path) -> None:
     assert trace.names == {S: "0x10", T: "0x20", A: "0x30"}
 
 
+def test_what_a_census_covers_is_written_where_it_changes(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "x.trace")
+    recorder = recording.attach(HEADER, hex)
+    recorder.note_sites({S: None, T: None}, ())
+
+    def see(epoch: int, covered: set[GuestVirtual], *, census: bool = False) -> None:
+        recorder.note_counts(epoch, 0.5, {}, {}, {}, covered=covered, census=census)
+
+    see(1, {S, T, A}, census=True)  # A is no site of the trace
+    see(1, {S})  # nothing was decided on the one before
+    recorder.write_epoch({})
+    see(2, {S, T}, census=True)
+    recorder.write_epoch({})
+    see(3, {S, T}, census=True)
+    recorder.write_epoch({})
+    recorder.note_sites({S: None}, [S, T])
+    see(4, {S, T})
+    recorder.write_epoch({})
+    see(5, set())
+    recorder.write_epoch({})
+    recording.close()
+    (trace,) = read_traces(tmp_path / "x.trace")
+    assert [epoch.census for epoch in trace.epochs] == [False, True, True, False, False]
+    assert [epoch.covered for epoch in trace.epochs] == [(S,), (T,), (), (S,), ()]
+    assert [epoch.uncovered for epoch in trace.epochs] == [(), (), (), (), (S,)]
+    assert list(trace.covering()) == [{S}, {S, T}, {S, T}, {S}, set()]
+
+
 def test_each_attachment_is_a_trace_of_its_own(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "x.trace")
     for _ in range(2):

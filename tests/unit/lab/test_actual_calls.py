@@ -1,6 +1,7 @@
 """The calls behind a trace: what was counted, and what is taken to have been made."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Tree
@@ -79,6 +80,23 @@ def test_before_the_first_measurement_the_next_one_counts() -> None:
 
 def test_an_original_site_calls_what_it_called_when_it_learned() -> None:
     assert calls((LEARNING, gain(a=4, other=1)), (ORIGINAL, {})) == [{A: 4, UNKNOWN_TARGET: 1}] * 2
+
+
+def test_a_census_measures_covered_sites_that_stand_as_they_were_built() -> None:
+    was = trace((ORIGINAL, gain(a=6, b=2)), (CHAIN, gain(c=1)), (AUDIT, {}), (ORIGINAL, {}))
+    first, second, third, last = was.epochs
+    first = replace(first, covered=(S,), census=True)
+    third = replace(third, census=True, counts={S: {1: SiteEpoch({}, 0, 40)}})
+    with_census = Trace(was.header, [first, second, third, last])
+    assert find_actual_calls(with_census) == [
+        {S: {0: {A: 6, B: 2}}},
+        {S: {0: {A: 6, B: 2, C: 1}}},
+        # The hits of CPU 1 are split as the census saw them: it tells no CPUs apart.
+        {S: {1: {A: 30, B: 10}}},
+        {S: {1: {A: 30, B: 10}}},
+    ]
+    silent = replace(last, census=True)
+    assert find_actual_calls(Trace(was.header, [first, second, third, silent]))[3] == {}
 
 
 def test_a_site_that_nobody_measured_calls_only_what_it_counted() -> None:

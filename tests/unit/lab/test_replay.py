@@ -13,7 +13,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Chain, Form, Key, LearnKeys
 from optpolined.config import LearningConfig
 from optpolined.control.recorder import Recorder
-from optpolined.lab.actual_calls import EpochCalls, find_actual_calls
+from optpolined.lab.actual_calls import UNKNOWN_TARGET, EpochCalls, find_actual_calls
 from optpolined.lab.replay import is_recorded, replay, replay_recorded
 from optpolined.lab.score import Score, stop_seconds, target_shares
 from optpolined.lab.simulated_guest import SimulatedGuest
@@ -46,6 +46,7 @@ class Live:
     made to learn again.
 
     :param said: What is said before which epochs.
+    :param covered: Sites that learn by census, until the operator takes none any more.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class Live:
         trace: Trace,
         strategy: StrategyName,
         said: Mapping[int, Sequence[Said]] | None = None,
+        covered: frozenset[GuestVirtual] = frozenset(),
     ) -> None:
         self.trace, self.strategy = trace, strategy
         self.said = said or {}
+        self.covered = covered
         self.overrides: dict[GuestVirtual, Override] = {}
         self.present: set[GuestVirtual] = set()
         self.sites = list(trace.epochs[0].came)
@@ -101,8 +104,16 @@ class Live:
             recorder.note_sites(came, went)
 
     def epoch(self, place: int, calls: EpochCalls, recorder: Recorder) -> None:
+        census = place % 9 < 4
+        covered = self.covered & self.present if place < 33 else frozenset()
+        for world in self.worlds:
+            if covered != world.covered:
+                world.covered = covered
+                world.poke(self.runner.wanted)
         by_cpu = {
-            cpu: world.count({s: {cpu: made[cpu]} for s, made in calls.items() if cpu in made})
+            cpu: world.count(
+                {s: {cpu: made[cpu]} for s, made in calls.items() if cpu in made}, census=census
+            )
             for cpu, world in enumerate(self.worlds)
         }
         called = {address for gains in by_cpu.values() for address in gains}
@@ -114,9 +125,12 @@ class Live:
         }
         forms = dict(self.worlds[0].forms)
         tables = {s: {0: A, 1: B} for s, form in forms.items() if isinstance(form, LearnKeys)}
-        for _ in range(1 + (place % 7 == 3)):  # what no decision follows is left out
-            recorder.note_counts(place, 0.5, by_cpu, tables, forms)
-        made = self.runner.decide(self.runner.snapshot(place, 0.5, counts, tables, forms))
+        for _ in range(1 + (place % 7 == 3)):  # what nothing decides on is not part of the trace
+            recorder.note_counts(place, 0.5, by_cpu, tables, forms, covered=covered, census=census)
+        snapshot = self.runner.snapshot(
+            place, 0.5, counts, tables, forms, covered=covered, census=census
+        )
+        made = self.runner.decide(snapshot)
         recorder.write_epoch(made)
         self.decisions.append(made)
         # The daemon pokes what it can: here, every third change is refused.
@@ -134,9 +148,10 @@ def follow(track: list[dict[int, float]], epoch: int, _cpu: int) -> dict[int, fl
     return track[epoch % len(track)]
 
 
+SITES = st.integers(0, 2).map(site)
 SAID: st.SearchStrategy[Said] = st.one_of(
     st.dictionaries(
-        st.integers(0, 2).map(site),
+        SITES,
         st.builds(Override, st.sampled_from([None, A, B]), st.just("because")),
     ),
     st.builds(
@@ -154,16 +169,17 @@ TALKS = st.dictionaries(
 
 @pytest.mark.parametrize("strategy", list(StrategyName))
 @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
-@given(st.lists(PHASES, min_size=3, max_size=3), TALKS)
+@given(st.lists(PHASES, min_size=3, max_size=3), TALKS, st.frozensets(SITES))
 def test_a_recorded_run_is_decided_as_it_was(
     tmp_path: Path,
     strategy: StrategyName,
     plans: list[list[tuple[int, dict[int, float]]]],
     said: dict[int, list[Said]],
+    covered: frozenset[GuestVirtual],
 ) -> None:
     tracks = [[rates for length, rates in plan for _ in range(length)] for plan in plans]
     calls = make("test", 40, [partial(follow, track) for track in tracks])
-    live = Live(calls, strategy, said)
+    live = Live(calls, strategy, said, covered)
     recorded = live.record(tmp_path / "x.trace")
     assert is_recorded(recorded, strategy, QUICK)
     outcome = replay_recorded(recorded, find_actual_calls(recorded))
@@ -184,6 +200,19 @@ def test_every_strategy_obeys_the_rulings_of_a_trace(tmp_path: Path) -> None:
         assert outcome.decisions[6][site(0)] == Chain((A,))
         assert outcome.decisions[6][site(1)] == ORIGINAL
         assert not any({site(0), site(1)} & made.keys() for made in outcome.decisions[7:])
+
+
+def test_a_recorded_census_is_learned_from_as_it_was(tmp_path: Path) -> None:
+    covered = frozenset({site(1), site(2)})
+    live = Live(alternation(50, 40, sites=3), StrategyName.HYSTERESIS, {}, covered)
+    recorded = live.record(tmp_path / "x.trace")
+    assert [epoch.census for epoch in recorded.epochs[:10]] == [True] * 4 + [False] * 5 + [True]
+    assert next(recorded.covering()) == {site(1)}  # the last site comes later
+    assert any(isinstance(made.get(site(1)), Chain) for made in live.decisions)
+    assert not any(e.forms.get(site(1)) == LEARNING for e in recorded.epochs)
+    outcome = replay_recorded(recorded, find_actual_calls(recorded))
+    assert outcome.differs_at is None
+    assert outcome.decisions == live.decisions
 
 
 def test_a_decision_that_is_not_the_recorded_one_is_told(tmp_path: Path) -> None:
@@ -225,6 +254,36 @@ def test_the_ledger_accounts_for_an_epoch() -> None:
     assert score.direct[-1] == 90
     assert score.saved_cycles == pytest.approx(-300 + 100 * (36 - Costs().chain([0.9])))
     assert score.coverage == 90 / 321
+
+
+def test_a_census_is_two_stops_and_makes_calls_dear() -> None:
+    score = Score(Costs())
+    calls: EpochCalls = {site(0): {0: {A: 100}}, site(1): {0: {B: 10}}}
+    score.epoch(calls, 0.1, {}, {site(0)})
+    score.epoch(calls, 0.1, {}, {site(0)})
+    assert score.saved_cycles == pytest.approx(2 * 100 * (36 - Costs().chain([])))
+    assert score.censuses == 1
+    one = score.stop_seconds
+    assert 2 * 0.36e-3 < one < 2 * 0.5e-3
+    score.epoch(calls, 0.5, {})
+    score.epoch(calls, 0.1, {site(0): Chain((A,))}, {site(0)})
+    assert score.censuses == 2
+    assert score.stop_seconds == pytest.approx(2 * one)
+    assert score.direct == [0, 0, 0, 100]
+
+
+def test_a_covered_site_is_not_poked_to_learn() -> None:
+    world = SimulatedGuest()
+    world.covered = frozenset({site(0)})
+    assert world.poke({site(0): LEARNING, site(1): LEARNING}) == {site(1): LEARNING}
+    many = {target(n): 3 for n in range(20)}
+    calls: EpochCalls = {site(0): {0: many, 1: {A: 4, UNKNOWN_TARGET: 2}}}
+    assert world.count(calls) == {}
+    counted = world.count(calls, census=True)
+    assert counted == {site(0): SiteEpoch({**many, A: 7}, 2)}
+    world.poke({site(0): Chain((A,))})
+    assert world.count(calls, census=True)[site(0)].calls.keys() <= many.keys() - {A}
+    assert world.poke({site(0): LEARNING}) == {site(0): ORIGINAL}
 
 
 def test_a_flip_is_another_set_of_targets() -> None:

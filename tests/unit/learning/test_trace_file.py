@@ -54,6 +54,9 @@ epochs = st.builds(
     seconds=st.floats(0, 1e6),
     counts=st.dictionaries(sites, st.dictionaries(st.integers(0, 99), gains, max_size=3)),
     said=st.lists(overrides | configs, max_size=3).map(tuple),
+    covered=st.sets(sites).map(sorted).map(tuple),
+    uncovered=st.sets(sites).map(sorted).map(tuple),
+    census=st.booleans(),
     forms=st.dictionaries(sites, forms),
     tables=st.dictionaries(sites, st.dictionaries(st.integers(0, 63), targets, max_size=4)),
     wanted=st.dictionaries(sites, forms),
@@ -173,6 +176,9 @@ def compact(*lines: object) -> bytes:
         ({**EPOCH, "said": [{}]}, "either rulings or settings"),
         ({**EPOCH, "said": [{"rulings": [], "learning": {}}]}, "either rulings or settings"),
         ({**EPOCH, "said": [{"learning": {"epoch_milliseconds": 1}}]}, "said"),
+        ({**EPOCH, "covered": [1]}, "covers a site that never came"),
+        ({**EPOCH, "uncovered": [2]}, "address 2 of 2"),
+        ({**EPOCH, "census": 1}, "census"),
         ({**EPOCH, "counts": [[0, [[0, 0]]]]}, "counts"),
         ({**EPOCH, "counts": [[0, [[0, 0, 0, 1]]]]}, "a target without its calls"),
         ({**EPOCH, "counts": [[0, [[0, -1, 0]]]]}, "counts"),
@@ -208,7 +214,8 @@ def test_epochs_out_of_order_are_refused(tmp_path: Path) -> None:
         gzip.compress(b"hello\n", mtime=0),
         gzip.compress(b'{"epoch":1,"seconds":1}\n', mtime=0),
         gzip.compress(b'{"optpolined_trace":2\n', mtime=0),
-        compact({**HEAD, "optpolined_trace": 3}),
+        compact({**HEAD, "optpolined_trace": 4}),
+        compact({**HEAD, "optpolined_trace": 1}, {**EPOCH, "came": [[0, None]], "census": True}),
         compact({**HEAD, "learning": {"epoch_milliseconds": 1}}),
         compact({**HEAD, "build_id": "x"}),
         written([])[:-8] + b"damaged!",
@@ -220,8 +227,65 @@ def test_what_is_no_trace_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_trace_of_another_version_is_named(tmp_path: Path) -> None:
-    complaint = refused(tmp_path, compact({**HEAD, "optpolined_trace": 1}))
-    assert "a trace of version 1; this optpolined reads 2" in complaint
+    complaint = refused(tmp_path, compact({**HEAD, "optpolined_trace": 4}))
+    assert "a trace of version 4; this optpolined reads 1 to 3" in complaint
+
+
+def test_a_trace_of_version_1_is_read(tmp_path: Path) -> None:
+    head = {**HEAD, "optpolined_trace": 1}
+    first = {
+        "epoch": 0,
+        "seconds": 0.5,
+        "new": [[16, "f"], [32, "g"], [48, "h"]],
+        "came": [[0, None], [1, [7, 3, 6]]],
+        "counts": [[1, [[0, 2, 0, 2, 5]]]],
+        "forms": [[1, {"kind": "learn-keys", "key": [7, 3, 6]}], [0, {"kind": "chain"}]],
+        "tables": [[1, [[4, 2]]]],
+        "wanted": [[0, {"kind": "chain", "targets": [2]}]],
+    }
+    second = {"epoch": 1, "seconds": 0.5, "went": [1, 0]}
+    f, g, h = GuestVirtual(16), GuestVirtual(32), GuestVirtual(48)
+    key = Key(Register.RDI, 3, 6)
+    (trace,) = read(tmp_path, compact(head, first, second))
+    assert trace.epochs == [
+        TraceEpoch(
+            0,
+            0.5,
+            {g: {0: SiteEpoch({h: 5}, 2)}},
+            came={f: None, g: key},
+            forms={g: LearnKeys(key), f: LEARNING},
+            tables={g: {4: h}},
+            wanted={f: Chain((h,))},
+        ),
+        TraceEpoch(1, 0.5, {}, went=(f, g)),
+    ]
+
+
+def test_a_trace_of_version_2_has_no_census(tmp_path: Path) -> None:
+    (trace,) = read(tmp_path, compact({**HEAD, "optpolined_trace": 2}, EPOCH))
+    assert not any(epoch.census or epoch.covered for epoch in trace.epochs)
+    assert list(trace.covering()) == [frozenset()]
+
+
+def test_covered_sites_of_thousands_take_a_few_bytes(tmp_path: Path) -> None:
+    many = [GuestVirtual(16 * n) for n in range(8000)]
+    bare = TraceEpoch(0, 0.5, {}, came=dict.fromkeys(many))
+    covered = replace(bare, covered=tuple(many[7:]), census=True)
+    assert len(written([covered])) - len(written([bare])) < 200
+    assert read(tmp_path, written([covered]))[0].epochs == [covered]
+
+
+def test_a_site_is_covered_until_it_goes_or_learns_by_a_stub() -> None:
+    a, b, c = SITES[:3]
+    epochs = [
+        TraceEpoch(0, 0.5, {}, came=dict.fromkeys(SITES), covered=(a, b, c)),
+        TraceEpoch(1, 0.5, {}, census=True),
+        TraceEpoch(2, 0.5, {}, uncovered=(b,)),
+        TraceEpoch(3, 0.5, {}, went=(a, c), came={a: None, c: None}, covered=(c,)),
+    ]
+    seen = list(Trace(HEADER, epochs).covering())
+    assert seen == [{a, b, c}, {a, b, c}, {a, c}, {c}]
+    assert seen[0] is seen[1]
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

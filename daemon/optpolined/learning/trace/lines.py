@@ -6,11 +6,11 @@ epochs.  A daemon that attaches again starts another trace.  The models below de
 
 Each address is written once: ``new`` has those that a line is the first to use, each with its
 symbol, and numbers them through the trace, from 0, in that order.  All other fields refer to an
-address by its number.  ``forms`` holds what changed since the line before.  What many sites have in
-common is written once, with the numbers of the sites.
+address by its number.  ``forms``, ``covered`` and ``uncovered`` hold what changed since the line
+before.  What many sites have in common is written once, with the numbers of the sites.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,22 +34,28 @@ from optpolined.x86 import Register
 __all__ = (
     "ADDRESSES_MAX",
     "NAME_MAX",
+    "OLDEST_VERSION",
     "VERSION",
     "EpochLine",
+    "EpochLineOfVersion1",
     "FormLine",
     "HeadLine",
     "KeyLine",
     "RulingLine",
     "SaidLine",
     "SitesLine",
+    "differences",
     "form_of",
     "key_of",
     "line_of_form",
     "line_of_key",
 )
 
-VERSION = 2
-"""The version of the format.  Version 1 had no overrides, and a form for each site."""
+VERSION = 3
+"""The version of the format that is written.  Version 1 had no overrides, and named the sites of a
+form one by one.  Version 2 had no censuses."""
+OLDEST_VERSION = 1
+"""The oldest version that is read."""
 
 ADDRESSES_MAX = 1 << 20
 """The most sites and targets of one trace."""
@@ -66,6 +72,17 @@ _Row = Annotated[
     list[Annotated[int, Field(ge=0, le=_COUNT_MAX)]], Field(min_length=3, max_length=_ROW_MAX)
 ]
 """CPU, calls without a slot, hits; then targets and their calls in turn."""
+_EpochNumber = Annotated[int, Field(ge=0, lt=1 << 62)]
+_Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+_AddressLine = tuple[Annotated[int, Field(ge=0, lt=1 << 64)], _Name]
+_CountsLine = tuple[_Number, Annotated[list[_Row], Field(max_length=_CPUS_MAX)]]
+_TableLine = tuple[
+    _Number,
+    Annotated[
+        list[tuple[Annotated[int, Field(ge=0, lt=MAX_LEAVES)], _Number]],
+        Field(max_length=MAX_LEAVES),
+    ],
+]
 
 SitesLine = list[_Number]
 """The rising numbers of some sites: the first, then the difference of each to the one before.
@@ -100,7 +117,7 @@ class HeadLine(_Line):
     """The first line of a trace."""
 
     optpolined_trace: int
-    """:data:`VERSION`."""
+    """:data:`OLDEST_VERSION` to :data:`VERSION`."""
     release: _Name
     build_id: Annotated[str, Field(pattern=r"\A[0-9a-f]{0,128}\z")] = ""
     strategy: StrategyName | None = None
@@ -124,24 +141,53 @@ class SaidLine(_Line):
 class EpochLine(_Line):
     """One epoch."""
 
-    epoch: Annotated[int, Field(ge=0, lt=1 << 62)]
-    seconds: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-    new: list[tuple[Annotated[int, Field(ge=0, lt=1 << 64)], _Name]] = []
+    epoch: _EpochNumber
+    seconds: _Seconds
+    new: list[_AddressLine] = []
     came: list[tuple[KeyLine | None, SitesLine]] = []
     went: SitesLine = []
     said: list[SaidLine] = []
+    covered: SitesLine = []
+    uncovered: SitesLine = []
+    census: bool = False
     forms: list[tuple[FormLine, SitesLine]] = []
-    counts: list[tuple[_Number, Annotated[list[_Row], Field(max_length=_CPUS_MAX)]]] = []
-    tables: list[
-        tuple[
-            _Number,
-            Annotated[
-                list[tuple[Annotated[int, Field(ge=0, lt=MAX_LEAVES)], _Number]],
-                Field(max_length=MAX_LEAVES),
-            ],
-        ]
-    ] = []
+    counts: list[_CountsLine] = []
+    tables: list[_TableLine] = []
     wanted: list[tuple[FormLine, SitesLine]] = []
+
+
+class EpochLineOfVersion1(_Line):
+    """One epoch, as version 1 wrote it."""
+
+    epoch: _EpochNumber
+    seconds: _Seconds
+    new: list[_AddressLine] = []
+    came: list[tuple[_Number, KeyLine | None]] = []
+    went: list[_Number] = []
+    forms: list[tuple[_Number, FormLine]] = []
+    counts: list[_CountsLine] = []
+    tables: list[_TableLine] = []
+    wanted: list[tuple[_Number, FormLine]] = []
+
+    def translated(self) -> EpochLine:
+        """Return the same epoch as it is written now."""
+        return EpochLine.model_construct(
+            epoch=self.epoch,
+            seconds=self.seconds,
+            new=self.new,
+            came=[(key, [number]) for number, key in self.came],
+            went=differences(self.went),
+            forms=[(form, [number]) for number, form in self.forms],
+            counts=self.counts,
+            tables=self.tables,
+            wanted=[(form, [number]) for number, form in self.wanted],
+        )
+
+
+def differences(numbers: Iterable[int]) -> SitesLine:
+    """Return the numbers of some sites as they are written."""
+    rising = sorted(numbers)
+    return [number - before for before, number in zip([0, *rising], rising, strict=False)]
 
 
 def line_of_key(key: Key | None) -> KeyLine | None:

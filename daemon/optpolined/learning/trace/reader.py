@@ -17,8 +17,10 @@ from optpolined.learning.strategy import SiteEpoch
 from optpolined.learning.trace.errors import TraceError
 from optpolined.learning.trace.lines import (
     ADDRESSES_MAX,
+    OLDEST_VERSION,
     VERSION,
     EpochLine,
+    EpochLineOfVersion1,
     FormLine,
     HeadLine,
     SaidLine,
@@ -45,7 +47,7 @@ def read_traces(path: Path) -> list[Trace]:
 
     From a file whose end is missing, the complete epochs are read.
 
-    :raise TraceError: the file cannot be read, or is not a trace file of this version.
+    :raise TraceError: the file cannot be read, or is not a trace file of a known version.
     """
     traces: list[_Reader] = []
     cut = False
@@ -90,15 +92,18 @@ def _take(line: bytes, traces: "list[_Reader]") -> None:
         if len(traces) == _TRACES_MAX:
             raise ValueError(f"more than {_TRACES_MAX} traces in a file")
         head = HeadLine.model_validate_json(line)
-        if head.optpolined_trace != VERSION:
+        if not OLDEST_VERSION <= head.optpolined_trace <= VERSION:
             raise ValueError(
-                f"a trace of version {head.optpolined_trace}; this optpolined reads {VERSION}"
+                f"a trace of version {head.optpolined_trace}; "
+                f"this optpolined reads {OLDEST_VERSION} to {VERSION}"
             )
         traces.append(_Reader(head))
     elif not traces:
         raise ValueError("not a trace of optpolined")
     elif sum(len(trace.epochs) for trace in traces) >= _EPOCHS_MAX:
         raise ValueError(f"more than {_EPOCHS_MAX} epochs")
+    elif traces[-1].version == 1:
+        traces[-1].take(EpochLineOfVersion1.model_validate_json(line).translated())
     else:
         traces[-1].take(EpochLine.model_validate_json(line))
 
@@ -108,6 +113,7 @@ class _Reader:
 
     def __init__(self, head: HeadLine) -> None:
         self._header = TraceHeader(head.release, head.build_id, head.strategy, head.learning)
+        self.version = head.optpolined_trace
         self._addresses: list[GuestVirtual] = []
         self._names: dict[GuestVirtual, str] = {}
         self._present: set[GuestVirtual] = set()
@@ -137,6 +143,8 @@ class _Reader:
             if not isinstance(said, LearningConfig)
         ):
             raise ValueError("it rules on a site that never came, or is gone")
+        if not self._present.issuperset(epoch.covered):
+            raise ValueError("a census covers a site that never came, or is gone")
         self.epochs.append(epoch)
 
     def _epoch(self, line: EpochLine) -> TraceEpoch:
@@ -150,6 +158,9 @@ class _Reader:
             came={site: key_of(key) for key, sites in line.came for site in self._sites(sites)},
             went=tuple(self._sites(line.went)),
             said=tuple(map(self._said, line.said)),
+            covered=tuple(self._sites(line.covered)),
+            uncovered=tuple(self._sites(line.uncovered)),
+            census=line.census,
             forms=self._forms(line.forms),
             tables={
                 at(site): {index: at(target) for index, target in table}

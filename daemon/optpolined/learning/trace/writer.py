@@ -15,6 +15,7 @@ from optpolined.learning.trace.lines import (
     RulingLine,
     SaidLine,
     SitesLine,
+    differences,
     line_of_form,
     line_of_key,
 )
@@ -63,6 +64,9 @@ class TraceWriter:
             came=[(line_of_key(key), sites) for key, sites in number.by_thing(epoch.came)],
             went=number.sites(epoch.went),
             said=[_said_line(said, number) for said in epoch.said],
+            covered=number.sites(epoch.covered),
+            uncovered=number.sites(epoch.uncovered),
+            census=epoch.census,
             forms=[(line_of_form(f, number), sites) for f, sites in number.by_thing(epoch.forms)],
             counts=[
                 (number(site), [_row(cpu, gain, number) for cpu, gain in by_cpu.items()])
@@ -109,8 +113,7 @@ class _Numbers:
 
     def sites(self, sites: Iterable[GuestVirtual]) -> SitesLine:
         """Return some sites as they are written."""
-        numbers = sorted(map(self, sites))
-        return [number - before for before, number in zip([0, *numbers], numbers, strict=False)]
+        return differences(map(self, sites))
 
     def by_thing(self, things: Mapping[GuestVirtual, ThingT]) -> list[tuple[ThingT, SitesLine]]:
         """Return the sites that share each value."""
