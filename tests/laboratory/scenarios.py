@@ -3,10 +3,13 @@
 They are deterministic: noise comes from a seeded generator of our own, because the sequence of the
 library's may change.  Every call is counted (``LEARNING`` stands at every site), so a trace has all
 calls.
+
+Scenarios with censuses have short epochs in which one counts.  All sites but a few are covered.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -262,6 +265,78 @@ def cold_and_hot() -> Trace:
     return make("ten hot of a thousand", 128, [rates(n) for n in range(1010)], noisy=False)
 
 
+_FIRST_CENSUS, _CENSUS, _PAUSE = 4, 4, 16
+"""Epochs: enough of a census for a promotion, with pauses that keep the default duty share."""
+_FIRST_CENSUS_SECONDS, _CENSUS_SECONDS = 0.3, 0.1
+
+
+def _census_seconds(epoch: int) -> float | None:
+    """Return the length of an epoch of a census; ``None`` for other epochs."""
+    if epoch < _FIRST_CENSUS:
+        return _FIRST_CENSUS_SECONDS
+    is_census = (epoch - _FIRST_CENSUS) % (_PAUSE + _CENSUS) >= _PAUSE
+    return _CENSUS_SECONDS if is_census else None
+
+
+def make_with_censuses(
+    title: str, epochs: int, sites: Sequence[SiteRates], *, by_stub: int, noisy: bool = True
+) -> Trace:
+    """Return a trace with a census at the start and then every 8.4 seconds.
+
+    :param by_stub: How many of the sites, the last ones, no census covers.
+    """
+
+    def shortened(rates: SiteRates) -> SiteRates:
+        def at(epoch: int, cpu: int) -> Rates:
+            part = (_census_seconds(epoch) or SECONDS) / SECONDS
+            return {called: rate * part for called, rate in rates(epoch, cpu).items()}
+
+        return at
+
+    trace = make(title, epochs, [shortened(rates) for rates in sites], noisy=noisy)
+    covered = tuple(site(number) for number in range(len(sites) - by_stub))
+    made = [
+        replace(
+            epoch,
+            seconds=_census_seconds(epoch.epoch) or SECONDS,
+            census=_census_seconds(epoch.epoch) is not None,
+            covered=() if epoch.epoch else covered,
+        )
+        for epoch in trace.epochs
+    ]
+    return replace(trace, epochs=made)
+
+
+def census_cold_and_hot() -> Trace:
+    """Make ten hot sites among a thousand that are called now and then; two learn by a stub."""
+
+    def rates(n: int) -> SiteRates:
+        if n % 101 == 0 or n > 1000:
+            return _steady(5000.0 / (1 + n // 101), 300.0, first=n)
+        return lambda epoch, cpu: _mix(4.0, first=2000) if (epoch + 7 * n) % 97 == cpu else {}
+
+    sites = [rates(n) for n in range(1003)]
+    title = "ten hot of a thousand, with censuses"
+    return make_with_censuses(title, 128, sites, by_stub=2, noisy=False)
+
+
+def census_phase_change() -> Trace:
+    """Change all targets in the middle; one site becomes hot then, and one falls silent."""
+    change = 150
+
+    def rates(n: int) -> SiteRates:
+        phases = [_with_tail(*_HOT, first=64 * n + 4 * k, tail=64 * n + 32) for k in (0, 1)]
+        return _phases(change, *phases)
+
+    sites = [
+        *[rates(n) for n in range(3)],
+        _phases(change, {}, _mix(400.0, 200.0, first=300)),
+        _phases(change, _mix(400.0, 200.0, first=310), {}),
+        _phases(change, _mix(600.0, first=320), _mix(600.0, first=321)),
+    ]
+    return make_with_censuses("phase change, with censuses", 2 * change, sites, by_stub=1)
+
+
 SCENARIOS: dict[str, Callable[[], Trace]] = {
     "stable": stable,
     "zipf": zipf,
@@ -276,5 +351,7 @@ SCENARIOS: dict[str, Callable[[], Trace]] = {
     "one-cpu-differs": one_cpu_differs,
     "wrap-and-reset": wrap_and_reset,
     "cold-and-hot": cold_and_hot,
+    "census-cold-and-hot": census_cold_and_hot,
+    "census-phase-change": census_phase_change,
 }
 """Return the scenarios by the name of their file."""

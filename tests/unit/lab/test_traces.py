@@ -18,7 +18,7 @@ from optpolined.learning.strategies import StrategyName
 from optpolined.learning.trace.model import Trace
 from optpolined.learning.trace.reader import read_traces
 from optpolined.learning.trace.writer import TraceWriter
-from tests.laboratory.scenarios import SCENARIOS, alternation, name, site
+from tests.laboratory.scenarios import CPUS, SCENARIOS, alternation, name, site
 
 FILES = Path(__file__).parents[2] / "traces"
 TRANQUIL = [title for title in SCENARIOS if not title.startswith("alternation")]
@@ -101,6 +101,39 @@ def test_after_a_phase_change_the_right_targets_stand_in_time() -> None:
         assert after
         assert right.index(True) - change <= settings.promote_epochs + 1
         assert all(right[right.index(True) :])
+
+
+def test_with_censuses_only_hot_sites_are_poked_and_once() -> None:
+    trace, actual = scenario("census-cold-and-hot")
+    hot = {address for address, by_cpu in actual[0].items() if len(by_cpu) == CPUS}
+    assert len(hot) == 12
+    made = outcome("census-cold-and-hot", StrategyName.HYSTERESIS)
+    poked = {site for made in made.decisions for site in made}
+    assert poked == hot
+    by_stub = trace.epochs[0].came.keys() - trace.epochs[0].covered
+    assert len(by_stub) == 2
+    # A covered site gets its final form at once; the others get a stub first.
+    assert sum(made.score.pokes) == len(hot) + len(by_stub)
+    rival = outcome("cold-and-hot", StrategyName.HYSTERESIS)
+    assert 20 * sum(made.score.pokes) <= sum(rival.score.pokes)
+
+
+def test_what_becomes_hot_is_promoted_within_two_censuses() -> None:
+    trace, actual = scenario("census-phase-change")
+    change = 150
+    runs = [place for place, epoch in enumerate(trace.epochs) if epoch.census]
+    starts = [place for place in runs if place - 1 not in runs]
+    first, second = [place for place in starts if place >= change][:2]
+    made = outcome("census-phase-change", StrategyName.HYSTERESIS)
+    new = actual[change].keys() - actual[change - 1].keys()
+    assert new == {site(3)}
+    (when,) = [place for place, decision in enumerate(made.decisions) if site(3) in decision][1:]
+    assert first <= when < second + 4
+    score = made.score
+    settled = slice(second + 4, None)
+    # What the tails of the sites take stays slow.
+    assert sum(score.direct[settled]) >= 0.93 * sum(score.calls[settled])
+    assert score.censuses == len(starts)
 
 
 def test_the_scenarios_are_what_they_say() -> None:
