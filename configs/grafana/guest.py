@@ -305,6 +305,12 @@ def _daemon() -> Row:
             steps=thresholds({1: YELLOW}),
         ),
         figure(
+            "Guardian restarts",
+            "How often the daemon found its guardian dead and started another.",
+            _of("optpolined_guardian_restarts_total"),
+            steps=thresholds({1: YELLOW}),
+        ),
+        figure(
             "Read errors",
             "Reads of the guest's memory that failed.",
             _of("optpolined_read_errors_total"),

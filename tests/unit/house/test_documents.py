@@ -1,5 +1,6 @@
 """What the documents name exists: files, folders, tests, and the arrows between the rooms."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ FILES = [
     if path.is_file() and not _SKIPPED.intersection(path.relative_to(ROOT).parts)
 ]
 DOCUMENTS = sorted(path.relative_to(ROOT) for path in FILES if path.suffix == ".md")
-_ROOTS = (".", "daemon/optpolined", "tests", "tests/unit", "guest", "configs")
+_ROOTS = (".", "daemon", "daemon/optpolined", "tests", "tests/unit", "guest", "configs")
 """A document may name a path from one of these, or from its own folder."""
 
 _FILE = re.compile(
@@ -69,6 +70,17 @@ def test_what_does_not_exist_is_found(text: str, tmp_path: Path) -> None:
     document = tmp_path / "made_up.md"
     document.write_text(f"See {text}, and tests/README.md and unit/house.\n")
     assert _missing_files(document) | _missing_folders(document) == {text.strip("`")}
+
+
+@pytest.mark.parametrize("folder", ["daemon", "guest", "tests", "configs"])
+def test_every_file_that_the_docstring_of_a_module_names_exists(folder: str) -> None:
+    missing = []
+    for module in (path for path in FILES if path.suffix == ".py" and folder in path.parts):
+        docstring = ast.get_docstring(ast.parse(module.read_text())) or ""
+        named = {found["path"] for found in _FILE.finditer(docstring)}
+        python = sorted(name for name in named if name.endswith(".py"))
+        missing += [f"{module.name}: {name}" for name in python if not _find(module, name)]
+    assert missing == []
 
 
 def test_readme_shows_the_rooms_and_the_arrows_between_them() -> None:

@@ -1,8 +1,8 @@
-"""What code that was built with our gcc plugin says of itself: the section ``.optpoline_sites``.
+"""Reads what code of our gcc plugin declares about itself: the section ``.optpoline_sites``.
 
 The layout is that of guest/include/optpoline_sites.h: each object file brings one run, a header and
 its records, under the local symbol ``RUN_SYMBOL``.  The guest can write all of it: a record is a
-claim, which inline.py and staticcalls.py hold against the code itself.
+claim, which declared_inline.py and static_calls.py check against the code.
 """
 
 import struct
