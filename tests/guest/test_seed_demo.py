@@ -11,7 +11,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import Form
 from optpolined.patching import patcher
 from optpolined.patching.inline_sites import Head
-from optpolined.session.session import Session
+from optpolined.session.counting import SiteCounters
 
 _WORKLOAD = (
     "for name in call_1 call_2_skewed tail_1 tail_2_skewed keyed_random keyed_tail keyed_lies "
@@ -51,9 +51,9 @@ def test_sites_that_get_no_head_make_the_inline_row_false(
 def test_keys_that_teach_nothing_make_the_keyed_row_false(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nothing(_session: Session, _site: GuestVirtual) -> dict[int, GuestVirtual]:
+    def nothing(_counters: SiteCounters, _site: GuestVirtual) -> dict[int, GuestVirtual]:
         return {}
 
-    monkeypatch.setattr(Session, "key_targets", nothing)
+    monkeypatch.setattr(SiteCounters, "key_targets", nothing)
     row = forms.keyed_tree(bench)
     assert not row.works, row.evidence

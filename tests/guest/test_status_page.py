@@ -100,9 +100,10 @@ def is_known(url: str) -> bool:
 
 def test_the_page_and_the_api_tell_of_a_real_guest(guest: Guest, tmp_path: Path) -> None:
     with managed(guest, tmp_path) as url, chromium() as browser:
-        # What the API tells first and the page shows later must be the same.
-        ask(status_socket(guest.directory / "run", "test"), Freeze())
         check_api(url)
+        # What the API tells first and the page shows later must be the same.
+        answer = ask(status_socket(guest.directory / "run", "test"), Freeze())
+        assert answer.outcome == "done", answer.says
         hottest = tell(url, "/api/sites", order="calls", state="promoted", top=1)["sites"][0]
         for name, width, theme in PICTURES:
             with visit(browser, url, width=width, theme=theme) as page:
