@@ -6,7 +6,7 @@ from optpolined.addresses import GuestVirtual
 from optpolined.api.refusal import Refusal
 from optpolined.api.requests import Answer, Request
 from optpolined.codegen.forms import LEARNING, Chain, Form
-from optpolined.config import LearningConfig, PolicyConfig
+from optpolined.config import PolicyConfig
 from optpolined.control.call_rates import CallRates
 from optpolined.control.event_log import EventLog
 from optpolined.control.learner import Learner
@@ -17,6 +17,7 @@ from optpolined.daemon.request_handler import RequestHandler
 from optpolined.kernel.module.abi import SiteKind
 from optpolined.kernel.sites.scan import Site
 from optpolined.kernel.symbols.symbols import Symbols
+from optpolined.learning.config import CensusConfig, LearningConfig
 from optpolined.learning.strategy import Snapshot
 from optpolined.patching.inline_sites import Found
 from optpolined.patching.static_calls import StaticCalls
@@ -87,7 +88,7 @@ class Guest:
         survey.inventory = Inventory(eligible, reasons, withheld)
         session = Session.__new__(Session)
         session.survey = survey
-        self.learner = Learner(LearningConfig(), session)
+        self.learner = Learner(LearningConfig(census=CensusConfig(enabled=False)), session)
         self.names = Names(survey.symbols, eligible, reasons, TARGETS.__contains__)
         self.operator = Operator(
             Overrides.of_policy(policy), survey, self.learner, self.names, save

@@ -24,7 +24,8 @@ def test_loop_status_and_session_read_the_settings_that_were_read_again(
     settings = guest.settings()
     old = settings.config
     new = GuestConfig.model_validate(
-        old.model_dump(mode="json") | {"learning": {"epoch_milliseconds": 50}}
+        old.model_dump(mode="json")
+        | {"learning": {"epoch_milliseconds": 50, "census": {"enabled": False}}}
     )
     rereads = [new]
     stop = threading.Event()

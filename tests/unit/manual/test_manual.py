@@ -119,7 +119,7 @@ def test_bash_completes_commands_options_and_choices(built: Path) -> None:
     assert completed(built, "optpolinectl", "sites", "--o") == {"--order"}
     assert completed(built, "optpolinectl", "sites", "--order", "m") == {"misses"}
     assert completed(built, "optpolinectl", "static-call", "") >= {"list", "set"}
-    assert completed(built, "optpolined", "--protocol", "") == {"breakpoint", "stopped"}
+    assert completed(built, "optpolined", "--protocol", "") == {"auto", "breakpoint", "stopped"}
     assert "replay" in completed(built, "optpolined", "rep")
 
 

@@ -16,6 +16,7 @@ from optpolined.kernel.module.abi import RequestOp
 from optpolined.kernel.module.attachment import Attachment
 from optpolined.kernel.symbols.symbols import Symbols
 from optpolined.kernel.vmcoreinfo import Vmcoreinfo
+from optpolined.learning.config import CensusConfig, LearningConfig
 from optpolined.session.link import Link
 from optpolined.x86 import Register
 from tests.unit.kernel.fake_guest import HEADER, KERNEL_TEXT, TABLES
@@ -60,6 +61,11 @@ class AttachedGuest(PatchedGuest):
         self.tables.map(LOCKED_DOWN, 0x240_0000)
         self.tables.map_range(self.header.per_cpu_offset, 0x241_0000, 0x1000)
         self.tables.write(self.header.per_cpu_offset, _CPU.to_bytes(8, "little"))
+        thunks = self.header.thunk
+        self.tables.map(min(thunks.values()), 0x242_0000, flags=0)
+        for register, thunk in thunks.items():
+            self.tables.write(thunk, self.header.thunk_head[register])
+        self.tables.map_range(self.header.census_chunks, 0x243_0000, 0x1000)
         monkeypatch.setattr(Symbols, "load", lambda *_: Symbols(_SYMBOLS))
         self.served: list[RequestOp] = []
         self.guardian: object = _Guardian()
@@ -114,8 +120,9 @@ class AttachedGuest(PatchedGuest):
         )
 
     def settings(self) -> Settings:
-        """Return settings that nothing depends on."""
-        return Settings(GuestConfig(qemu=QemuConfig(qmp_socket=Path("qmp"))))
+        """Return settings that nothing depends on; no census, because no stub of it runs."""
+        learning = LearningConfig(census=CensusConfig(enabled=False))
+        return Settings(GuestConfig(qemu=QemuConfig(qmp_socket=Path("qmp")), learning=learning))
 
     def serve(self) -> None:
         """Answer the request in the mailbox, if there is one."""
