@@ -108,7 +108,7 @@ class _Step:
     def count(
         self, counts: Mapping[GuestVirtual, SiteEpoch], installed: Mapping[GuestVirtual, Form]
     ) -> None:
-        """Return the counts of a site, if its wanted form stood: a poke may have failed."""
+        """Take in the counts of sites whose wanted form stood: a poke may have failed."""
         sites, now = self.sites, self.now
         for address, counted in counts.items():
             site = sites.get(address)
