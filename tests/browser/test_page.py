@@ -207,7 +207,9 @@ def test_it_says_that_the_daemon_is_gone_and_goes_on_when_it_is_back(browser: Br
         port = daemon.enter_context(serve_web("127.0.0.1", 0, sources))
         with visit(browser, f"http://127.0.0.1:{port}", errors=True) as page:
             daemon.close()
-            expect(page.locator("#link")).to_contain_text("the daemon does not answer; all below")
+            expect(page.locator("#link")).to_contain_text(
+                "the daemon does not answer; the data below"
+            )
             expect(page.locator("#shown.stale")).to_have_count(1)
             daemon.enter_context(serve_web("127.0.0.1", port, sources))
             expect(page.locator("#link")).to_contain_text("live")

@@ -75,7 +75,7 @@ def build() -> Disks:
 
 
 def _files(guest: image.Image) -> Iterator[Path]:
-    """Return the files that decide what is on our disk."""
+    """Yield the files that decide what is on our disk."""
     yield from (Path(__file__), guest.initramfs, guest.kernel.vmlinuz)
     for folder in (*(_ROOT / name for name in _INSTALLED), _HERE / "files"):
         found = folder.rglob("*") if folder.is_dir() else (folder,)

@@ -27,7 +27,9 @@ def test_a_run_that_leaves_nothing(run: TestRun) -> None:
     assert run.leftovers() == []
 
 
-def test_a_process_is_found_and_killed_also_when_its_parent_has_ended(run: TestRun) -> None:
+def test_a_process_is_found_and_killed_also_when_its_parent_has_ended(
+    run: TestRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = subprocess.run(
         ["sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!"],
         check=True,
@@ -37,6 +39,7 @@ def test_a_process_is_found_and_killed_also_when_its_parent_has_ended(run: TestR
     pid = int(started.stdout)
     assert run.leftovers() == [Leftover(f"process {pid}: sleep 1000", pid)]
     run.end(run.leftovers())
+    monkeypatch.setattr(leftovers, "_ENDING_SECONDS", 60.0)  # a process that was killed takes time
     assert TestRun.leftovers(run) == []
 
 

@@ -8,7 +8,7 @@ because a probe may have copied the instruction that refers to them.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from optpolined.addresses import GuestVirtual
@@ -119,11 +119,6 @@ class Patcher:
         self._blocks: dict[GuestVirtual, ArenaBlock] = {}
         self._touched: set[GuestVirtual] = set()
         self._referred_bytes = 0
-
-    @property
-    def touched(self) -> Collection[GuestVirtual]:
-        """The sites that this run has ever changed."""
-        return self._touched
 
     @property
     def room_bytes(self) -> int:

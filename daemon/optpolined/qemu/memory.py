@@ -148,11 +148,6 @@ class ProcessMemory:
             raise MemoryMapError(f"process {process.pid} does not have the guest's RAM mapped")
         self._memory = proc.open_memory(process.pid)
 
-    @property
-    def readable(self) -> Sequence[RamRange]:
-        """The ranges that can be read, in ascending order."""
-        return self._ranges.ranges
-
     def read(self, address: GuestPhysical, size: int) -> bytes:
         """See :meth:`PhysicalMemory.read`."""
         pieces = [
