@@ -13,13 +13,18 @@ from optpolined.telemetry.socket_client import read_status
 from tests.guest.command import COMMAND
 from tests.guest.harness import PATIENCE_SECONDS, wait_until, write_config
 
-__all__ = ("AT_WORK", "Running", "text_was_put_back")
+__all__ = ("AT_WORK", "LEARN_BY_STUBS", "Running", "text_was_put_back")
 
 AT_WORK = (DaemonPhase.LEARNING, DaemonPhase.RUNNING)
 
 
+LEARN_BY_STUBS = "[learning.census]\nenabled = false\n"
+"""Thousands of cold sites get a learning stub in turn, so that the daemon never stops poking.  The
+tests disturb it at that; test_census.py has the daemon that learns by census."""
+
+
 class Running:
-    """The daemon as a process, with its status, its report and its log.
+    """The daemon as a process, with its status, its report and its log; it learns by stubs.
 
     :param options: More of the command line.
     :param prefix: A command that runs the daemon, such as ``setpriv``.
@@ -34,7 +39,8 @@ class Running:
         options: Sequence[object] = (),
         prefix: Sequence[str] = (),
     ) -> None:
-        write_config(guest, directory, f"[learning]\nepoch_milliseconds = 200\n{config}")
+        learning = f"[learning]\nepoch_milliseconds = 200\n{LEARN_BY_STUBS}"
+        write_config(guest, directory, learning + config)
         self.report_file = directory / "report.json"
         self._status = status_socket(guest.directory / "run", "test")
         self._log = directory / "daemon.log"

@@ -12,6 +12,7 @@ from guest.image.errors import GuestCommandError
 from optpolined.api.status import Status
 from optpolined.config import GuestConfig, LearningConfig, PolicyConfig
 from optpolined.daemon.serve import Options, serve
+from optpolined.learning.config import CensusConfig
 from optpolined.views.report import RunReport
 from tests.guest.harness import (
     PATIENCE_SECONDS,
@@ -48,7 +49,7 @@ def with_arena(guest: Guest, size: int) -> None:
 def busy_config(guest: Guest) -> GuestConfig:
     return config_of(guest).model_copy(
         update={
-            "learning": LearningConfig(epoch_milliseconds=200),
+            "learning": LearningConfig(epoch_milliseconds=200, census=CensusConfig(enabled=False)),
             "policy": PolicyConfig(mode="opt-in", include=BUSY),
         }
     )

@@ -26,6 +26,7 @@ from optpolined.learning.trace.reader import read_traces
 from optpolined.telemetry.server import status_socket
 from optpolined.telemetry.socket_client import read_status
 from tests.guest.harness import PATIENCE_SECONDS, bench_calls, wait_until, write_config
+from tests.guest.running import LEARN_BY_STUBS
 
 COMMANDS = Path(sys.executable).parent
 
@@ -37,7 +38,7 @@ mode = "opt-in"
 include = ["optbench:optbench_call_*"]
 [learning]
 epoch_milliseconds = 300
-[learning.hysteresis]
+{LEARN_BY_STUBS}[learning.hysteresis]
 promote_share = 0.8  # nine calls of ten go to the hot target, give or take a few
 promote_epochs = {PROMOTE_EPOCHS}
 learn_epochs = 5
