@@ -18,6 +18,7 @@
     |   +-- RequestBusyError     an earlier request has not been answered
     |   +-- RequestTimeoutError  no answer in time
     |   +-- RequestFailedError   the module answered with an errno
+    +-- StillInUseError          the module cannot go, because a thunk leads to it
     +-- BlacklistError           the kernel's list of functions without kprobes makes no sense
     +-- CountersError            more counters than a daemon is ready to read
     +-- ArenaError               an address that does not fit the arena's books
@@ -55,6 +56,7 @@ __all__ = (
     "RequestError",
     "RequestFailedError",
     "RequestTimeoutError",
+    "StillInUseError",
     "SymbolsError",
     "TextError",
     "TranslationError",
@@ -182,6 +184,13 @@ class RequestFailedError(RequestError):
         super().__init__(f"the guest's optpoline.ko answered {request} with: {text}")
         self.request = request
         self.errno = errno
+
+
+class StillInUseError(KernelError):
+    """The module must stay loaded, because the guest's code leads to it."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"{where} leads to optpoline.ko")
 
 
 class BlacklistError(KernelError):

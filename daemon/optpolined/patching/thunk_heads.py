@@ -15,6 +15,7 @@ counts, and is slower, and right; the next one disarms first.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -27,7 +28,7 @@ from optpolined.patching.protocol.steps import Write
 from optpolined.patching.protocol.transport import Outcome, Transport, TransportKind, Written
 from optpolined.x86 import Register
 
-__all__ = ("HeadState", "ThunkHeads", "census_refusal")
+__all__ = ("HeadState", "ThunkHeads", "census_refusal", "name_of")
 
 _CALL, _JMP = 0xE8, 0xE9
 
@@ -38,6 +39,7 @@ class HeadState(Enum):
     ORIGINAL = "original"
     ARMED = "armed"
     FOREIGN = "foreign"
+    UNMAPPED = "unmapped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,17 @@ class _Head:
     address: GuestVirtual
     original: bytes
     armed: bytes
+
+    def state(self, found: bytes) -> HeadState:
+        """Return what ``found`` is here."""
+        if found == self.original:
+            return HeadState.ORIGINAL
+        return HeadState.ARMED if found == self.armed else HeadState.FOREIGN
+
+
+def name_of(register: Register) -> str:
+    """Return what messages call the thunk of ``register``."""
+    return f"the thunk of {register.name.lower()}"
 
 
 def census_refusal(header: Header, space: AddressSpace) -> str | None:
@@ -54,14 +67,17 @@ def census_refusal(header: Header, space: AddressSpace) -> str | None:
     """
     for register, address in header.thunk.items():
         head = header.thunk_head[register]
-        name = f"the thunk of {register.name.lower()}"
+        name = name_of(register)
         if head[0] != _CALL or not 0 <= int.from_bytes(head[1:], "little", signed=True) < 32:
             return f"{name} begins with {head.hex(' ')}, which is no retpoline"
         try:
             if not space.is_contiguous(address, THUNK_HEAD):
                 return f"{name} begins in two pages"
+            found = space.read(address, THUNK_HEAD)
         except TranslationError:
             return f"{name} is not mapped"
+        if found not in (head, _jmp(address, header.census_stub[register])):
+            return f"{name} holds {found.hex(' ')}, which another program wrote"
     return None
 
 
@@ -83,15 +99,27 @@ class ThunkHeads:
         }
 
     def states(self) -> dict[Register, HeadState]:
-        """What stands at each head now.
+        """Return what stands at each head now.
 
-        :raise TranslationError: a thunk is not mapped.
+        :raise QemuError: the guest's memory cannot be read at all.
         """
-        with self._space.snapshot() as pages:
-            return {
-                register: self._state(register, pages.read(head.address, THUNK_HEAD))
-                for register, head in self._heads.items()
-            }
+        return {
+            register: HeadState.UNMAPPED if found is None else self._heads[register].state(found)
+            for register, found in self._found().items()
+        }
+
+    def leading_to_stubs(self) -> list[Register]:
+        """Return the heads that may lead to the module, which must stay loaded for them.
+
+        A probe that was set on an armed head has our target behind its 0xCC, and has copied it.
+
+        :raise QemuError: the guest's memory cannot be read at all.
+        """
+        return [
+            register
+            for register, found in self._found().items()
+            if found is not None and found[1:] == self._heads[register].armed[1:]
+        ]
 
     def arm(self) -> bool:
         """Point every head at its stub; return whether all of them are.
@@ -106,13 +134,15 @@ class ThunkHeads:
         return False
 
     def disarm(self) -> bool:
-        """Put every armed head back; return whether all are original now.
+        """Put every armed head back; return whether none is armed any more.
+
+        Heads that hold foreign bytes are left alone.
 
         :raise QemuError: the transport failed; :meth:`states` tells what stands there.
         """
         if HeadState.ARMED in self.states().values():
             self._change(HeadState.ORIGINAL)
-        return all(state is HeadState.ORIGINAL for state in self.states().values())
+        return HeadState.ARMED not in self.states().values()
 
     def _change(self, wanted: HeadState) -> list[Outcome]:
         arms = wanted is HeadState.ARMED
@@ -120,16 +150,20 @@ class ThunkHeads:
             Write(head.address, head.original, head.armed)
             if arms
             else Write(head.address, head.armed, head.original)
-            for register, head in self._heads.items()
+            for head in self._heads.values()
         ]
         writes.sort(key=lambda write: write.address)
         return list(self._transport.write(writes))
 
-    def _state(self, register: Register, found: bytes) -> HeadState:
-        head = self._heads[register]
-        if found == head.original:
-            return HeadState.ORIGINAL
-        return HeadState.ARMED if found == head.armed else HeadState.FOREIGN
+    def _found(self) -> dict[Register, bytes | None]:
+        """Return the bytes of each head; ``None`` where it is not mapped."""
+        found: dict[Register, bytes | None] = {}
+        with self._space.snapshot() as pages:
+            for register, head in self._heads.items():
+                found[register] = None
+                with suppress(TranslationError):
+                    found[register] = pages.read(head.address, THUNK_HEAD)
+        return found
 
 
 def _jmp(at: GuestVirtual, target: GuestVirtual) -> bytes:

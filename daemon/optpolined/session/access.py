@@ -4,11 +4,13 @@ import logging
 from collections.abc import Callable
 
 from optpolined.config import Settings
+from optpolined.kernel.errors import StillInUseError
 from optpolined.kernel.module.abi import RequestOp
 from optpolined.kernel.module.header import HeaderStatus, read_status
 from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.standing import Standing
 from optpolined.patching.recovery import Leftover, find_leftovers, put_back
+from optpolined.patching.thunk_heads import HeadState, ThunkHeads, name_of
 from optpolined.qemu.errors import GuardianError
 from optpolined.session.link import Link, transport_of
 from optpolined.session.mailbox import open_mailbox, pass_grace
@@ -39,6 +41,7 @@ class GuestAccess:
         self.transport = transport_of(link, settings.config, clock, tally.stops)
         self.mailbox = open_mailbox(link.attachment, self.transport, link.alive)
         self.entries = PokeEntries(self.space, self.header)
+        self.heads = ThunkHeads(self.header, self.space, self.transport)
         self._is_guarded = True
 
     @property
@@ -88,14 +91,34 @@ class GuestAccess:
     def recover(self) -> list[Leftover]:
         """Put back what a daemon that died left changed; return what was found, foreign or ours.
 
+        The thunks come first: as long as they are armed, each indirect call takes longer.
+
         :raise RequestTimeoutError: no grace period passed; some inline sites are half restored,
             which is legal.
         :raise QemuError: QEMU failed; this can be done again.
         """
+        self._end_census()
         found = self.leftovers()
         self.tally.recoveries += sum(left.standing is not Standing.FOREIGN for left in found)
         put_back(found, self.entries, self.space, self.transport, self.pass_grace)
         return found
+
+    def _end_census(self) -> None:
+        """Put back the thunks that a daemon that died has left armed."""
+        states = self.heads.states()
+        for register, state in states.items():
+            if state is HeadState.FOREIGN:
+                _log.warning(
+                    "%s holds bytes that another program wrote: left alone", name_of(register)
+                )
+        armed = sum(state is HeadState.ARMED for state in states.values())
+        if not armed:
+            return
+        self.tally.recoveries += 1
+        if self.heads.disarm():
+            _log.warning("ended the census of a daemon that died: %d thunks put back", armed)
+        else:
+            _log.error("the census of a daemon that died goes on: a thunk cannot be put back")
 
     def put_back_interrupted(self) -> None:
         """Put back the sites that a failed change left half-way.
@@ -117,8 +140,11 @@ class GuestAccess:
     def release_module(self) -> None:
         """Let the module be unloaded, once no task can sleep in our blocks any more.
 
+        :raise StillInUseError: a thunk leads to the module, which stays held.
         :raise RequestTimeoutError: no grace period passed; the module stays held.
         :raise KernelError: the module is gone, or refused.
         """
+        if registers := self.heads.leading_to_stubs():
+            raise StillInUseError(name_of(registers[0]))
         self.pass_grace()
         self.mailbox.request(RequestOp.RELEASE)

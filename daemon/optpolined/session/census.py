@@ -14,7 +14,7 @@ from optpolined.kernel.errors import KernelError
 from optpolined.kernel.module.abi import RequestOp
 from optpolined.kernel.module.census import Census, CensusCounts, gained
 from optpolined.kernel.sites.attribution import Attributed, Attribution
-from optpolined.patching.thunk_heads import ThunkHeads, census_refusal
+from optpolined.patching.thunk_heads import census_refusal
 from optpolined.session.access import GuestAccess
 from optpolined.session.survey import Survey
 
@@ -37,7 +37,7 @@ class CensusTaker:
         """
         self._access = access
         self._survey = survey
-        self._heads = ThunkHeads(access.header, access.space, access.transport)
+        self._heads = access.heads
         self._slots = Census.from_header(access.space.read, access.header)
         self._last: CensusCounts | None = None
         self._is_crowded = False
@@ -85,9 +85,8 @@ class CensusTaker:
         return self._attribution.attribute(counts.pairs())
 
     def stop(self) -> bool:
-        """Put the thunks back; return whether all of them are as they were.
+        """Put the thunks back; return whether none counts any more.
 
-        :raise KernelError: a thunk is not mapped any more.
         :raise QemuError: QEMU failed; this can be done again.
         """
         return self._heads.disarm()

@@ -16,6 +16,7 @@ from optpolined.kernel.sites.declarations import read_declarations
 from optpolined.kernel.symbols.symbols import Symbols
 from optpolined.patching.protocol.steps import Protocol
 from optpolined.patching.static_calls import StaticCalls, find_static_calls
+from optpolined.patching.thunk_heads import HeadState, name_of
 from optpolined.session.access import GuestAccess
 from optpolined.session.link import Link, connect, refuse_on_failure
 from optpolined.session.modules import look_first
@@ -29,12 +30,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What was done: ``restored`` sites; those of ``foreign`` hold bytes of another patcher."""
+    """What was done: ``restored`` sites and ``thunks``; what is left of another patcher's bytes.
+
+    ``foreign`` names the sites that hold such bytes, and the thunks that still lead to the module.
+    """
 
     restored: int
     foreign: Sequence[str]
     running: bool
     was_held: bool
+    thunks: int = 0
 
     @property
     def is_complete(self) -> bool:
@@ -42,7 +47,9 @@ class Recovered:
         return not self.foreign and (self.running or not self.was_held)
 
     def __str__(self) -> str:
-        said = f"{self.restored} sites restored" if self.restored else "nothing to restore"
+        done = [f"{self.thunks} thunks restored"] if self.thunks else []
+        done += [f"{self.restored} sites restored"] if self.restored else []
+        said = ", ".join(done) or "nothing to restore"
         if self.foreign:
             sites = ", ".join(self.foreign)
             return f"{said}; optpoline.ko stays held: foreign bytes stand at {sites}"
@@ -67,6 +74,7 @@ def recover(link: Link, settings: Settings) -> Recovered:
         access = GuestAccess(link, settings, time.monotonic, Tally())
         symbols = look_first(access, ask=access.is_running).symbols
         before = access.leftovers()
+        armed = _armed(access)
     try:
         access.recover()
     except RequestTimeoutError as error:
@@ -75,15 +83,22 @@ def recover(link: Link, settings: Settings) -> Recovered:
     if any(entry.kind in STATIC_KINDS for entry in access.entries):
         static_places = _restore_static_calls(access, symbols)
     left = [leftover.entry.site for leftover in access.leftovers()] if before else []
+    thunks_left = [name_of(register) for register in access.heads.leading_to_stubs()]
     recovered = Recovered(
         restored=len(before) - len(left) + static_places,
-        foreign=[symbols.name(site) for site in left],
+        foreign=[*(symbols.name(site) for site in left), *thunks_left],
         running=access.is_running,
         was_held=access.module_status().held,
+        thunks=armed - _armed(access),
     )
     if recovered.was_held and recovered.is_complete:
         access.release_module()
     return recovered
+
+
+def _armed(access: GuestAccess) -> int:
+    """Return how many thunks lead every indirect call through the module."""
+    return sum(state is HeadState.ARMED for state in access.heads.states().values())
 
 
 def _restore_static_calls(access: GuestAccess, symbols: Symbols) -> int:

@@ -1,9 +1,10 @@
 """Every site is put back, and the module is let go."""
 
 import logging
+from contextlib import suppress
 
 from optpolined.codegen.forms import ORIGINAL
-from optpolined.kernel.errors import RequestTimeoutError
+from optpolined.kernel.errors import RequestTimeoutError, StillInUseError
 from optpolined.patching.patcher import Patcher
 from optpolined.patching.static_calls import StaticCallError, StaticCalls
 from optpolined.qemu.errors import ResumedError
@@ -17,10 +18,11 @@ _ATTEMPTS = 3
 
 
 def put_all_back(access: GuestAccess, patcher: Patcher, static_calls: StaticCalls) -> bool:
-    """Put every site and every static call back; return whether all of them are as built.
+    """End a census, put every site and static call back; return whether all of them are as built.
 
     :raise QemuError, KernelError: QEMU failed, or the module is gone.
     """
+    census_is_over = _end_census(access)
     for _ in range(_ATTEMPTS):
         forms = patcher.observe()
         left = {site: ORIGINAL for site, form in sorted(forms.items()) if form != ORIGINAL}
@@ -35,8 +37,16 @@ def put_all_back(access: GuestAccess, patcher: Patcher, static_calls: StaticCall
             break
     static_calls_are_restored = _restore(static_calls)
     return all(form == ORIGINAL for form in patcher.observe().values()) and (
-        static_calls_are_restored
+        static_calls_are_restored and census_is_over
     )
+
+
+def _end_census(access: GuestAccess) -> bool:
+    for _ in range(_ATTEMPTS):
+        with suppress(ResumedError):
+            return access.heads.disarm()
+    _log.error("the census goes on: the guest was resumed in each stop that was to end it")
+    return False
 
 
 def _restore(static_calls: StaticCalls) -> bool:
@@ -49,11 +59,11 @@ def _restore(static_calls: StaticCalls) -> bool:
 
 
 def release(access: GuestAccess) -> None:
-    """Let the module go; where no grace period passes, it stays loaded, and the log says so.
+    """Let the module go; where something may still lead to it, it stays, and the log says so.
 
     :raise KernelError: the module is gone, or refused.
     """
     try:
         access.release_module()
-    except RequestTimeoutError as error:
+    except (RequestTimeoutError, StillInUseError) as error:
         _log.error("%s; optpoline.ko stays loaded until a later run ends cleanly", error)

@@ -212,7 +212,6 @@ class Session:
         if running:
             self._catch_up()
         self._restoring = True
-        self.census.stop()
         all_back = put_all_back(self._access, self.patcher, self.static_calls)
         lines = self.text_differences()
         if not running:

@@ -189,7 +189,7 @@ def _check_text(raw: abi.HeaderLayout) -> None:
     _range("arena", raw.arena, raw.arena_size, own, _ARENA_ALIGNMENT)
     for register in THUNK_REGISTERS:
         name = register.name.lower()
-        _range(f"thunk[{name}]", raw.thunk[register], 1, _TEXT)
+        _range(f"thunk[{name}]", raw.thunk[register], abi.THUNK_HEAD, _TEXT)
         _range(f"learn_stub[{name}]", raw.learn_stub[register], 1, own)
         _range(f"census_stub[{name}]", raw.census_stub[register], 1, own)
 
