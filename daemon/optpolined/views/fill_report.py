@@ -50,5 +50,11 @@ def fill_in_work(report: RunReport, status: Status, seconds: float) -> None:
     stops = status.stops
     report.int3_hits = status.int3_hits
     report.seconds = seconds
-    report.stops = StopCounts(stops.count, stops.p50_seconds, stops.p99_seconds, stops.max_seconds)
+    report.stops = StopCounts(
+        stops.count,
+        stops.p50_seconds,
+        stops.p99_seconds,
+        stops.max_seconds,
+        stops.sum_seconds,
+    )
     report.pokes, report.refused = status.pokes, dict(status.refused)

@@ -24,6 +24,8 @@ class StopCounts:
     p50_seconds: float = 0.0
     p99_seconds: float = 0.0
     max_seconds: float = 0.0
+    sum_seconds: float = 0.0
+    """For so long the guest stood still, all stops together."""
 
 
 @dataclass(slots=True)
@@ -94,12 +96,18 @@ class RunReport:
             f"sites      {self.sites.found} found, {self.sites.eligible} eligible",
             f"promoted   {self.promoted} (by number of targets: {chains or 'none'})",
             f"coverage   {coverage}",
-            f"stops      {self.stops.count}: {', '.join(milliseconds)}",
+            f"stops      {self.stops.count}, {self._stopped()}: {', '.join(milliseconds)}",
             f"int3       {self.int3_hits} hits, sent down the slow path",
+            f"pokes      {self.pokes}",
             *self._arena_lines(),
             f"text       {identical}",
             *(f"           {difference}" for difference in self.text_differences),
         ]
+
+    def _stopped(self) -> str:
+        stopped = self.stops.sum_seconds
+        share = stopped / self.seconds if self.seconds else 0.0
+        return f"{stopped:.2f} s together, {share:.2%} of the time"
 
     def _arena_lines(self) -> list[str]:
         if not self.arena.get("degraded"):
