@@ -24,6 +24,7 @@ from optpolined.patching.arena import Arena
 from optpolined.patching.counter_records import RecordAllocator
 from optpolined.patching.patcher import Patcher
 from optpolined.patching.poke_entries import PokeEntries
+from optpolined.patching.thunk_heads import ThunkHeads
 from optpolined.qemu.sockets import connect_unix
 from optpolined.session.link import Link, connect, transport_of
 from optpolined.session.mailbox import open_mailbox
@@ -90,7 +91,7 @@ class DyingSocket(socket.socket):
 
 
 def cycle(config: GuestConfig, plan: Plan, cut: Cut, trace: Trace) -> None:
-    """Do what a daemon does to its sites, without the survey; die at ``cut``."""
+    """Do what a daemon does to its sites and the thunks, without the survey; die at ``cut``."""
 
     def connect_dying(path: Path, *, timeout_seconds: float) -> socket.socket:
         return DyingSocket(connect_unix(path, timeout_seconds=timeout_seconds), cut, trace)
@@ -98,10 +99,14 @@ def cycle(config: GuestConfig, plan: Plan, cut: Cut, trace: Trace) -> None:
     dying = mock.patch("optpolined.qemu.gdbstub.connect_unix", connect_dying)
     with dying, connect(config) as link:
         patcher = _patcher(link, config, plan)
+        header, space = link.attachment.header, link.attachment.space
+        heads = ThunkHeads(header, space, transport_of(link, config, time.monotonic))
+        assert heads.arm()
         for wanted in plan.cycle():
             report = patcher.apply(wanted)
             assert report.done == len(wanted), report.sites
             assert patcher.observe() == wanted
+        assert heads.disarm()
 
 
 def _patcher(link: Link, config: GuestConfig, plan: Plan) -> Patcher:

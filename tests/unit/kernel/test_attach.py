@@ -142,6 +142,10 @@ BAD_FIELDS: dict[str, list[int]] = {
     "records_per_chunk": [0, 1024],
     "record_size": [0, 128],
     "cpu_stats": [4],
+    "census_chunks": [0, 0x1000, TABLES + 0x1_1004, 2**64 - 8],
+    "nr_census_chunks": [0, 65, 2**32 - 1],
+    "census_chunk_slots": [0, 2049, 2**32 - 1],
+    "census_other": [4, 2**64 - 1],
     "modules": [0, 2**64 - 8],
     "modules_capacity": [0, 65537],
 }
@@ -159,9 +163,10 @@ def test_a_field_that_makes_no_sense_is_named(field: str, value: int) -> None:
     assert caught.value.field in (field, related.get(field))
 
 
-@pytest.mark.parametrize("table", ["thunk", "learn_stub"])
+@pytest.mark.parametrize("table", ["thunk", "learn_stub", "census_stub"])
 def test_each_register_has_its_thunk_and_stub(table: str) -> None:
-    for value in (0, 0xFFFF_8880_0000_0000, MODULE_TEXT - 1 if table == "learn_stub" else 1):
+    wrong = 2**64 - 4 if table == "thunk" else MODULE_TEXT - 1  # a head has five bytes
+    for value in (0, 1, 0xFFFF_8880_0000_0000, wrong):
         raw = raw_header()
         getattr(raw, table)[Register.R9] = value
         with pytest.raises(HeaderError) as caught:
@@ -188,6 +193,8 @@ def test_a_garbled_header_is_refused_or_bounded(changes: list[tuple[int, int]]) 
     assert header.arena + header.arena_size <= header.module_text + header.module_text_size <= 2**64
     assert header.nr_cpu_ids <= 8192
     assert header.nr_record_chunks <= 128
+    assert header.nr_census_chunks * header.census_chunk_slots <= 64 * 2048
+    assert set(map(len, header.thunk_head.values())) == {5}
     assert header.modules_capacity <= 65536
 
 

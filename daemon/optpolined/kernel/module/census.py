@@ -26,7 +26,7 @@ SLOT: Final = np.dtype([("key", "<u8"), ("count", "<u8")])
 """``struct optp_census_slot``."""
 
 _READ_MAX: Final = 256 << 20  # bytes; the guest says how many CPUs and slots it has
-_COUNT_MAX: Final = np.uint64(1 << 48)  # in one slot: calls of ten hours at 8 GHz
+_COUNT_MAX: Final = np.uint64(1 << 48)  # of one pair: calls of ten hours at 8 GHz
 _TOP: Final = 1 << 64
 _HIGH_HALF: Final = np.uint64(0xFFFF_FFFF_0000_0000)
 _LOW_HALF: Final = np.uint64(0xFFFF_FFFF)
@@ -50,7 +50,7 @@ class CensusCounts:
     @property
     def total(self) -> int:
         """All calls that were counted."""
-        return int(self.calls.sum(dtype=np.uint64)) + self.other
+        return _sum(self.calls) + self.other
 
     def pairs(self) -> list[tuple[GuestVirtual, GuestVirtual, int]]:
         """The same as a list: return address, target, calls."""
@@ -144,13 +144,19 @@ def _keys(counts: CensusCounts) -> _U64:
     return (counts.returns << np.uint64(32)) | (counts.targets & _LOW_HALF)
 
 
+def _sum(calls: _U64) -> int:
+    """Add up; exact up to 2**53, and no sum of what a guest claims wraps."""
+    return int(calls.sum(dtype=np.float64))
+
+
 def _added_up(slots: npt.NDArray[np.void], other: int) -> CensusCounts:
     keys, where = np.unique(slots["key"], return_inverse=True)
-    calls = np.zeros(len(keys), np.uint64)
-    np.add.at(calls, where, np.minimum(slots["count"], _COUNT_MAX))
+    counts = np.minimum(slots["count"], _COUNT_MAX).astype(np.float64)
+    calls = np.bincount(where, weights=counts, minlength=len(keys))
+    calls = np.minimum(calls, _COUNT_MAX).astype(np.uint64)
     returns, targets = keys >> np.uint64(32), keys & _LOW_HALF
     is_kernel = ((returns & _SIGN) != 0) & ((targets & _SIGN) != 0)
-    other += int(calls[~is_kernel].sum(dtype=np.uint64))
+    other += _sum(calls[~is_kernel])
     return CensusCounts(
         returns[is_kernel] | _HIGH_HALF, targets[is_kernel] | _HIGH_HALF, calls[is_kernel], other
     )
