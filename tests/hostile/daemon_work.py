@@ -9,7 +9,9 @@ from optpolined.codegen.decode import BLOCK_BYTES_MAX, Decoder
 from optpolined.config import PolicyConfig
 from optpolined.errors import OptpolinedError
 from optpolined.kernel.errors import TranslationError
+from optpolined.kernel.module.abi import THUNK_HEAD
 from optpolined.kernel.module.attachment import Attachment
+from optpolined.kernel.module.census import Census, CensusCounts, gained
 from optpolined.kernel.module.counters import Counters, difference, zero_records
 from optpolined.kernel.module.guards import integrity_guard
 from optpolined.kernel.module.module_list import read_modules
@@ -17,12 +19,23 @@ from optpolined.patching.poke_entries import PokeEntries
 from optpolined.patching.protocol.steps import Write
 from optpolined.patching.protocol.transport import Outcome, Transport
 from optpolined.patching.recovery import blocks_in_use, find_leftovers, put_back
+from optpolined.patching.thunk_heads import HeadState, ThunkHeads, census_refusal
 from optpolined.session.survey import Survey
 from optpolined.session.transport.stopped import StoppedTransport
 from optpolined.session.transport.stops import Stopper
 from tests.hostile.hostile_memory import HostileMemory
 
-__all__ = ("attached_work", "count", "decode_blocks", "named", "recover", "survey")
+__all__ = (
+    "attached_work",
+    "count",
+    "count_census",
+    "decode_blocks",
+    "is_counting",
+    "named",
+    "recover",
+    "survey",
+    "take_census",
+)
 
 _TEXT_START = (1 << 64) - (2 << 30)
 _MESSAGE_MAX = 400
@@ -86,12 +99,7 @@ class _Watched(Transport):
         self._transport.sync()
 
 
-def recover(attachment: Attachment, memory: HostileMemory, *, still: bool) -> None:
-    """Put back what the poke table says was left; check every write.
-
-    ``still``: the memory does not change by itself, so that it is known where each write must go.
-    """
-    stub = _Stub(memory)
+def _watched(stub: _Stub, attachment: Attachment, memory: HostileMemory) -> _Watched:
     transport = StoppedTransport(
         stopper=Stopper(stub, lambda: 0.0),
         writer=stub,
@@ -100,11 +108,62 @@ def recover(attachment: Attachment, memory: HostileMemory, *, still: bool) -> No
         budget_seconds=1.0,
         clock=lambda: 0.0,
     )
-    watched = _Watched(transport, attachment)
+    return _Watched(transport, attachment)
+
+
+def take_census(attachment: Attachment, memory: HostileMemory, *, still: bool) -> None:
+    """Arm the thunks and put them back; nothing but their heads may be written.
+
+    ``still`` as in :func:`recover`.
+    """
+    stub = _Stub(memory)
+    watched = _watched(stub, attachment, memory)
+    header = attachment.header
+    heads = ThunkHeads(header, attachment.space, watched)
+    try:
+        if census_refusal(header, attachment.space) is None:
+            heads.arm()
+        heads.leading_to_stubs()
+        heads.disarm()
+    finally:
+        assert not stub.stopped
+        register_of = {address: register for register, address in header.thunk.items()}
+        for write in watched.writes:
+            original = header.thunk_head[register_of[write.address]]
+            assert original in (write.expect, write.data)
+            assert len(write.expect) == len(write.data) == THUNK_HEAD
+        assert memory.changed == [] or watched.writes
+        assert not still or watched.places.issuperset(memory.changed)
+
+
+def is_counting(attachment: Attachment, memory: HostileMemory) -> bool:
+    """Return whether some thunk leads to its census stub."""
+    watched = _watched(_Stub(memory), attachment, memory)
+    heads = ThunkHeads(attachment.header, attachment.space, watched)
+    return HeadState.ARMED in heads.states().values()
+
+
+def count_census(attachment: Attachment) -> list[CensusCounts]:
+    """Read the slots of a census twice; return both readings and the difference."""
+    census = Census.from_header(attachment.space.read, attachment.header)
+    before = census.read()
+    now = census.read()
+    return [before, now, gained(before, now)]
+
+
+def recover(attachment: Attachment, memory: HostileMemory, *, still: bool) -> None:
+    """End a census, put back what the poke table says was left; check every write.
+
+    ``still``: the memory does not change by itself, so that it is known where each write must go.
+    """
+    stub = _Stub(memory)
+    watched = _watched(stub, attachment, memory)
     header = attachment.header
     table = range(header.poke_table, header.poke_table + (32 << header.poke_order))
     lengths: dict[GuestVirtual, int] = {}
+    thunks = set(header.thunk.values())
     try:
+        ThunkHeads(header, attachment.space, watched).disarm()
         entries = PokeEntries(attachment.space, header)
         lengths = {entry.site: entry.length for entry in entries}
         leftovers = find_leftovers(entries, attachment.space, header)
@@ -113,7 +172,8 @@ def recover(attachment: Attachment, memory: HostileMemory, *, still: bool) -> No
         assert not stub.stopped
         for write in watched.writes:
             last = write.address + len(write.data) - 1
-            of_site = lengths.get(write.address) == len(write.data)
+            of_thunk = write.address in thunks and len(write.data) == THUNK_HEAD
+            of_site = lengths.get(write.address) == len(write.data) or of_thunk
             assert of_site or (write.address in table and last in table)
             assert not of_site or write.address >= _TEXT_START
         assert memory.changed == [] or watched.writes
@@ -159,5 +219,9 @@ def attached_work(attachment: Attachment, memory: HostileMemory, *, still: bool)
         survey(attachment)
     with named():
         count(attachment)
+    with named():
+        count_census(attachment)
+    with named():
+        take_census(attachment, memory, still=False)
     with named():
         decode_blocks(attachment)

@@ -2,7 +2,7 @@
 
 `GUEST` is built once; each example lays its corruptions over it (`hostile_memory.py`).  It has the
 leftovers of a daemon that died: a patched site, one with a breakpoint of ours, and one that another
-program has written to.
+program has written to.  That daemon died during a census: half of the thunks are armed.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from optpolined.kernel.module.attachment import Attachment, attach
 from optpolined.kernel.module.poke_table import ENTRY_SIZE, PokeEntry, PokeTable, encode
 from optpolined.kernel.paging import AddressSpace
 from optpolined.qemu.memory import PhysicalMemory
-from optpolined.x86 import INT3, Register
+from optpolined.x86 import INT3, THUNK_REGISTERS, Register
 from tests.unit.kernel.fake_guest import (
     HEADER,
     KERNEL_TEXT,
@@ -51,6 +51,9 @@ _PER_CPU: Final = 0xFFFF_8880_0060_0000
 _PER_CPU_SIZE: Final = 0x1_0000
 _CHUNK: Final = 0x1000
 _CPU_STATS: Final = 0x800
+_CENSUS_OTHER: Final = 0x900
+_CENSUS_CHUNK: Final = 0xA000
+_CENSUS_SLOTS: Final = 64
 _ARENA: Final = MODULE_TEXT + 0x3000
 _ARENA_SIZE: Final = 0x1_0000
 _CPUS: Final = 2
@@ -119,6 +122,7 @@ class WholeGuest:
         self._put_kallsyms()
         self._put_modules()
         self._put_counters()
+        self._put_census()
         self._put_blacklist()
         self._put_leftovers()
         self._note(self._vmcoreinfo)
@@ -170,6 +174,8 @@ class WholeGuest:
         raw.per_cpu_offset, raw.record_chunks = TABLES + 0x1_0000, TABLES + 0x1_0800
         raw.nr_cpu_ids, raw.nr_record_chunks = _CPUS, 1
         raw.cpu_stats = _CPU_STATS
+        raw.census_chunks, raw.nr_census_chunks = TABLES + 0x1_0C00, 1
+        raw.census_chunk_slots, raw.census_other = _CENSUS_SLOTS, _CENSUS_OTHER
         raw.modules, raw.modules_capacity, raw.modules_count = TABLES + 0x2_0000, 64, 2
         for register in Register:
             raw.thunk[register] = 0 if register is Register.RSP else _thunk(register)
@@ -273,6 +279,30 @@ class WholeGuest:
         self._used("chunks", self.raw.record_chunks, 8)
         self._used("counters", _PER_CPU + _CHUNK, 4 * ctypes.sizeof(abi.CounterRecord))
         self._used("statistics", _PER_CPU + _CPU_STATS, 16)
+
+    def _put_census(self) -> None:
+        """Half of the thunks are armed; each site has called the function of the next."""
+        for register in THUNK_REGISTERS:
+            head = bytes(self.raw.thunk_head[register])[: abi.THUNK_HEAD]
+            if register % 2:
+                behind = _thunk(register) + abi.THUNK_HEAD
+                rel32 = self.raw.census_stub[register] - behind
+                head = b"\xe9" + rel32.to_bytes(4, "little", signed=True)
+            self.tables.write(_thunk(register), head)
+        self.tables.write(self.raw.census_chunks, struct.pack("<Q", _CENSUS_CHUNK))
+        for cpu in range(_CPUS):
+            start = _PER_CPU + cpu * _PER_CPU_SIZE
+            for number, site in enumerate(SITES):
+                returns_to = site.address + len(site.original)
+                target = SITES[(number + 1) % len(SITES)].address - 1
+                key = (returns_to & 0xFFFF_FFFF) << 32 | target & 0xFFFF_FFFF
+                slot = struct.pack("<2Q", key, 100 * number + cpu)
+                self.tables.write(start + _CENSUS_CHUNK + 16 * number, slot)
+            self.tables.write(start + _CENSUS_OTHER, struct.pack("<Q", 3))
+        self._used("thunks", _THUNKS, 16 * 32)
+        self._used("census chunks", self.raw.census_chunks, 8)
+        self._used("census slots", _PER_CPU + _CENSUS_CHUNK, 16 * (len(SITES) + 2))
+        self._used("census other", _PER_CPU + _CENSUS_OTHER, 8)
 
     def _put_blacklist(self) -> None:
         places = [_BLACKLIST + 64 * number for number in range(4)]
