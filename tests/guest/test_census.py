@@ -49,7 +49,7 @@ with (
     time.sleep(600)
 """
 
-TROUBLE = re.compile(r"cut here|WARNING|BUG|Oops|unwind|general protection")
+TROUBLE = re.compile(r"cut here|WARNING|BUG|Oops|general protection")
 
 CHURN = {
     "hotplug": "echo 0 >/sys/devices/system/cpu/cpu1/online;"
@@ -215,9 +215,9 @@ def test_censuses_of_a_guest_that_is_disturbed(boot: Callable[..., Guest]) -> No
         churn.end()
         said.append(guest.run("dmesg -c"))
     end_load(guest)
-    log = "".join(said)
-    assert "NMI backtrace" in log
-    assert TROUBLE.findall(log) == []
+    lines = "".join(said).splitlines()
+    assert any("NMI backtrace" in line for line in lines)
+    assert [line for line in lines if TROUBLE.search(line)] == []
 
 
 @pytest.mark.parametrize("append", ["pti=on"])
