@@ -1,7 +1,6 @@
 """The strategy over one guest, from its counters to the forms that sites are to have."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 
 from optpolined.addresses import GuestVirtual
 from optpolined.codegen.forms import LEARNING, ORIGINAL, Form, Key, LearnKeys
@@ -30,11 +29,12 @@ class Learner:
         self._runner = StrategyRunner(config)
         self._config = config
         self._by_stub: set[GuestVirtual] = set()
+        self._overridden: frozenset[GuestVirtual] = frozenset()
         self._covered = self._cover()
         self._follow(session.survey.inventory.eligible, ())
 
     @property
-    def covered(self) -> AbstractSet[GuestVirtual]:
+    def covered(self) -> frozenset[GuestVirtual]:
         """The sites that learn by census, and never by a stub of their own."""
         return self._covered
 
@@ -90,12 +90,31 @@ class Learner:
         self._covered = self._cover()
         self._follow(change.came, change.went)
 
+    def update_coverage(self) -> None:
+        """Let the sites that no census covers any more begin anew, each with a stub of its own.
+
+        To be called when censuses may have become possible or impossible.
+        """
+        before, self._covered = self._covered, self._cover()
+        self._begin_anew(before - self._covered)
+
     def _learn_by_stub(self, sites: Iterable[GuestVirtual]) -> None:
         """Let sites that no census can be certain of begin anew, each with a stub of its own."""
-        new = [site for site in sites if site in self.covered and self.states.get(site) == "cold"]
-        self._by_stub.update(new)
-        self._covered = self._cover()
+        self._by_stub.update(self._undecided(self.covered.intersection(sites)))
+        self.update_coverage()
+
+    def _begin_anew(self, sites: Iterable[GuestVirtual]) -> None:
+        new = self._undecided(sites)
         self._follow(new, new)
+
+    def _undecided(self, sites: Iterable[GuestVirtual]) -> list[GuestVirtual]:
+        """Return those of ``sites`` that neither the operator nor the strategy gave a target."""
+        return sorted(
+            site
+            for site in sites
+            if site not in self._overridden
+            and not getattr(self.wanted.get(site, ORIGINAL), "targets", ())
+        )
 
     def _follow(self, came: Iterable[GuestVirtual], went: Iterable[GuestVirtual]) -> None:
         eligible = self._session.survey.inventory.eligible
@@ -106,6 +125,7 @@ class Learner:
 
     def override_sites(self, overrides: Mapping[GuestVirtual, Override]) -> None:
         """Let the operator decide about these sites, and the strategy about all others."""
+        self._overridden = frozenset(overrides)
         self._runner.set_overrides(overrides)
         if self._recorder is not None:
             self._recorder.note_overrides(overrides)
@@ -113,10 +133,10 @@ class Learner:
     def reload(self, config: LearningConfig) -> None:
         """Use other settings from the next epoch on."""
         self._config = config
-        self._covered = self._cover()
         self._runner.use_settings(config)
         if self._recorder is not None:
             self._recorder.note_settings(config)
+        self.update_coverage()
 
     def site_statuses(self) -> Mapping[GuestVirtual, SiteStatus]:
         """Return the state of every site; the wanted form is the one that the strategy decided."""

@@ -280,6 +280,7 @@ class ReconcileLoop:
         started = time.monotonic()
         try:
             if not census.start():
+                self._learner.update_coverage()  # the guest may have refused it for good
                 return
             self._epoch_began = time.monotonic()
             for _ in range(config.epochs_max):
@@ -300,8 +301,11 @@ class ReconcileLoop:
         for _ in range(_DISARM_ATTEMPTS):
             with suppress(ResumedError):
                 self._session.census.stop()
-                return
-        self._session.census.stop()
+                break
+        else:
+            self._session.census.stop()
+        if self._session.census.refusal is not None:
+            self._learner.update_coverage()
 
     def _reconcile(self, census: Attributed | None = None) -> None:
         """One epoch: what stands there, what was counted, what should stand there, make it so.

@@ -64,7 +64,7 @@ class CensusTaker:
         self._last = self._slots.read()
         if self._heads.arm():
             return True
-        self.refusal = "the thunks hold foreign bytes"
+        self.refusal = "another program wrote to the thunks of the guest"
         _log.warning("no census is taken any more: %s", self.refusal)
         return False
 
@@ -89,7 +89,11 @@ class CensusTaker:
 
         :raise QemuError: QEMU failed; this can be done again.
         """
-        return self._heads.disarm()
+        if self._heads.disarm():
+            return True
+        self.refusal = "a thunk of the guest cannot be put back"
+        _log.error("%s: every indirect call by it is counted until then, and slower", self.refusal)
+        return False
 
     def _clear(self) -> bool:
         """Have the slots emptied, because some calls found none; the mailbox may be busy."""
