@@ -38,9 +38,10 @@ int optp_census_start(void)
 	unsigned int i;
 
 	for (i = 0; i < OPTP_CENSUS_CHUNKS; i++) {
-		u8 __percpu *chunk = __alloc_percpu(OPTP_CENSUS_CHUNK_BYTES,
-						    8 * OPTP_CENSUS_SLOT_SIZE);
+		struct optp_census_slot __percpu *chunk;
 
+		chunk = __alloc_percpu(OPTP_CENSUS_CHUNK_BYTES,
+				       8 * sizeof(*chunk));
 		if (!chunk) {
 			optp_census_stop();
 			return -ENOMEM;
